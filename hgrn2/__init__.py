@@ -1,0 +1,23 @@
+"""The operators of HGRN2 and HGRN1. Needs torch alone (and triton, for `impl="triton"`)."""
+
+from hgrn2.api import (
+    IMPLS,
+    Impl,
+    hgrn1,
+    hgrn1_bidirectional,
+    hgrn2,
+    hgrn2_bidirectional,
+    hgrn2_step,
+    unsupported,
+)
+
+__all__ = [
+    "IMPLS",
+    "Impl",
+    "hgrn1",
+    "hgrn1_bidirectional",
+    "hgrn2",
+    "hgrn2_bidirectional",
+    "hgrn2_step",
+    "unsupported",
+]

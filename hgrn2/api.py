@@ -1,0 +1,190 @@
+"""HGRN2's and HGRN1's recurrences from raw forget logits.
+
+Axes: b batch, t time, h heads, k key width, v value width, d channels.
+
+Both take the RAW forget logit z and the lower bound, so that the gate fuses into a kernel and a
+wrong key cannot be passed in:
+
+    f_t = bound + (1 - bound) sigmoid(z_t)        key_t = 1 - f_t
+
+`lengths` [b] (int64) marks right padding: at t >= lengths[b] the gates are the identity, so the
+final state is the one after the last valid token, and the outputs there are zero.
+
+Inputs are fp64, fp32, fp16 or bf16; arithmetic and states are fp32 (fp64 for fp64 inputs).
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from hgrn2 import reference
+
+Impl = Literal["reference", "triton"]
+IMPLS: tuple[Impl, ...] = get_args(Impl)
+
+
+def unsupported(impl: Impl, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why `impl` cannot run there, in words; None when it can."""
+    if impl == "reference":
+        return None
+    return f"impl={impl!r} is not there yet: use impl='reference' ({device}, {dtype})"
+
+
+def hgrn2(
+    q: Tensor,
+    z: Tensor,
+    v: Tensor,
+    bound: Tensor,
+    *,
+    state: Tensor | None = None,
+    lengths: Tensor | None = None,
+    impl: Impl = "reference",
+) -> tuple[Tensor, Tensor]:
+    """HGRN2's state-expanded recurrence (arXiv 2404.07904, Eq. 3), causal.
+
+        S_t = Diag(f_t) S_{t-1} + key_t (x) v_t        y_t = q_t S_t
+
+    Shapes: q, z [b t h k], v [b t h v], bound [h k] in [0, 1), state [b h k v] (zeros if None).
+    Returns y [b t h v] in v's dtype and the final state [b h k v].
+    Raises ValueError for shapes that do not fit and for an unknown or unsupported impl.
+    """
+    _check_hgrn2(q, z, v, bound, state, lengths)
+    _check_impl(impl, q)
+    return reference.hgrn2_chunked(q, z, v, bound, state=state, lengths=lengths)
+
+
+def hgrn2_bidirectional(
+    q: Tensor,
+    z: Tensor,
+    v: Tensor,
+    bound: Tensor,
+    *,
+    lengths: Tensor | None = None,
+    impl: Impl = "reference",
+) -> Tensor:
+    """Both directions with shared projections: y_t = q_t (S_t^forward + S_t^backward).
+
+    A token's own term enters twice, as in the published code. Shapes as `hgrn2`; returns y.
+    """
+    _check_hgrn2(q, z, v, bound, None, lengths)
+    _check_impl(impl, q)
+    return reference.hgrn2_bidirectional(q, z, v, bound, lengths=lengths)
+
+
+def hgrn2_step(
+    q: Tensor,
+    z: Tensor,
+    v: Tensor,
+    bound: Tensor,
+    state: Tensor,
+    *,
+    impl: Impl = "reference",
+) -> tuple[Tensor, Tensor]:
+    """One token: q, z [b h k], v [b h v], state [b h k v] -> y [b h v], the next state.
+
+    `state` is updated in place and returned; gradients do not flow.
+    """
+    _check_impl(impl, q)
+    return reference.hgrn2_step(q, z, v, bound, state)
+
+
+def hgrn1(
+    v: Tensor,
+    z: Tensor,
+    bound: Tensor,
+    *,
+    theta: Tensor | None = None,
+    state: Tensor | None = None,
+    lengths: Tensor | None = None,
+    impl: Impl = "reference",
+) -> tuple[Tensor, Tensor]:
+    """HGRN1's element-wise recurrence, causal.
+
+        real (theta None):   h_t = f_t h_{t-1} + key_t v_t                    v, h [b t d]
+        complex:             h_t = f_t exp(i theta) h_{t-1} + key_t v_t       v, h [b t d 2]
+
+    The last axis of a complex tensor is (real, imaginary). Shapes: z [b t d], bound and theta [d],
+    state [b d] or [b d 2] (zeros if None). Returns h in v's dtype and the final state.
+    Raises ValueError for shapes that do not fit and for an unknown or unsupported impl.
+    """
+    _check_hgrn1(v, z, bound, theta, state, lengths)
+    _check_impl(impl, v)
+    return reference.hgrn1_scan(v, z, bound, theta=theta, state=state, lengths=lengths)
+
+
+def hgrn1_bidirectional(
+    v: Tensor,
+    z: Tensor,
+    bound: Tensor,
+    *,
+    theta: Tensor | None = None,
+    theta_backward: Tensor | None = None,
+    lengths: Tensor | None = None,
+    impl: Impl = "reference",
+) -> Tensor:
+    """Both directions' states summed, h^forward + h^backward, with shared projections and gates.
+
+    `theta_backward` None: the backward direction turns by `theta` too (the published `Hgru1d` with
+    causal=False; the bidirectional module learns a second angle). Returns h, shaped as v.
+    """
+    _check_hgrn1(v, z, bound, theta, None, lengths)
+    _check_impl(impl, v)
+    return reference.hgrn1_bidirectional(
+        v, z, bound, theta=theta, theta_backward=theta_backward, lengths=lengths
+    )
+
+
+def _check_impl(impl: Impl, x: Tensor) -> None:
+    if impl not in IMPLS:
+        raise ValueError(f"impl={impl!r} is unknown; it is one of {', '.join(IMPLS)}")
+    if (reason := unsupported(impl, x.device, x.dtype)) is not None:
+        raise ValueError(reason)
+
+
+def _expect(name: str, x: Tensor | None, shape: tuple[int, ...], axes: str) -> None:
+    if x is not None and tuple(x.shape) != shape:
+        raise ValueError(f"{name} has shape {list(x.shape)}; it should be [{axes}] = {list(shape)}")
+
+
+def _check_hgrn2(
+    q: Tensor,
+    z: Tensor,
+    v: Tensor,
+    bound: Tensor,
+    state: Tensor | None,
+    lengths: Tensor | None,
+) -> None:
+    if q.ndim != 4 or v.ndim != 4:
+        raise ValueError(
+            f"q has shape {list(q.shape)} and v {list(v.shape)}; "
+            "they should be [b t h k] and [b t h v]"
+        )
+    b, t, h, k = q.shape
+    _expect("z", z, (b, t, h, k), "b t h k")
+    _expect("v", v, (b, t, h, v.shape[-1]), "b t h v")
+    _expect("bound", bound, (h, k), "h k")
+    _expect("state", state, (b, h, k, v.shape[-1]), "b h k v")
+    _expect("lengths", lengths, (b,), "b")
+
+
+def _check_hgrn1(
+    v: Tensor,
+    z: Tensor,
+    bound: Tensor,
+    theta: Tensor | None,
+    state: Tensor | None,
+    lengths: Tensor | None,
+) -> None:
+    if z.ndim != 3:
+        raise ValueError(f"z has shape {list(z.shape)}; it should be [b t d]")
+    b, t, d = z.shape
+    pair = () if theta is None else (2,)
+    axes = "" if theta is None else " 2"
+    _expect("v", v, (b, t, d, *pair), f"b t d{axes}")
+    _expect("bound", bound, (d,), "d")
+    _expect("theta", theta, (d,), "d")
+    _expect("state", state, (b, d, *pair), f"b d{axes}")
+    _expect("lengths", lengths, (b,), "b")

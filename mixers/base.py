@@ -1,0 +1,87 @@
+"""The one interface of a mixer.
+
+Axes, one glossary for the whole repository:
+    b batch    t time    d model width    h heads    k key (expand) width    v value width
+
+A `Mixer` is a frozen configuration: every option is a field, so it is its own hash key and its own
+table row. Only the layers that it builds hold tensors.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+
+class Frozen(BaseModel):
+    """A configuration: immutable, hashable; an unknown field is an error that names it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class Mixer(Frozen):
+    """How the tokens of a sequence are mixed.
+
+    A subclass adds `name: Literal["..."]`, `impl: Literal[...]` and its options, and is listed in
+    `mixers.MIXERS`; the contract test then covers it.
+    """
+
+    name: str
+    impl: str
+
+    @classmethod
+    def variants(cls) -> list[Mixer]:
+        """The configurations, small enough for a CPU, that the contract test walks."""
+        return [cls()]  # pyright: ignore[reportCallIssue]
+
+    def check_width(self, d_model: int) -> None:
+        """Raise ValueError, naming field, value and remedy, where `d_model` does not fit."""
+
+    def stack(
+        self, d_model: int, n_layers: int, *, causal: bool, generator: torch.Generator
+    ) -> list[nn.Module]:
+        """Build all layers at once: HGRN's lower bounds are one parameter over depth.
+
+        Every layer is a `MixerLayer`; its parameters are fp32, on the generator's device, and
+        drawn from `generator` alone. `causal=False` lets every token see the whole sequence.
+        """
+        raise NotImplementedError
+
+    def state_size(self, d_model: int, seq_len: int) -> int:
+        """Numbers that one layer holds to decode one sequence of `seq_len` tokens."""
+        raise NotImplementedError
+
+    def unsupported(self, device: torch.device, dtype: torch.dtype) -> str | None:
+        """Why this mixer cannot run there, and the command that would make it so; else None."""
+        return None
+
+
+@runtime_checkable
+class MixerLayer(Protocol):
+    """What `Mixer.stack` builds.
+
+    `start` and `step` are there when `causal` was true. A state is a tuple of tensors whose
+    floating-point numbers are those that `state_size` counts; `step` returns the next one and may
+    reuse the memory of the last.
+    """
+
+    def __call__(
+        self, x: Float[Tensor, "b t d"], *, lengths: Int[Tensor, " b"] | None = None
+    ) -> Float[Tensor, "b t d"]:
+        """Mix along t, in x's dtype. Tokens at t >= lengths[b] are padding: no other token
+        sees them, and their outputs mean nothing."""
+        ...
+
+    def start(self, batch: int, max_len: int) -> tuple[Any, ...]:
+        """The state before the first token, for sequences of up to `max_len` tokens."""
+        ...
+
+    def step(
+        self, x: Float[Tensor, "b d"], state: tuple[Any, ...]
+    ) -> tuple[Float[Tensor, "b d"], tuple[Any, ...]]:
+        """Feed one token: equals the forward at that position."""
+        ...

@@ -1,0 +1,98 @@
+"""Parts in which no token meets another: linear maps, norms, dropout, with explicit generators.
+
+torch's own constructors draw from the global RNG; these draw from the generator that they are
+given, on its device.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+Init = Literal["torch", "normal", "zoology"]
+"""How a linear map starts. `torch`: weight and bias uniform in +-1/sqrt(fan-in). `normal`: weight
+N(0, 0.02), bias 0 (the HGRN2 language models). `zoology`: as `normal`, but the last map of a branch
+has standard deviation 0.02 / sqrt(2 layers)."""
+
+NormName = Literal["layer", "rms", "simple_rms", "none"]
+"""`simple_rms` is RMSNorm without weights (HGRN's SimpleRMSNorm)."""
+
+INIT_STD = 0.02
+
+
+def linear(
+    d_in: int,
+    d_out: int,
+    *,
+    bias: bool,
+    generator: torch.Generator,
+    init: Init = "torch",
+    out_of_layers: int | None = None,
+) -> nn.Linear:
+    """A linear map. `out_of_layers`: the stack's depth, if this map is the last of its branch."""
+    layer = nn.utils.skip_init(nn.Linear, d_in, d_out, bias=bias, device=generator.device)
+    with torch.no_grad():
+        if init == "torch":
+            bound = 1 / math.sqrt(d_in)
+            for parameter in layer.parameters():
+                parameter.uniform_(-bound, bound, generator=generator)
+        else:
+            scaled = init == "zoology" and out_of_layers is not None
+            std = INIT_STD / math.sqrt(2 * out_of_layers) if scaled and out_of_layers else INIT_STD
+            layer.weight.normal_(0, std, generator=generator)
+            if bias:
+                layer.bias.zero_()
+    return layer
+
+
+def norm(name: NormName, width: int, *, eps: float = 1e-5) -> nn.Module:
+    """A norm over the last axis; it starts as the identity's scale, so it draws nothing."""
+    if name == "layer":
+        return nn.LayerNorm(width, eps=eps)
+    if name == "rms":
+        return nn.RMSNorm(width, eps=eps)
+    if name == "simple_rms":
+        return nn.RMSNorm(width, eps=eps, elementwise_affine=False)
+    return nn.Identity()
+
+
+class Dropout(nn.Module):
+    """Dropout whose mask comes from its own generator: set by `seed_dropout`, saved by training."""
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+        self.generator: torch.Generator | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.p == 0:
+            return x
+        if self.generator is None:
+            raise RuntimeError("Dropout has no generator: call seed_dropout(model, generator)")
+        keep = torch.empty_like(x).bernoulli_(1 - self.p, generator=self.generator)
+        return x * keep / (1 - self.p)
+
+
+def seed_dropout(model: nn.Module, generator: torch.Generator) -> None:
+    """Let every Dropout in `model` draw from `generator`."""
+    for module in model.modules():
+        if isinstance(module, Dropout):
+            module.generator = generator
+
+
+def valid_tokens(lengths: Tensor, t: int) -> Tensor:
+    """[b] -> [b t] bool: True where a token is not right padding."""
+    return torch.arange(t, device=lengths.device) < lengths[:, None]
+
+
+def flip_valid(x: Tensor, lengths: Tensor | None) -> Tensor:
+    """Reverse [b t ...] along t; right padding stays on the right."""
+    if lengths is None:
+        return x.flip(1)
+    t = x.shape[1]
+    position = torch.arange(t, device=x.device)
+    index = torch.where(valid_tokens(lengths, t), lengths[:, None] - 1 - position, position)
+    return x.gather(1, index.view(*index.shape, *[1] * (x.ndim - 2)).expand_as(x))

@@ -1,0 +1,69 @@
+"""The one interface of a task: a frozen cell of a grid, its own configuration, key and table row."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from pydantic import SerializeAsAny
+
+from mixers.base import Frozen, Mixer
+
+Metrics = dict[str, float | str | list[float]]
+"""Names carry their units: accuracy, fwd_ms, peak_mib, tokens_per_s."""
+
+
+class Paused(Exception):
+    """The cell was asked to stop before its end and has saved what it needs to go on."""
+
+
+class Wrong(Exception):
+    """The cell's implementation failed its check against the reference: it gets no numbers."""
+
+
+class Unsupported(Exception):
+    """The cell cannot run here; the message says why and what would make it so."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What the runner lends a cell."""
+
+    device: torch.device
+    checkpoint: Path | None = None
+    """Where a long cell keeps what it needs to resume; None: it keeps nothing."""
+    progress: Callable[[str], None] = field(default=lambda line: None)
+    should_stop: Callable[[], bool] = field(default=lambda: False)
+    """Polled between steps: when true, save the checkpoint and raise Paused."""
+
+
+class Task(Frozen):
+    """What is measured, holding the mixer that it is measured on.
+
+    A subclass adds `name: Literal["..."]` and every setting, its seed or trial included, and
+    implements `run`.
+    """
+
+    name: str
+    mixer: SerializeAsAny[Mixer]
+
+    timed: ClassVar[bool] = False
+    """True: run alone on the device, in a fresh process."""
+
+    def run(self, context: Context) -> Metrics:
+        """Measure. Raise Unsupported, Wrong or Paused where that is the outcome."""
+        raise NotImplementedError
+
+    def canonical(self) -> str:
+        """Canonical JSON of every field, sorted, without spaces."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+
+    @property
+    def key(self) -> str:
+        """Twelve hex digits that name this cell and no other."""
+        return hashlib.sha256(self.canonical().encode()).hexdigest()[:12]
