@@ -9,7 +9,8 @@ table row. Only the layers that it builds hold tensors.
 
 from __future__ import annotations
 
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -21,6 +22,17 @@ class Frozen(BaseModel):
     """A configuration: immutable, hashable; an unknown field is an error that names it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class Operator(NamedTuple):
+    """A mixer's bare operator: what a kernel computes, without projections and norms."""
+
+    run: Callable[..., Tensor]
+    """Takes `inputs`, returns [b t ...]."""
+    inputs: tuple[Tensor, ...]
+    """Random, with realistic gates; one dtype and device."""
+    flops: float
+    """Floating-point operations of one forward, by formula: matrix products count 2 m n k."""
 
 
 class Mixer(Frozen):
@@ -53,6 +65,18 @@ class Mixer(Frozen):
 
     def state_size(self, d_model: int, seq_len: int) -> int:
         """Numbers that one layer holds to decode one sequence of `seq_len` tokens."""
+        raise NotImplementedError
+
+    def operator(
+        self,
+        d_model: int,
+        batch: int,
+        seq_len: int,
+        *,
+        dtype: torch.dtype,
+        generator: torch.Generator,
+    ) -> Operator:
+        """The causal operator at this size, its inputs drawn from `generator` on its device."""
         raise NotImplementedError
 
     def unsupported(self, device: torch.device, dtype: torch.dtype) -> str | None:

@@ -1,0 +1,194 @@
+"""The model around a mixer: embedding, pre-norm blocks, channel mixer, head.
+
+x += mixer(norm(x));  x += channel(norm(x));  ...;  logits = norm(x) @ head
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from pydantic import PositiveInt, model_validator
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mixers.base import Frozen, Mixer
+from mixers.layers import INIT_STD, Dropout, Init, NormName, linear, norm
+
+
+class Backbone(Frozen):
+    """Everything of a language model but its token mixer."""
+
+    d_model: PositiveInt
+    n_layers: PositiveInt = 2
+    channel_mixer: Literal["none", "identity", "glu"] = "glu"
+    """`glu`: W3 (act(W1 x) * (W2 x)). `none`: a block has no second branch. `identity`: zoology's
+    identity state mixer, which is no no-op: each block adds a normalised copy, x += norm(x)."""
+    glu_width: PositiveInt | None = None
+    """None: 8 d_model / 3, rounded down."""
+    glu_activation: Literal["none", "silu"] = "silu"
+    """`none` is the bilinear unit of HGRN's language models."""
+    glu_bias: bool = False
+    norm: NormName = "layer"
+    positions: Literal["none", "learned", "sinusoidal"] = "none"
+    """Absolute positions added to the embedding."""
+    embed_dropout: float = 0.0
+    embed_scale: bool = False
+    """Multiply the embeddings by sqrt(d_model)."""
+    tie_embeddings: bool = True
+    init: Init = "torch"
+    """Of the embedding, the head and the channel mixer; `torch` draws embeddings from
+    N(0, 1 / d_model), the others from N(0, 0.02^2). A mixer owns its own."""
+
+    @model_validator(mode="after")
+    def _glu_width_is_used(self) -> Backbone:
+        if self.glu_width is not None and self.channel_mixer != "glu":
+            raise ValueError(
+                f"glu_width = {self.glu_width} has no effect with channel_mixer = "
+                f"{self.channel_mixer!r}; leave it out or use channel_mixer = 'glu'"
+            )
+        return self
+
+    def build(
+        self,
+        mixer: Mixer,
+        *,
+        vocab_size: int,
+        max_len: int,
+        causal: bool = True,
+        generator: torch.Generator,
+    ) -> LanguageModel:
+        """The model on the generator's device, every parameter drawn from `generator`."""
+        return LanguageModel(
+            self, mixer, vocab_size=vocab_size, max_len=max_len, causal=causal, generator=generator
+        )
+
+
+class LanguageModel(nn.Module):
+    """Tokens to logits; `hidden` and `logits` apart, so that a task pays for the head only where
+    it has labels."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        mixer: Mixer,
+        *,
+        vocab_size: int,
+        max_len: int,
+        causal: bool,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__()
+        d_model, n_layers = backbone.d_model, backbone.n_layers
+        self.embedding = _embedding(vocab_size, d_model, backbone.init, generator)
+        self.embed_scale = math.sqrt(d_model) if backbone.embed_scale else 1.0
+        self.positions: Tensor | None
+        if backbone.positions == "learned":
+            self.positions = _embedding(max_len, d_model, backbone.init, generator).weight
+        elif backbone.positions == "sinusoidal":
+            table = sinusoidal(max_len, d_model).to(generator.device)
+            self.register_buffer("positions", table, persistent=False)
+        else:
+            self.positions = None
+        self.max_len = max_len
+        self.dropout = Dropout(backbone.embed_dropout)
+        token_mixers = mixer.stack(d_model, n_layers, causal=causal, generator=generator)
+        self.blocks = nn.ModuleList(Block(backbone, layer, generator) for layer in token_mixers)
+        self.norm = norm(backbone.norm, d_model)
+        self.head = (
+            self.embedding
+            if backbone.tie_embeddings
+            else linear(d_model, vocab_size, bias=False, generator=generator, init=backbone.init)
+        )
+
+    def hidden(
+        self, tokens: Int[Tensor, "b t"], lengths: Int[Tensor, " b"] | None = None
+    ) -> Float[Tensor, "b t d"]:
+        """The normalised stream before the head."""
+        x = self.embedding(tokens) * self.embed_scale
+        if self.positions is not None:
+            if tokens.shape[1] > self.max_len:
+                raise ValueError(
+                    f"{tokens.shape[1]} tokens; the positions reach max_len = {self.max_len}"
+                )
+            x = x + self.positions[: tokens.shape[1]].to(x.dtype)
+        x = self.dropout(x)
+        for block in self.blocks:
+            x = block(x, lengths=lengths)
+        return self.norm(x)
+
+    def logits(self, hidden: Float[Tensor, "*n d"]) -> Float[Tensor, "*n vocab"]:
+        """Scores of the next token."""
+        return F.linear(hidden, self.head.weight)
+
+    def forward(
+        self, tokens: Int[Tensor, "b t"], lengths: Int[Tensor, " b"] | None = None
+    ) -> Float[Tensor, "b t vocab"]:
+        """Logits at every position; right padding (t >= lengths[b]) changes no valid one."""
+        return self.logits(self.hidden(tokens, lengths))
+
+
+class Block(nn.Module):
+    """One token mixer and one channel mixer, each behind its norm."""
+
+    def __init__(self, backbone: Backbone, mixer: nn.Module, generator: torch.Generator) -> None:
+        super().__init__()
+        d_model = backbone.d_model
+        self.mixer_norm = norm(backbone.norm, d_model)
+        self.mixer = mixer
+        self.channel_norm: nn.Module | None = None
+        self.channel: nn.Module | None = None
+        if backbone.channel_mixer != "none":
+            self.channel_norm = norm(backbone.norm, d_model)
+            glu = backbone.channel_mixer == "glu"
+            self.channel = GLU(backbone, generator) if glu else nn.Identity()
+
+    def forward(
+        self, x: Float[Tensor, "b t d"], *, lengths: Int[Tensor, " b"] | None = None
+    ) -> Float[Tensor, "b t d"]:
+        x = x + self.mixer(self.mixer_norm(x), lengths=lengths)
+        if self.channel is not None and self.channel_norm is not None:
+            x = x + self.channel(self.channel_norm(x))
+        return x
+
+
+class GLU(nn.Module):
+    """W3 (act(W1 x) * (W2 x)), HGRN's channel mixer (arXiv 2311.04823)."""
+
+    def __init__(self, backbone: Backbone, generator: torch.Generator) -> None:
+        super().__init__()
+        d_model, init, bias = backbone.d_model, backbone.init, backbone.glu_bias
+        width = backbone.glu_width or 8 * d_model // 3
+        self.silu = backbone.glu_activation == "silu"
+        self.gate = linear(d_model, width, bias=bias, generator=generator, init=init)
+        self.up = linear(d_model, width, bias=bias, generator=generator, init=init)
+        self.down = linear(
+            width,
+            d_model,
+            bias=bias,
+            generator=generator,
+            init=init,
+            out_of_layers=backbone.n_layers,
+        )
+
+    def forward(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
+        gate = self.gate(x)
+        return self.down((F.silu(gate) if self.silu else gate) * self.up(x))
+
+
+def sinusoidal(max_len: int, d_model: int) -> Float[Tensor, "t d"]:
+    """The Transformer's fixed positions: sine in the first half of the channels, then cosine."""
+    half = (d_model + 1) // 2
+    frequency = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32) / half)
+    angle = torch.arange(max_len, dtype=torch.float32)[:, None] * frequency
+    return torch.cat([angle.sin(), angle.cos()], dim=1)[:, :d_model]
+
+
+def _embedding(count: int, width: int, init: Init, generator: torch.Generator) -> nn.Embedding:
+    table = nn.utils.skip_init(nn.Embedding, count, width, device=generator.device)
+    std = width**-0.5 if init == "torch" else INIT_STD
+    with torch.no_grad():
+        table.weight.normal_(0, std, generator=generator)
+    return table

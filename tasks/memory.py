@@ -1,0 +1,23 @@
+"""Peak memory of a mixer's operator, layer or training step at one length."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from tasks.base import Context, Metrics
+from tasks.timing import peak_memory
+from tasks.workload import WorkloadTask
+
+
+class Memory(WorkloadTask):
+    """MiB at the peak of one call, inputs not counted; an out-of-memory cell is a result."""
+
+    name: Literal["memory"] = "memory"
+
+    timed: ClassVar[bool] = True
+
+    def run(self, context: Context) -> Metrics:
+        work = self.workload(context.device)
+        work.call()
+        peak = peak_memory(work.call, context.device)
+        return {"peak_mib": peak.peak_mib, "reserved_mib": peak.reserved_mib}

@@ -1,0 +1,184 @@
+"""MQAR as a task: data of one or more difficulties, a two-layer model, accuracy at the queries."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+from pydantic import PositiveInt, computed_field, model_validator
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mixers.base import Frozen
+from tasks.backbone import Backbone, LanguageModel
+from tasks.base import Context, Metrics, Task, Unsupported
+from tasks.mqar.data import UNLABELLED, check_mqar, mqar_batch
+from tasks.training import Training, seeded, train
+
+
+class Segment(Frozen):
+    """`examples` rows of one difficulty."""
+
+    seq_len: PositiveInt
+    kv_pairs: PositiveInt
+    examples: PositiveInt
+
+
+class MQAR(Task):
+    """Multi-query associative recall; `tasks.mqar.protocols` holds the published settings."""
+
+    name: Literal["mqar"] = "mqar"
+    protocol: str
+    """A label: whose settings these are."""
+    train: tuple[Segment, ...]
+    """Batches never mix segments; with `order = "fixed"` they come in this order every epoch."""
+    test: tuple[Segment, ...]
+    test_batch: PositiveInt = 512
+    vocab_size: PositiveInt = 8192
+    power_a: float = 0.01
+    random_non_queries: bool = False
+    backbone: Backbone
+    training: Training
+    seed: int = 123
+    """Of the parameters and of everything drawn in training."""
+    data_seed: int = 123
+    over_lr: Literal["max", "mean"] = "max"
+    """How a report chooses among learning rates."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> MQAR:
+        if not self.train or not self.test:
+            raise ValueError("train and test should each hold at least one segment")
+        for segment in self.train + self.test:
+            check_mqar(segment.seq_len, segment.kv_pairs, self.vocab_size, self.power_a)
+        self.mixer.check_width(self.backbone.d_model)
+        return self
+
+    @computed_field
+    @property
+    def seq_len(self) -> int:
+        """The longest test length."""
+        return max(segment.seq_len for segment in self.test)
+
+    @computed_field
+    @property
+    def kv_pairs(self) -> int:
+        """The largest number of pairs tested."""
+        return max(segment.kv_pairs for segment in self.test)
+
+    def run(self, context: Context) -> Metrics:
+        reason = self.mixer.unsupported(context.device, self.compute_dtype)
+        if reason is not None:
+            raise Unsupported(reason)
+        max_len = max(segment.seq_len for segment in self.train + self.test)
+        model = self.backbone.build(
+            self.mixer,
+            vocab_size=self.vocab_size,
+            max_len=max_len,
+            # Drawn on the CPU: the same start on every device.
+            generator=seeded("cpu", self.seed, "parameters"),
+        ).to(context.device)
+        problem = Recall(self, context.device)
+        metrics = train(model, self.training, problem, seed=self.seed, context=context)
+        state = self.mixer.state_size(self.backbone.d_model, self.seq_len)
+        return metrics | {"state_bytes": 4 * state * self.backbone.n_layers}
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """The type that the mixer's operator sees."""
+        autocast = self.training.precision == "bf16_autocast"
+        return torch.bfloat16 if autocast else torch.float32
+
+
+class Rows(NamedTuple):
+    """The rows of a segment with their labelled positions gathered."""
+
+    inputs: Tensor
+    """[n t] int64"""
+    positions: Tensor
+    """[n kv_pairs] int64, increasing"""
+    targets: Tensor
+    """[n kv_pairs] int64"""
+
+    def slice(self, rows: slice | Tensor) -> Rows:
+        return Rows(self.inputs[rows], self.positions[rows], self.targets[rows])
+
+
+class Recall:
+    """The `Problem` of one cell: its data on the device, loss and accuracy at the queries."""
+
+    def __init__(self, task: MQAR, device: torch.device) -> None:
+        self.task, self.device = task, device
+        self.train = [self._rows(segment, "train", i) for i, segment in enumerate(task.train)]
+        self.test = [self._rows(segment, "test", i) for i, segment in enumerate(task.test)]
+        self.batches: list[tuple[Rows, slice | Tensor]] = []
+
+    def _rows(self, segment: Segment, split: str, index: int) -> Rows:
+        task = self.task
+        inputs, labels = mqar_batch(
+            segment.examples,
+            segment.seq_len,
+            segment.kv_pairs,
+            task.vocab_size,
+            task.power_a,
+            task.random_non_queries,
+            generator=seeded(self.device, task.data_seed, split, index),
+            device=self.device,
+        )
+        # Every row has exactly kv_pairs labels, so the gather is a rectangle.
+        positions = (labels != UNLABELLED).nonzero()[:, 1].view(-1, segment.kv_pairs)
+        return Rows(inputs, positions, labels.gather(1, positions))
+
+    def start_epoch(self, epoch: int) -> int:
+        size = self.task.training.batch
+        batches: list[tuple[Rows, slice | Tensor]] = []
+        if self.task.training.order == "fixed":
+            for rows in self.train:
+                n = len(rows.inputs)
+                batches += [(rows, slice(start, start + size)) for start in range(0, n, size)]
+        else:
+            generator = seeded("cpu", self.task.seed, "order", epoch)
+            for rows in self.train:
+                shuffled = torch.randperm(len(rows.inputs), generator=generator)
+                parts = shuffled.to(self.device).split(size)
+                batches += [(rows, part) for part in parts]
+            order = torch.randperm(len(batches), generator=generator).tolist()
+            batches = [batches[i] for i in order]
+        self.batches = batches
+        return len(batches)
+
+    def loss(self, model: nn.Module, step: int) -> Tensor:
+        rows, part = self.batches[step]
+        batch = rows.slice(part)
+        return F.cross_entropy(query_logits(model, batch).flatten(0, 1), batch.targets.flatten())
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """`accuracy` is the mean over examples; with several segments, each one's too."""
+        per_segment = [self._accuracy(model, rows) for rows in self.test]
+        examples = [segment.examples for segment in self.task.test]
+        weighted = sum(a * n for a, n in zip(per_segment, examples, strict=True))
+        scores = {"accuracy": weighted / sum(examples)}
+        if len(self.test) > 1:
+            for segment, accuracy in zip(self.task.test, per_segment, strict=True):
+                scores[f"accuracy_{segment.seq_len}_{segment.kv_pairs}"] = accuracy
+        return scores
+
+    def _accuracy(self, model: nn.Module, rows: Rows) -> float:
+        size = self.task.test_batch
+        correct = torch.zeros((), dtype=torch.int64, device=self.device)
+        for start in range(0, len(rows.inputs), size):
+            batch = rows.slice(slice(start, start + size))
+            correct += (query_logits(model, batch).argmax(-1) == batch.targets).sum()
+        return int(correct) / rows.targets.numel()
+
+
+def query_logits(model: nn.Module, batch: Rows) -> Tensor:
+    """[b kv_pairs vocab]: the head at the labelled positions only.
+
+    Same loss and gradients as over all positions, since unlabelled ones are not scored; at
+    (64, 4) it is a sixteenth of the head's work.
+    """
+    assert isinstance(model, LanguageModel)
+    hidden = model.hidden(batch.inputs)
+    index = batch.positions[..., None].expand(-1, -1, hidden.shape[-1])
+    return model.logits(hidden.gather(1, index))

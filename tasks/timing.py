@@ -1,0 +1,149 @@
+"""Clocks, ceilings and peak memory of a device."""
+
+from __future__ import annotations
+
+import gc
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import quantiles
+from typing import NamedTuple
+
+import torch
+
+from tasks.base import Unsupported
+
+MIN_REPETITIONS, MAX_REPETITIONS = 5, 100
+FLUSH_BYTES = 256 * 2**20
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for the device; a CPU has nothing to wait for."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def times_ms(
+    calls: Sequence[Callable[[], object]], device: torch.device, *, budget_s: float
+) -> list[list[float]]:
+    """Time each call in turn, interleaved, for `budget_s` in all, in 5 to 100 rounds.
+
+    One warm-up round comes first. On a GPU: events, with the L2 cache flushed before each call.
+    """
+    clock = _cuda_ms if device.type == "cuda" else _cpu_ms
+    flush = (
+        torch.empty(FLUSH_BYTES, dtype=torch.int8, device=device)
+        if device.type == "cuda"
+        else torch.empty(0)
+    )
+    times: list[list[float]] = [[] for _ in calls]
+    for call in calls:
+        clock(call, flush)
+    end = time.monotonic() + budget_s
+    while len(times[0]) < MIN_REPETITIONS or (
+        time.monotonic() < end and len(times[0]) < MAX_REPETITIONS
+    ):
+        for call, series in zip(calls, times, strict=True):
+            series.append(clock(call, flush))
+    return times
+
+
+def _cpu_ms(call: Callable[[], object], flush: torch.Tensor) -> float:
+    del flush
+    start = time.perf_counter()
+    call()
+    return 1e3 * (time.perf_counter() - start)
+
+
+def _cuda_ms(call: Callable[[], object], flush: torch.Tensor) -> float:
+    flush.zero_()
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
+    call()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end)
+
+
+def spread(series: list[float]) -> tuple[float, float, float]:
+    """The 20th percentile, the median and the 80th percentile."""
+    tenths = quantiles(series, n=10, method="inclusive")
+    return tenths[1], tenths[4], tenths[7]
+
+
+class Ceilings(NamedTuple):
+    """What this device reaches, measured now: the roofline's two lines."""
+
+    copy_bytes_per_s: float
+    """Bytes read plus bytes written by a large copy."""
+    matmul_flops_per_s: float
+    """Of a large matrix product in the cell's dtype."""
+
+
+def ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
+    """Measure copy bandwidth and matrix rate, on random data."""
+    gpu = device.type == "cuda"
+    count, side = (2**28, 8192) if gpu else (2**24, 1024)
+    budget_s = 0.1 if gpu else 0.2
+    generator = torch.Generator(device).manual_seed(0)
+    source = torch.randn(count, generator=generator, device=device)
+    target = torch.empty_like(source)
+    a = torch.randn(side, side, generator=generator, device=device).to(dtype)
+    copy, matmul = times_ms(
+        [lambda: target.copy_(source), lambda: a @ a], device, budget_s=budget_s
+    )
+    return Ceilings(
+        copy_bytes_per_s=2 * 4 * count / (1e-3 * spread(copy)[1]),
+        matmul_flops_per_s=2 * side**3 / (1e-3 * spread(matmul)[1]),
+    )
+
+
+class Peak(NamedTuple):
+    """Memory of one call."""
+
+    peak_mib: float
+    """Highest use during the call minus the use before it (its inputs)."""
+    reserved_mib: float
+    """Highest memory taken from the system: the allocator's on a GPU, resident on a CPU."""
+
+
+def peak_memory(call: Callable[[], object], device: torch.device) -> Peak:
+    """Run `call` once and see how much memory it takes beyond what is there before it.
+
+    On a CPU this is the resident set, whose high-water mark Linux lets us reset; it counts in
+    pages and sees the allocator's caching, so that differences under some MiB mean nothing.
+    Raises Unsupported where the high-water mark cannot be reset.
+    """
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        call()
+        torch.cuda.synchronize(device)
+        peak = torch.cuda.max_memory_allocated(device) - before
+        return Peak(peak / 2**20, torch.cuda.max_memory_reserved(device) / 2**20)
+    _reset_resident_peak()
+    before = _resident_kib("VmRSS")
+    call()
+    peak = _resident_kib("VmHWM")
+    return Peak((peak - before) / 2**10, peak / 2**10)
+
+
+def _reset_resident_peak() -> None:
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError as error:
+        raise Unsupported(
+            f"peak memory of a CPU needs Linux's /proc/self/clear_refs, which this system "
+            f"({sys.platform}) does not offer: {error.strerror}"
+        ) from error
+
+
+def _resident_kib(field: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1])
+    raise Unsupported(f"/proc/self/status has no {field}")

@@ -1,0 +1,176 @@
+"""What the speed and memory tasks run: a mixer's operator, layer or training step at one size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import torch
+from pydantic import PositiveInt, model_validator
+from torch import Tensor, nn
+
+from mixers.base import Mixer
+from tasks.backbone import Backbone, Block
+from tasks.base import Task, Unsupported, Wrong
+from tasks.training import seeded
+
+DTYPES = {
+    "fp64": torch.float64,
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
+CHECKED_LEN = 256
+
+
+class Workload(NamedTuple):
+    """Callables over prepared inputs."""
+
+    call: Callable[[], object]
+    """What is measured."""
+    outputs: Callable[[], list[Tensor]]
+    """One forward's result and, where the mode has a backward, every gradient."""
+    bytes_moved: float
+    """Each input read once and each output written once, gradients included."""
+    flops: float | None
+    """Of one call, by formula; None where no formula is kept."""
+
+
+class WorkloadTask(Task):
+    """The fields that say what is run; a subclass says what is measured of it."""
+
+    level: Literal["op", "layer", "training_step"]
+    """`op`: the bare operator. `layer`: with its projections and norm. `training_step`: a pre-norm
+    block with its GLU, forward, backward and the fused AdamW update."""
+    mode: Literal["fwd", "fwd_bwd", "step"]
+    seq_len: PositiveInt
+    batch: PositiveInt
+    d_model: PositiveInt
+    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _mode_fits(self) -> WorkloadTask:
+        if (self.mode == "step") != (self.level == "training_step"):
+            raise ValueError(
+                f"mode = {self.mode!r} does not fit level = {self.level!r}: a training_step has "
+                "mode 'step', an op or a layer 'fwd' or 'fwd_bwd'"
+            )
+        self.mixer.check_width(self.d_model)
+        return self
+
+    def workload(self, device: torch.device) -> Workload:
+        """Check the implementation against fp64, then prepare the full size.
+
+        Raises Unsupported with the mixer's reason, or Wrong when the check fails.
+        """
+        dtype = DTYPES[self.dtype]
+        reason = self.mixer.unsupported(device, dtype)
+        if reason is not None:
+            raise Unsupported(reason)
+        self._check(device)
+        return self._prepare(self.mixer, device, dtype, self.batch, self.seq_len)
+
+    def _check(self, device: torch.device) -> None:
+        """The error against the fp64 reference is at most twice that of the reference itself in
+        the cell's dtype, at one sequence of the cell's length or 256 tokens."""
+        oracle_mixer = self.mixer.model_copy(update={"impl": "reference"})
+        seq_len, dtype = min(self.seq_len, CHECKED_LEN), DTYPES[self.dtype]
+        oracle, baseline, ours = (
+            self._prepare(mixer, device, kind, 1, seq_len).outputs()
+            for mixer, kind in (
+                (oracle_mixer, torch.float64),
+                (oracle_mixer, dtype),
+                (self.mixer, dtype),
+            )
+        )
+        band = torch.finfo(dtype).eps
+        for index, (exact, same, mine) in enumerate(zip(oracle, baseline, ours, strict=True)):
+            error, allowed = _relative(mine, exact), 2 * _relative(same, exact) + band
+            if not error <= allowed:
+                what = "the output" if index == 0 else f"gradient {index}"
+                raise Wrong(
+                    f"{what} of {self.mixer.name} ({self.mixer.impl}) is off by {error:.2e} "
+                    f"against fp64; at most {allowed:.2e} is allowed in {self.dtype}"
+                )
+
+    def _prepare(
+        self, mixer: Mixer, device: torch.device, dtype: torch.dtype, batch: int, seq_len: int
+    ) -> Workload:
+        # fp64 runs see the numbers that the cell's dtype sees.
+        rounded = DTYPES[self.dtype]
+        generator = seeded(device, self.seed, "inputs", batch, seq_len)
+        if self.level == "op":
+            operator = mixer.operator(
+                self.d_model, batch, seq_len, dtype=rounded, generator=generator
+            )
+            inputs = [x.to(dtype).requires_grad_(self.mode != "fwd") for x in operator.inputs]
+            scale = 1.0 if self.mode == "fwd" else 3.0
+            return _forward_backward(
+                lambda: operator.run(*inputs), inputs, inputs, scale * operator.flops
+            )
+        x = torch.randn(batch, seq_len, self.d_model, generator=generator, device=device)
+        x = x.to(rounded).to(dtype)
+        start = seeded(device, self.seed, "parameters")
+        if self.level == "layer":
+            layer = mixer.stack(self.d_model, 1, causal=True, generator=start)[0]
+            layer = layer.to(rounded).to(dtype)
+            x.requires_grad_(self.mode != "fwd")
+            layer.requires_grad_(self.mode != "fwd")
+            parameters = list(layer.parameters())
+            return _forward_backward(lambda: layer(x), [x, *parameters], [x, *parameters], None)
+        backbone = Backbone(d_model=self.d_model, n_layers=1, norm="rms")
+        layer = mixer.stack(self.d_model, 1, causal=True, generator=start)[0]
+        return _training_step(Block(backbone, layer, start).to(rounded).to(dtype), x)
+
+
+def _forward_backward(
+    forward: Callable[[], Tensor],
+    inputs: list[Tensor],
+    leaves: list[Tensor],
+    flops: float | None,
+) -> Workload:
+    """One call; with a backward where the leaves ask for gradients (fresh ones each time)."""
+    wanted = [leaf for leaf in leaves if leaf.requires_grad]
+    with torch.no_grad():
+        y = forward()
+    dy = torch.randn(
+        y.shape, generator=torch.Generator(y.device).manual_seed(1), device=y.device
+    ).to(y.dtype)
+
+    def outputs() -> list[Tensor]:
+        if not wanted:
+            with torch.no_grad():
+                return [forward()]
+        y = forward()
+        return [y.detach(), *torch.autograd.grad(y, wanted, dy)]
+
+    moved = sum(x.numel() * x.element_size() for x in [*inputs, y])
+    # A backward reads the inputs again and dy, and writes a gradient for each leaf.
+    moved += sum(x.numel() * x.element_size() for x in [*inputs, dy, *wanted]) if wanted else 0
+    return Workload(outputs, outputs, moved, flops)
+
+
+def _training_step(block: nn.Module, x: Tensor) -> Workload:
+    parameters = list(block.parameters())
+    optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=True)
+
+    def outputs() -> list[Tensor]:
+        y = block(x)
+        return [y.detach(), *torch.autograd.grad(y.square().mean(), parameters)]
+
+    def call() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        block(x).square().mean().backward()
+        optimizer.step()
+
+    moved = 2.0 * x.numel() * x.element_size()
+    # AdamW reads and writes a parameter and two moments, and reads its gradient.
+    moved += 7.0 * sum(p.numel() * p.element_size() for p in parameters)
+    return Workload(call, outputs, moved, None)
+
+
+def _relative(x: Tensor, exact: Tensor) -> float:
+    exact = exact.double()
+    scale = exact.norm()
+    return float((x.double() - exact).norm() / (scale if scale > 0 else 1.0))
