@@ -1,4 +1,4 @@
-"""The one interface of a task: a frozen cell of a grid, its own configuration, key and table row."""
+"""The one interface of a task: a cell of a grid, its own configuration, key and table row."""
 
 from __future__ import annotations
 
@@ -30,6 +30,11 @@ class Unsupported(Exception):
     """The cell cannot run here; the message says why and what would make it so."""
 
 
+def silent(line: str) -> None:
+    """Progress that nobody reads."""
+    del line
+
+
 @dataclass(frozen=True)
 class Context:
     """What the runner lends a cell."""
@@ -37,7 +42,7 @@ class Context:
     device: torch.device
     checkpoint: Path | None = None
     """Where a long cell keeps what it needs to resume; None: it keeps nothing."""
-    progress: Callable[[str], None] = field(default=lambda line: None)
+    progress: Callable[[str], None] = silent
     should_stop: Callable[[], bool] = field(default=lambda: False)
     """Polled between steps: when true, save the checkpoint and raise Paused."""
 
