@@ -7,13 +7,21 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
+
+import pandas as pd
+
+from harness.records import Record, Records
 
 Leaf = str | int | float | bool | None
 
 RENAMED = {("name",): "task", ("mixer", "name"): "mixer", ("mixer", "impl"): "impl"}
 """Paths whose column is not the leaf's own name."""
+
+PROVENANCE = ("device", "device_type", "commit", "dirty", "key", "env")
+"""A frame's last columns; `env` holds the whole environment of the record."""
 
 
 def flatten(task: Mapping[str, Any]) -> dict[str, Leaf]:
@@ -48,3 +56,75 @@ def _leaves(
             yield (*path, name), json.dumps(value, sort_keys=True, separators=(",", ":"))
         else:
             yield (*path, name), value
+
+
+def frame(grid: str, results: Path, *, any_device: bool = False) -> pd.DataFrame:
+    """The cells of `grid` recorded under the folder `results`, as `tidy` makes them.
+
+    Raises ValueError where there is nothing to read, and where the records come from several
+    devices unless `any_device` asks for that: their numbers are not comparable.
+    """
+    records = Records(results / grid).rows()
+    if not records:
+        found = sorted(path.parent.name for path in results.glob("*/records.jsonl"))
+        raise ValueError(
+            f"grid {grid!r} has no records in {results}: `mixerbench run {grid}` makes them; "
+            f"grids with records there: {', '.join(found) or 'none'}"
+        )
+    table = tidy(records)
+    cells = Counter(table["device"])
+    if len(cells) > 1 and not any_device:
+        listed = ", ".join(f"{device} ({count} cells)" for device, count in sorted(cells.items()))
+        raise ValueError(
+            f"grid {grid!r} has records of {len(cells)} devices: {listed}. Ask for all of them "
+            "with --any-device, or report one from a results folder that holds only its lines"
+        )
+    return table
+
+
+def tidy(records: Iterable[Record]) -> pd.DataFrame:
+    """One row a cell and device: the newest of its records, in the order they first appear.
+
+    Columns: the settings (see `flatten`), then `status` and `error`, then the metrics (lists stay
+    lists; NaN where the cell failed), then `PROVENANCE`. A metric that shares its name with a
+    setting becomes `measured_<name>`.
+    """
+    newest: dict[tuple[str, str], Record] = {}
+    for record in records:
+        cell = record.key, record.device
+        if cell not in newest or newest[cell].ended <= record.ended:
+            newest[cell] = record
+    rows = [(flatten(record.task), record) for record in newest.values()]
+    columns = list(dict.fromkeys(name for row, _ in rows for name in row))
+    metrics = dict.fromkeys(name for _, record in rows for name in record.metrics)
+    named = {name: f"measured_{name}" if name in columns else name for name in metrics}
+    cells = [
+        row
+        | {"status": record.status, "error": record.error}
+        | {named[name]: value for name, value in record.metrics.items()}
+        | {name: record.env.get(name) for name in PROVENANCE[:4]}
+        | {"key": record.key, "env": record.env}
+        for row, record in rows
+    ]
+    order = [*columns, "status", "error", *named.values(), *PROVENANCE]
+    return pd.DataFrame(cells, columns=pd.Index(order))
+
+
+def settings(table: pd.DataFrame) -> list[str]:
+    """The columns of a tidy frame that say what was measured: all those before `status`."""
+    columns = list(table.columns)
+    return columns[: columns.index("status")]
+
+
+def cautions(table: pd.DataFrame) -> list[str]:
+    """What a reader of this frame should know before comparing its rows, a sentence each."""
+    lines: list[str] = []
+    commits = Counter(str(commit or "unknown")[:10] for commit in table["commit"])
+    if len(commits) > 1:
+        listed = ", ".join(f"{commit} ({count})" for commit, count in sorted(commits.items()))
+        lines.append(f"The cells come from {len(commits)} commits: {listed}.")
+    if dirty := sum(bool(dirty) for dirty in table["dirty"]):
+        lines.append(f"{dirty} of {len(table)} cells ran with uncommitted changes.")
+    if len(devices := set(table["device"])) > 1:
+        lines.append(f"The cells come from {len(devices)} devices.")
+    return lines

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from harness.frames import flatten
+from harness.frames import PROVENANCE, cautions, flatten, frame, settings, tidy
+from tests.harness.synthetic import (
+    CPU,
+    GPU,
+    mqar_records,
+    mqar_task,
+    recall,
+    record,
+    speed_records,
+    write,
+)
 
 TASK = {
     "name": "mqar",
@@ -41,3 +51,64 @@ def test_flatten_keeps_the_bare_name_for_a_field_of_the_task_itself():
 def test_flatten_refuses_two_fields_that_would_share_a_column():
     with pytest.raises(ValueError, match="a_x"):
         flatten({"name": "t", "a_x": 1, "a": {"x": 2}, "b": {"x": 3}})
+
+
+def test_a_frame_has_one_row_a_cell_with_settings_metrics_and_provenance(tmp_path):
+    write(tmp_path, "mqar_synthetic", mqar_records())
+    table = frame("mqar_synthetic", tmp_path)
+    assert len(table) == 5 * 4 * 2 * 3 * 2
+    assert table["status"].value_counts().to_dict() == {"ok": 232, "oom": 6, "timeout": 2}
+    assert settings(table)[:4] == ["task", "mixer", "impl", "mixer_init"]
+    assert "accuracy" not in settings(table)
+    assert tuple(table.columns[-len(PROVENANCE) :]) == PROVENANCE
+    failed = table[table["status"] != "ok"]
+    assert failed["accuracy"].isna().all()
+    assert set(failed["error"]) == {"CUDA out of memory", "stopped after 3600 s"}
+    row = table.query("mixer == 'hgrn2' and seq_len == 64 and d_model == 64 and seed == 1").iloc[0]
+    assert row["accuracy"] == recall("hgrn2", (64, 4), 64, 1e-4, 1)
+    assert row["accuracy_by_epoch"] == [row["accuracy"] / 2, row["accuracy"]]
+
+
+def test_the_newest_row_of_a_cell_and_device_wins_wherever_it_stands():
+    task = mqar_task("gla", "fla", cell=(64, 4), d_model=64, lr=1e-3, seed=0)
+    old = record(task, {"accuracy": 0.1}, ended="2024-01-01T00:00:00.000Z")
+    new = record(task, {"accuracy": 0.2}, ended="2024-01-02T00:00:00.000Z")
+    elsewhere = record(task, {"accuracy": 0.3}, device=CPU, ended="2024-01-03T00:00:00.000Z")
+    # A merged file: another machine's lines follow, older ones among them.
+    table = tidy([new, elsewhere, old])
+    assert list(zip(table["device"], table["accuracy"], strict=True)) == [(GPU, 0.2), (CPU, 0.3)]
+    rerun = record(task, status="oom", error="full", ended="2024-01-04T00:00:00.000Z")
+    assert list(tidy([new, rerun])["status"]) == ["oom"]
+
+
+def test_a_metric_never_overwrites_a_setting():
+    task = mqar_task("gla", "fla", cell=(64, 4), d_model=64, lr=1e-3, seed=0)
+    table = tidy([record(task, {"accuracy": 0.5, "batch": 7})])
+    assert (table["batch"][0], table["measured_batch"][0]) == (512, 7)
+
+
+def test_several_devices_are_refused_unless_asked_for(tmp_path):
+    write(tmp_path, "speed", speed_records(lengths=(512,), trials=1))
+    write(tmp_path, "speed", speed_records(lengths=(512,), trials=1, device=CPU))
+    with pytest.raises(ValueError, match=rf"2 devices: {CPU} \(20 cells\).*--any-device"):
+        frame("speed", tmp_path)
+    assert frame("speed", tmp_path, any_device=True)["device"].nunique() == 2
+
+
+@pytest.mark.parametrize("make", [False, True], ids=["absent", "empty"])
+def test_a_grid_without_records_is_an_error_that_says_what_is_there(tmp_path, make):
+    write(tmp_path, "other", mqar_records(cells=((64, 4),), widths=(64,)))
+    if make:
+        (tmp_path / "mqar").mkdir()
+        (tmp_path / "mqar" / "records.jsonl").touch()
+    with pytest.raises(ValueError, match=r"'mqar' has no records.*mixerbench run mqar.*other"):
+        frame("mqar", tmp_path)
+
+
+def test_mixed_commits_and_uncommitted_changes_are_told():
+    task = mqar_task("gla", "fla", cell=(64, 4), d_model=64, lr=1e-3, seed=0)
+    one, two = record(task, {}), record(task | {"seed": 1}, {}, commit="b" * 40, dirty=True)
+    assert cautions(tidy([one])) == []
+    commits, dirty = cautions(tidy([one, two]))
+    assert "2 commits: aaaaaaaaaa (1), bbbbbbbbbb (1)" in commits
+    assert dirty.startswith("1 of 2 cells")
