@@ -3,7 +3,8 @@
 from mixers.attention import Attention
 from mixers.base import Mixer
 from mixers.gla import GLA
-from mixers.hgrn import HGRN1, HGRN2
+from mixers.hgrn1 import HGRN1
+from mixers.hgrn2 import HGRN2
 from mixers.mamba import Mamba
 
 MIXERS: tuple[type[Mixer], ...] = (HGRN2, HGRN1, GLA, Mamba, Attention)

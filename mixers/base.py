@@ -24,6 +24,13 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
 
+def expect_divisor(field: str, value: int, of: str, total: int) -> None:
+    """Raise ValueError, with the values that fit, unless the field divides the total."""
+    if total % value:
+        fits = ", ".join(str(n) for n in range(1, total + 1) if total % n == 0)
+        raise ValueError(f"{field} = {value} does not divide {of} = {total}; it could be {fits}")
+
+
 class Operator(NamedTuple):
     """A mixer's bare operator: what a kernel computes, without projections and norms."""
 

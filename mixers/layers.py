@@ -48,12 +48,14 @@ def linear(
     return layer
 
 
-def norm(name: NormName, width: int, *, eps: float = 1e-5) -> nn.Module:
+def norm(
+    name: NormName, width: int, *, eps: float = 1e-5, device: torch.device | None = None
+) -> nn.Module:
     """A norm over the last axis; it starts as the identity's scale, so it draws nothing."""
     if name == "layer":
-        return nn.LayerNorm(width, eps=eps)
+        return nn.LayerNorm(width, eps=eps, device=device)
     if name == "rms":
-        return nn.RMSNorm(width, eps=eps)
+        return nn.RMSNorm(width, eps=eps, device=device)
     if name == "simple_rms":
         return nn.RMSNorm(width, eps=eps, elementwise_affine=False)
     return nn.Identity()

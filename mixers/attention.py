@@ -1,0 +1,222 @@
+"""Softmax attention (arXiv 1706.03762)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from pydantic import Field, PositiveInt, model_validator
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hgrn2.gate import arithmetic_dtype
+from mixers.base import Mixer, Operator, expect_divisor
+from mixers.layers import Dropout, Init, linear, valid_tokens
+
+ROPE_BASE = 10_000
+
+
+class Attention(Mixer):
+    """Softmax attention with a cache of every key and value."""
+
+    name: Literal["attention"] = "attention"
+    impl: Literal["sdpa", "reference"] = "sdpa"
+    """`sdpa`: torch's scaled_dot_product_attention, whose kernel torch picks by device, dtype and
+    head size. `reference`: scores, softmax and sum in eager torch."""
+    n_heads: PositiveInt = 1
+    """Heads; zoology's recall models have one."""
+    bias: bool = True
+    """Biases in both linear maps."""
+    positions: Literal["none", "rope"] = "none"
+    """`rope`: queries and keys turn with their position (RoFormer, arXiv 2104.09864)."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Of the attention probabilities in training; with impl = 'reference' alone."""
+    init: Init = "torch"
+    """How the linear maps start."""
+
+    @model_validator(mode="after")
+    def _dropout_is_seeded(self) -> Attention:
+        if self.dropout and self.impl == "sdpa":
+            raise ValueError(
+                f"dropout = {self.dropout} does not fit impl = 'sdpa', which draws from the global "
+                "random state: use impl = 'reference', or dropout = 0"
+            )
+        return self
+
+    @classmethod
+    def variants(cls) -> list[Mixer]:
+        return [
+            cls(),
+            cls(n_heads=4, bias=False, positions="rope", init="normal"),
+            cls(impl="reference", n_heads=2, init="zoology"),
+            cls(impl="reference", positions="rope"),
+        ]
+
+    def check_width(self, d_model: int) -> None:
+        expect_divisor("n_heads", self.n_heads, "d_model", d_model)
+        if self.positions == "rope" and d_model // self.n_heads % 2:
+            fits = [n for n in range(1, d_model + 1) if d_model % (2 * n) == 0]
+            instead = f"n_heads could be {', '.join(map(str, fits))}" if fits else "use 'none'"
+            raise ValueError(
+                f"positions = 'rope' turns pairs of channels, but n_heads = {self.n_heads} of "
+                f"d_model = {d_model} have {d_model // self.n_heads} each; {instead}"
+            )
+
+    def stack(
+        self, d_model: int, n_layers: int, *, causal: bool, generator: torch.Generator
+    ) -> list[nn.Module]:
+        self.check_width(d_model)
+        return [AttentionLayer(self, d_model, n_layers, causal, generator) for _ in range(n_layers)]
+
+    def state_size(self, d_model: int, seq_len: int) -> int:
+        return 2 * d_model * seq_len
+
+    def operator(
+        self,
+        d_model: int,
+        batch: int,
+        seq_len: int,
+        *,
+        dtype: torch.dtype,
+        generator: torch.Generator,
+    ) -> Operator:
+        """q, k, v [b t h k], turned by their positions already where there are any.
+
+        Floating-point operations: the products q k and p v of the pairs that a causal mask keeps,
+        4 d a pair.
+        """
+        self.check_width(d_model)
+        shape = (batch, seq_len, self.n_heads, d_model // self.n_heads)
+
+        def draw() -> Tensor:
+            return torch.randn(shape, generator=generator, device=generator.device).to(dtype)
+
+        attend = sdpa if self.impl == "sdpa" else Eager(0.0)
+
+        def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return attend(q, k, v, causal=True, mask=None)
+
+        pairs = batch * seq_len * (seq_len + 1) / 2
+        return Operator(run, (draw(), draw(), draw()), 4.0 * d_model * pairs)
+
+
+def rope(x: Float[Tensor, "b t h k"], position: Int[Tensor, " t"]) -> Float[Tensor, "b t h k"]:
+    """Turn each pair of channels (i, i + k/2) by position * 10000^(-2i/k) radians."""
+    half = x.shape[-1] // 2
+    i = torch.arange(half, dtype=torch.float64, device=x.device)
+    # fp64: at position 10^5 an fp32 angle is off by up to 0.004
+    angle = position[:, None, None] * ROPE_BASE ** (-i / half)
+    dtype = arithmetic_dtype(x)
+    cos, sin = angle.cos().to(dtype), angle.sin().to(dtype)
+    left, right = x.to(dtype).chunk(2, dim=-1)
+    return torch.cat([left * cos - right * sin, right * cos + left * sin], dim=-1).to(x.dtype)
+
+
+def sdpa(
+    q: Float[Tensor, "b t h k"],
+    k: Float[Tensor, "b s h k"],
+    v: Float[Tensor, "b s h k"],
+    *,
+    causal: bool,
+    mask: Bool[Tensor, "#b s"] | None,
+) -> Float[Tensor, "b t h k"]:
+    """softmax(q k / sqrt(k)) v by torch. `mask`: the keys that may be seen; not with `causal`."""
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    mask = None if mask is None else mask[:, None, None]
+    return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal).transpose(1, 2)
+
+
+class Eager(nn.Module):
+    """`sdpa` in eager torch, with dropout of the probabilities."""
+
+    def __init__(self, dropout: float) -> None:
+        super().__init__()
+        self.dropout = Dropout(dropout)
+
+    def forward(
+        self,
+        q: Float[Tensor, "b t h k"],
+        k: Float[Tensor, "b s h k"],
+        v: Float[Tensor, "b s h k"],
+        *,
+        causal: bool,
+        mask: Bool[Tensor, "#b s"] | None,
+    ) -> Float[Tensor, "b t h k"]:
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        scores = (q * q.shape[-1] ** -0.5) @ k.mT
+        if causal:
+            seen = torch.ones_like(scores[0, 0], dtype=torch.bool).tril()
+            scores = scores.masked_fill(~seen, -torch.inf)
+        if mask is not None:
+            scores = scores.masked_fill(~mask[:, None, None], -torch.inf)
+        p = scores.softmax(-1, dtype=arithmetic_dtype(scores)).to(v.dtype)
+        return (self.dropout(p) @ v).transpose(1, 2)
+
+
+class AttentionLayer(nn.Module):
+    """W_o softmax(q k / sqrt(k)) v."""
+
+    def __init__(
+        self,
+        mixer: Attention,
+        d_model: int,
+        n_layers: int,
+        causal: bool,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__()
+        self.causal = causal
+        self.n_heads, self.rope = mixer.n_heads, mixer.positions == "rope"
+        bias, init = mixer.bias, mixer.init
+        # query, key, value
+        self.proj_in = linear(d_model, 3 * d_model, bias=bias, generator=generator, init=init)
+        self.attend = sdpa if mixer.impl == "sdpa" else Eager(mixer.dropout)
+        self.proj_out = linear(
+            d_model, d_model, bias=bias, generator=generator, init=init, out_of_layers=n_layers
+        )
+
+    def _project(
+        self, x: Float[Tensor, "b t d"], position: Int[Tensor, " t"]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k, v, each [b t h k]."""
+        q, k, v = self.proj_in(x).unflatten(-1, (3, self.n_heads, -1)).unbind(2)
+        if self.rope:
+            q, k = rope(q, position), rope(k, position)
+        return q, k, v
+
+    def forward(
+        self, x: Float[Tensor, "b t d"], *, lengths: Int[Tensor, " b"] | None = None
+    ) -> Float[Tensor, "b t d"]:
+        t = x.shape[1]
+        q, k, v = self._project(x, torch.arange(t, device=x.device))
+        mask = None
+        # Under a causal mask no valid token reaches the padding on its right.
+        if lengths is not None and not self.causal:
+            # A row without any token sees its first one: no key at all would make it NaN.
+            mask = valid_tokens(lengths.clamp(min=1), t)
+        y = self.attend(q, k, v, causal=self.causal, mask=mask)
+        return self.proj_out(y.flatten(-2))
+
+    def start(self, batch: int, max_len: int) -> tuple[Tensor, ...]:
+        """The caches of keys and values [b max_len h k], zeros, and the next position [1]."""
+        assert self.causal, "a layer that sees both directions does not decode"
+        weight = self.proj_in.weight
+        d_model = weight.shape[1]
+        shape = (batch, max_len, self.n_heads, d_model // self.n_heads)
+        position = torch.zeros(1, dtype=torch.int64, device=weight.device)
+        return weight.new_zeros(shape), weight.new_zeros(shape), position
+
+    @torch.no_grad()
+    def step(
+        self, x: Float[Tensor, "b d"], state: tuple[Tensor, ...]
+    ) -> tuple[Float[Tensor, "b d"], tuple[Tensor, ...]]:
+        """One token, over the whole cache with what is still empty masked, so that shapes never
+        change; the caches change in place. Raises IndexError past `max_len`, on a CPU."""
+        keys, values, position = state
+        q, k, v = self._project(x[:, None], position)
+        keys.index_copy_(1, position, k)
+        values.index_copy_(1, position, v)
+        mask = torch.arange(keys.shape[1], device=x.device)[None] <= position
+        y = self.attend(q, keys, values, causal=False, mask=mask)
+        return self.proj_out(y[:, 0].flatten(-2)), (keys, values, position + 1)

@@ -1,0 +1,181 @@
+"""Gated linear attention (arXiv 2312.06635), as flash-linear-attention's layer has it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from pydantic import PositiveFloat, PositiveInt
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hgrn2.gate import arithmetic_dtype
+from hgrn2.reference import gated_bidirectional, gated_chunked, gated_recurrent
+from mixers.base import Mixer, Operator
+from mixers.layers import Init, linear, norm
+
+GATE_TEMPERATURE = 16
+"""The gate is sigmoid(z)^(1/16), which starts near 1: memory is long unless z says otherwise."""
+
+
+class GLA(Mixer):
+    """Gated linear attention: a forget gate for each key channel, a free key, an output gate."""
+
+    name: Literal["gla"] = "gla"
+    impl: Literal["reference"] = "reference"
+    """Which implementation of the recurrence runs."""
+    n_heads: PositiveInt = 4
+    """Heads, each with a state of its own."""
+    expand_k: PositiveFloat = 0.5
+    """Width of all keys, in units of d_model."""
+    expand_v: PositiveFloat = 1.0
+    """Width of all values, in units of d_model."""
+    gate_rank: PositiveInt = 16
+    """Rank of the map from the input to the gate's logits."""
+    init: Init = "torch"
+    """How the linear maps start."""
+
+    @classmethod
+    def variants(cls) -> list[Mixer]:
+        return [
+            cls(),
+            cls(n_heads=2, expand_k=1.0, expand_v=0.5, gate_rank=4, init="normal"),
+            cls(n_heads=1, init="zoology"),
+        ]
+
+    def check_width(self, d_model: int) -> None:
+        for field, ratio in (("expand_k", self.expand_k), ("expand_v", self.expand_v)):
+            width = ratio * d_model
+            if width % self.n_heads:
+                raise ValueError(
+                    f"{field} = {ratio} and d_model = {d_model} make a width of {width:g}, which "
+                    f"n_heads = {self.n_heads} does not divide; {field} * d_model should be a "
+                    f"multiple of {self.n_heads}"
+                )
+
+    def _head_widths(self, d_model: int) -> tuple[int, int]:
+        """Of one head's key and of its value."""
+        self.check_width(d_model)
+        return (
+            round(self.expand_k * d_model) // self.n_heads,
+            round(self.expand_v * d_model) // self.n_heads,
+        )
+
+    def stack(
+        self, d_model: int, n_layers: int, *, causal: bool, generator: torch.Generator
+    ) -> list[nn.Module]:
+        k, v = self._head_widths(d_model)
+        return [GLALayer(self, d_model, k, v, n_layers, causal, generator) for _ in range(n_layers)]
+
+    def state_size(self, d_model: int, seq_len: int) -> int:
+        k, v = self._head_widths(d_model)
+        return self.n_heads * k * v
+
+    def operator(
+        self,
+        d_model: int,
+        batch: int,
+        seq_len: int,
+        *,
+        dtype: torch.dtype,
+        generator: torch.Generator,
+    ) -> Operator:
+        """q, key, z [b t h k] and v [b t h v], z the raw logit of the gate.
+
+        Floating-point operations: the products key (x) v and q S, 4 h k v a token.
+        """
+        k, v = self._head_widths(d_model)
+
+        def draw(width: int) -> Tensor:
+            shape = (batch, seq_len, self.n_heads, width)
+            return torch.randn(shape, generator=generator, device=generator.device).to(dtype)
+
+        def run(q: Tensor, key: Tensor, z: Tensor, v: Tensor) -> Tensor:
+            return gated_chunked(q, key, v, gla_gate(z))[0]
+
+        flops = 4.0 * batch * seq_len * self.n_heads * k * v
+        return Operator(run, (draw(k), draw(k), draw(k), draw(v)), flops)
+
+
+def gla_gate(z: Float[Tensor, "*n k"]) -> Float[Tensor, "*n k"]:
+    """sigmoid(z)^(1/16), in fp32 (fp64 for fp64 logits)."""
+    return torch.exp(F.logsigmoid(z.to(arithmetic_dtype(z))) / GATE_TEMPERATURE)
+
+
+class GLALayer(nn.Module):
+    """W_o (norm(y) * silu(gate)), the norm over each head, with y_t = q_t S_t / sqrt(k) and
+    S_t = Diag(f_t) S_(t-1) + key_t (x) v_t."""
+
+    def __init__(
+        self,
+        mixer: GLA,
+        d_model: int,
+        k: int,
+        v: int,
+        n_layers: int,
+        causal: bool,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__()
+        self.causal = causal
+        self.n_heads, self.k, self.v = mixer.n_heads, k, v
+        keys, values = mixer.n_heads * k, mixer.n_heads * v
+        init, rank = mixer.init, mixer.gate_rank
+        # query, key, value, output gate
+        self.widths = (keys, keys, values, values)
+        self.proj_in = linear(d_model, sum(self.widths), bias=False, generator=generator, init=init)
+        self.forget_in = linear(d_model, rank, bias=False, generator=generator, init=init)
+        self.forget_out = linear(rank, keys, bias=True, generator=generator, init=init)
+        self.norm = norm("rms", v, device=generator.device)
+        self.proj_out = linear(
+            values,
+            d_model,
+            bias=False,
+            generator=generator,
+            init=init,
+            out_of_layers=n_layers,
+        )
+
+    def _heads(self, x: Float[Tensor, "b t n"]) -> Float[Tensor, "b t h k"]:
+        return x.unflatten(-1, (self.n_heads, -1))
+
+    def _project(self, x: Float[Tensor, "b t d"]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """q, key, v, f, each with its heads apart, and the output gate."""
+        q, key, v, gate = self.proj_in(x).split(self.widths, dim=-1)
+        f = gla_gate(self.forget_out(self.forget_in(x)))
+        q, key, v, f = (self._heads(y) for y in (q * self.k**-0.5, key, v, f))
+        return q, key, v, f, F.silu(gate)
+
+    def _read_out(
+        self, y: Float[Tensor, "b t h v"], gate: Float[Tensor, "b t n"]
+    ) -> Float[Tensor, "b t d"]:
+        return self.proj_out(self.norm(y).flatten(-2) * gate)
+
+    def forward(
+        self, x: Float[Tensor, "b t d"], *, lengths: Int[Tensor, " b"] | None = None
+    ) -> Float[Tensor, "b t d"]:
+        """In both directions (ours: GLA was published causal) the two states are summed before the
+        read-out, as in HGRN2."""
+        q, key, v, f, gate = self._project(x)
+        if self.causal:
+            y, _ = gated_chunked(q, key, v, f, lengths=lengths)
+        else:
+            y = gated_bidirectional(q, key, v, f, lengths=lengths)
+        return self._read_out(y, gate)
+
+    def start(self, batch: int, max_len: int) -> tuple[Tensor, ...]:
+        """The state [b h k v], zeros; it does not grow with `max_len`."""
+        assert self.causal, "a layer that sees both directions does not decode"
+        weight = self.proj_in.weight
+        shape = (batch, self.n_heads, self.k, self.v)
+        return (torch.zeros(shape, dtype=arithmetic_dtype(weight), device=weight.device),)
+
+    @torch.no_grad()
+    def step(
+        self, x: Float[Tensor, "b d"], state: tuple[Tensor, ...]
+    ) -> tuple[Float[Tensor, "b d"], tuple[Tensor, ...]]:
+        """One token."""
+        q, key, v, f, gate = self._project(x[:, None])
+        y, S = gated_recurrent(q, key, v, f, state=state[0])
+        return self._read_out(y, gate)[:, 0], (S,)

@@ -1,0 +1,203 @@
+"""HGRN1: an element-wise gated recurrence, real or complex (arXiv 2311.04823)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from pydantic import PositiveInt, model_validator
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hgrn2 import hgrn1, hgrn1_bidirectional
+from hgrn2.gate import arithmetic_dtype
+from mixers.base import Mixer, Operator
+from mixers.hgrn import HGRN, HGRNLayer, LowerBounds, with_triton
+from mixers.layers import linear, norm
+
+
+class HGRN1(HGRN):
+    """HGRN1: an element-wise recurrence, real or complex (arXiv 2311.04823)."""
+
+    name: Literal["hgrn1"] = "hgrn1"
+    kind: Literal["real", "complex"] = "complex"
+    """`complex`: the state turns by a learnable angle a step; LayerNorm, then a SiLU gate (the
+    published cell). `real`: a sigmoid gate, then LayerNorm (HGRN2's Table 1)."""
+    expand: PositiveInt = 1
+    """Numbers of state for each channel of a real cell."""
+    bias: bool = True
+    """Biases in all linear maps."""
+    separate_theta: bool = False
+    """True: the backward direction of a complex cell turns by angles of its own, as in the
+    published bidirectional module. Nothing to a causal stack."""
+
+    @model_validator(mode="after")
+    def _options_fit_the_kind(self) -> HGRN1:
+        if self.kind == "complex" and self.expand != 1:
+            raise ValueError(
+                f"expand = {self.expand} does not fit kind = 'complex': use 1, or kind = 'real'"
+            )
+        if self.kind == "real" and self.separate_theta:
+            raise ValueError(
+                "separate_theta = True does not fit kind = 'real', which has no angles: use False, "
+                "or kind = 'complex'"
+            )
+        return self
+
+    @classmethod
+    def variants(cls) -> list[Mixer]:
+        return with_triton(
+            [
+                cls(kind="complex"),
+                cls(kind="complex", bias=False, separate_theta=True, lower_bound="exclusive"),
+                cls(kind="real", init="normal"),
+                cls(kind="real", expand=2, lower_bound="cumsum", init="zoology"),
+            ]
+        )
+
+    def stack(
+        self, d_model: int, n_layers: int, *, causal: bool, generator: torch.Generator
+    ) -> list[nn.Module]:
+        self.check_width(d_model)
+        bounds = self.lower_bounds(d_model, n_layers, generator.device)
+        return [
+            HGRN1Layer(self, bounds, layer, d_model, n_layers, causal, generator)
+            for layer in range(n_layers)
+        ]
+
+    def state_size(self, d_model: int, seq_len: int) -> int:
+        return d_model * (2 if self.kind == "complex" else self.expand)
+
+    def operator(
+        self,
+        d_model: int,
+        batch: int,
+        seq_len: int,
+        *,
+        dtype: torch.dtype,
+        generator: torch.Generator,
+    ) -> Operator:
+        """v [b t n] or [b t d 2], z [b t n], a complex cell's theta [d], and where there is a lower
+        bound [n], at one half, its own input.
+
+        Floating-point operations a token, the gates' own not counted: f h + key v takes 3 for each
+        real number of state; with a turning gate, 12 for each complex one.
+        """
+        self.check_width(d_model)
+        width, device = d_model * self.expand, generator.device
+        is_complex = self.kind == "complex"
+        off = torch.zeros(width, device=device)
+        pair = (2,) if is_complex else ()
+        inputs = [
+            torch.randn(batch, seq_len, width, *pair, generator=generator, device=device),
+            torch.randn(batch, seq_len, width, generator=generator, device=device),
+        ]
+        if is_complex:
+            inputs.append(angles(d_model, device))
+        if self.lower_bound != "off":
+            inputs.append(torch.full_like(off, 0.5))
+
+        def run(v: Tensor, z: Tensor, *rest: Tensor) -> Tensor:
+            theta = rest[0] if is_complex else None
+            bound = off if self.lower_bound == "off" else rest[-1]
+            return hgrn1(v, z, bound, theta=theta, impl=self.impl)[0]
+
+        flops = (12.0 if is_complex else 3.0) * batch * seq_len * width
+        return Operator(run, tuple(x.to(dtype) for x in inputs), flops)
+
+
+def angles(d_model: int, device: torch.device) -> Float[Tensor, " d"]:
+    """The angles that a complex state starts to turn by, 10000^(-2k/d), in radians a token."""
+    k = torch.arange(d_model, device=device)
+    return 10000 ** (-2 * k / d_model)
+
+
+class HGRN1Layer(HGRNLayer):
+    """h_t = f_t exp(i theta) h_(t-1) + (1 - f_t) v_t (theta = 0 in a real cell).
+
+    Complex: W_o (norm([Re h; Im h]) * gate). Real: W_o norm(h * gate).
+    """
+
+    def __init__(
+        self,
+        mixer: HGRN1,
+        bounds: LowerBounds | None,
+        layer: int,
+        d_model: int,
+        n_layers: int,
+        causal: bool,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__(bounds, layer, d_model)
+        self.causal = causal
+        self.complex = mixer.kind == "complex"
+        self.impl = mixer.impl
+        self.expand = mixer.expand
+        device, init, bias = generator.device, mixer.init, mixer.bias
+        value = mixer.state_size(d_model, 1)
+        forget = d_model * mixer.expand
+        # value, gate, forget logit
+        self.widths = (value, value, forget)
+        self.proj_in = linear(d_model, sum(self.widths), bias=bias, generator=generator, init=init)
+        self.theta: nn.Parameter | None = None
+        self.theta_backward: nn.Parameter | None = None
+        if self.complex:
+            self.theta = nn.Parameter(angles(d_model, device))
+            if mixer.separate_theta and not causal:
+                self.theta_backward = nn.Parameter(angles(d_model, device))
+        self.norm = norm("layer", value, device=device)
+        self.proj_out = linear(
+            value, d_model, bias=bias, generator=generator, init=init, out_of_layers=n_layers
+        )
+
+    def _project(self, x: Float[Tensor, "b t d"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """v, z, the gate, the bound; a complex v has consecutive (real, imaginary) pairs."""
+        v, gate, z = self.proj_in(x).split(self.widths, dim=-1)
+        # Each of the copies that `expand` makes of the channels has the channels' bound.
+        bound = self.bound(x).repeat(self.expand)
+        if self.complex:
+            return F.silu(v).unflatten(-1, (-1, 2)), z, F.silu(gate), bound
+        return F.silu(v), z, gate.sigmoid(), bound
+
+    def _read_out(self, h: Tensor, gate: Tensor) -> Float[Tensor, "b t d"]:
+        if self.complex:
+            return self.proj_out(self.norm(h.mT.flatten(-2)) * gate)
+        return self.proj_out(self.norm(h * gate))
+
+    def forward(
+        self, x: Float[Tensor, "b t d"], *, lengths: Int[Tensor, " b"] | None = None
+    ) -> Float[Tensor, "b t d"]:
+        """In both directions the two states are summed before the norm, as in the published
+        module."""
+        v, z, gate, bound = self._project(x)
+        theta, impl = self.theta, self.impl
+        if self.causal:
+            h, _ = hgrn1(v, z, bound, theta=theta, lengths=lengths, impl=impl)
+        else:
+            h = hgrn1_bidirectional(
+                v,
+                z,
+                bound,
+                theta=theta,
+                theta_backward=self.theta_backward,
+                lengths=lengths,
+                impl=impl,
+            )
+        return self._read_out(h, gate)
+
+    def start(self, batch: int, max_len: int) -> tuple[Tensor, ...]:
+        """The state, [b d 2] or [b n], zeros; it does not grow with `max_len`."""
+        assert self.causal, "a layer that sees both directions does not decode"
+        weight = self.proj_in.weight
+        shape = (batch, self.d_model, 2) if self.complex else (batch, self.widths[0])
+        return (torch.zeros(shape, dtype=arithmetic_dtype(weight), device=weight.device),)
+
+    @torch.no_grad()
+    def step(
+        self, x: Float[Tensor, "b d"], state: tuple[Tensor, ...]
+    ) -> tuple[Float[Tensor, "b d"], tuple[Tensor, ...]]:
+        """One token."""
+        v, z, gate, bound = self._project(x[:, None])
+        h, last = hgrn1(v, z, bound, theta=self.theta, state=state[0], impl=self.impl)
+        return self._read_out(h, gate)[:, 0], (last,)

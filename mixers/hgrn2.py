@@ -1,0 +1,179 @@
+"""HGRN2: the state of HGRN1 expanded by an outer product (arXiv 2404.07904)."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from pydantic import PositiveInt
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hgrn2 import hgrn2, hgrn2_bidirectional, hgrn2_step
+from hgrn2.gate import arithmetic_dtype
+from mixers.base import Mixer, Operator, expect_divisor
+from mixers.hgrn import HGRN, HGRNLayer, LowerBounds, with_triton
+from mixers.layers import NormName, linear, norm
+
+
+class _Form(NamedTuple):
+    """One of the published forms of HGRN2's layer."""
+
+    silu_value: bool
+    """The value is SiLU of its projection, else the projection itself."""
+    query: Literal["sigmoid", "silu"]
+    norm: NormName
+    bias: bool
+    scaled: bool
+    """The query is divided by the square root of the head size."""
+
+
+_FORMS = {
+    "biased": _Form(silu_value=True, query="sigmoid", norm="layer", bias=True, scaled=False),
+    "lm": _Form(silu_value=False, query="silu", norm="simple_rms", bias=False, scaled=False),
+    "paper": _Form(silu_value=False, query="silu", norm="none", bias=False, scaled=False),
+    "fla": _Form(silu_value=False, query="silu", norm="rms", bias=False, scaled=True),
+}
+
+
+class HGRN2(HGRN):
+    """HGRN2: the state of HGRN1 expanded by an outer product (arXiv 2404.07904, Eq. 3)."""
+
+    name: Literal["hgrn2"] = "hgrn2"
+    preset: Literal["biased", "lm", "paper", "fla"] = "biased"
+    """The layer around the recurrence. `biased`: SiLU value, sigmoid query, LayerNorm, biases (the
+    published modules: LRA, ImageNet, MQAR). `lm`: linear value, SiLU query, RMSNorm without
+    weights, no biases (the published language model). `paper`: Eq. 3 as printed, no norm. `fla`: as
+    `lm` with RMSNorm's weights and the query scaled (flash-linear-attention). Every norm is over
+    the whole width."""
+    expand_ratio: PositiveInt = 128
+    """Numbers of state for each channel, which is the size of a head."""
+
+    @classmethod
+    def variants(cls) -> list[Mixer]:
+        return with_triton(
+            [
+                cls(preset="biased", expand_ratio=16),
+                cls(preset="lm", expand_ratio=8, lower_bound="cumsum", init="normal"),
+                cls(preset="paper", expand_ratio=16, lower_bound="exclusive"),
+                cls(preset="fla", expand_ratio=32, init="zoology"),
+            ]
+        )
+
+    def check_width(self, d_model: int) -> None:
+        expect_divisor("expand_ratio", self.expand_ratio, "d_model", d_model)
+
+    def stack(
+        self, d_model: int, n_layers: int, *, causal: bool, generator: torch.Generator
+    ) -> list[nn.Module]:
+        self.check_width(d_model)
+        bounds = self.lower_bounds(d_model, n_layers, generator.device)
+        return [
+            HGRN2Layer(self, bounds, layer, d_model, n_layers, causal, generator)
+            for layer in range(n_layers)
+        ]
+
+    def state_size(self, d_model: int, seq_len: int) -> int:
+        return d_model * self.expand_ratio
+
+    def operator(
+        self,
+        d_model: int,
+        batch: int,
+        seq_len: int,
+        *,
+        dtype: torch.dtype,
+        generator: torch.Generator,
+    ) -> Operator:
+        """q, z, v [b t h k], and where there is a lower bound [h k], at one half, its own input.
+
+        Floating-point operations: the products key (x) v and q S, 4 e d a token.
+        """
+        self.check_width(d_model)
+        heads, e = d_model // self.expand_ratio, self.expand_ratio
+        shape, device = (batch, seq_len, heads, e), generator.device
+        inputs = [torch.randn(shape, generator=generator, device=device) for _ in range(3)]
+        off = torch.zeros(heads, e, device=device)
+        if self.lower_bound != "off":
+            inputs.append(torch.full_like(off, 0.5))
+
+        def run(q: Tensor, z: Tensor, v: Tensor, bound: Tensor = off) -> Tensor:
+            return hgrn2(q, z, v, bound, impl=self.impl)[0]
+
+        flops = 4.0 * batch * seq_len * d_model * e
+        return Operator(run, tuple(x.to(dtype) for x in inputs), flops)
+
+
+class HGRN2Layer(HGRNLayer):
+    """W_o norm(y), with y_t = q_t S_t and S_t = Diag(f_t) S_(t-1) + (1 - f_t) (x) v_t."""
+
+    def __init__(
+        self,
+        mixer: HGRN2,
+        bounds: LowerBounds | None,
+        layer: int,
+        d_model: int,
+        n_layers: int,
+        causal: bool,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__(bounds, layer, d_model)
+        self.causal = causal
+        self.form = form = _FORMS[mixer.preset]
+        self.impl = mixer.impl
+        self.e = mixer.expand_ratio
+        init = mixer.init
+        # One map in the published order: value, query, forget logit.
+        self.proj_in = linear(d_model, 3 * d_model, bias=form.bias, generator=generator, init=init)
+        self.norm = norm(form.norm, d_model, device=generator.device)
+        self.proj_out = linear(
+            d_model,
+            d_model,
+            bias=form.bias,
+            generator=generator,
+            init=init,
+            out_of_layers=n_layers,
+        )
+
+    def _project(self, x: Float[Tensor, "*b d"]) -> tuple[Tensor, Tensor, Tensor]:
+        """q, z, v, each [*b h k]."""
+        heads = self.proj_in(x).unflatten(-1, (3, -1, self.e))
+        v, q, z = heads.unbind(-3)
+        q = F.silu(q) if self.form.query == "silu" else q.sigmoid()
+        if self.form.scaled:
+            q = q * self.e**-0.5
+        return q, z, F.silu(v) if self.form.silu_value else v
+
+    def _read_out(self, y: Float[Tensor, "*b h v"]) -> Float[Tensor, "*b d"]:
+        return self.proj_out(self.norm(y.flatten(-2)))
+
+    def forward(
+        self, x: Float[Tensor, "b t d"], *, lengths: Int[Tensor, " b"] | None = None
+    ) -> Float[Tensor, "b t d"]:
+        """In both directions the two states are summed before the read-out, so that a token's own
+        term enters twice, as in the published modules."""
+        q, z, v = self._project(x)
+        bound = self.bound(x).view(-1, self.e)
+        if self.causal:
+            y, _ = hgrn2(q, z, v, bound, lengths=lengths, impl=self.impl)
+        else:
+            y = hgrn2_bidirectional(q, z, v, bound, lengths=lengths, impl=self.impl)
+        return self._read_out(y)
+
+    def start(self, batch: int, max_len: int) -> tuple[Tensor, ...]:
+        """The state [b h k v], zeros; it does not grow with `max_len`."""
+        assert self.causal, "a layer that sees both directions does not decode"
+        weight = self.proj_in.weight
+        shape = (batch, self.d_model // self.e, self.e, self.e)
+        return (torch.zeros(shape, dtype=arithmetic_dtype(weight), device=weight.device),)
+
+    @torch.no_grad()
+    def step(
+        self, x: Float[Tensor, "b d"], state: tuple[Tensor, ...]
+    ) -> tuple[Float[Tensor, "b d"], tuple[Tensor, ...]]:
+        """One token; the state changes in place."""
+        q, z, v = self._project(x)
+        bound = self.bound(x).view(-1, self.e)
+        y, S = hgrn2_step(q, z, v, bound, state[0], impl=self.impl)
+        return self._read_out(y), (S,)
