@@ -9,7 +9,7 @@ table row. Only the layers that it builds hold tensors.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -53,7 +53,7 @@ class Mixer(Frozen):
     impl: str
 
     @classmethod
-    def variants(cls) -> list[Mixer]:
+    def variants(cls) -> Sequence[Mixer]:
         """The configurations, small enough for a CPU, that the contract test walks."""
         return [cls()]  # pyright: ignore[reportCallIssue]
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from hgrn2.gate import arithmetic_dtype
 from hgrn2.reference import gated_bidirectional, gated_chunked, gated_recurrent
 from mixers.base import Mixer, Operator
-from mixers.layers import Init, linear, norm
+from mixers.layers import Init, linear, no_autocast, norm
 
 GATE_TEMPERATURE = 16
 """The gate is sigmoid(z)^(1/16), which starts near 1: memory is long unless z says otherwise."""
@@ -158,10 +158,11 @@ class GLALayer(nn.Module):
         """In both directions (ours: GLA was published causal) the two states are summed before the
         read-out, as in HGRN2."""
         q, key, v, f, gate = self._project(x)
-        if self.causal:
-            y, _ = gated_chunked(q, key, v, f, lengths=lengths)
-        else:
-            y = gated_bidirectional(q, key, v, f, lengths=lengths)
+        with no_autocast(x):
+            if self.causal:
+                y, _ = gated_chunked(q, key, v, f, lengths=lengths)
+            else:
+                y = gated_bidirectional(q, key, v, f, lengths=lengths)
         return self._read_out(y, gate)
 
     def start(self, batch: int, max_len: int) -> tuple[Tensor, ...]:
@@ -177,5 +178,6 @@ class GLALayer(nn.Module):
     ) -> tuple[Float[Tensor, "b d"], tuple[Tensor, ...]]:
         """One token."""
         q, key, v, f, gate = self._project(x[:, None])
-        y, S = gated_recurrent(q, key, v, f, state=state[0])
+        with no_autocast(x):
+            y, S = gated_recurrent(q, key, v, f, state=state[0])
         return self._read_out(y, gate)[:, 0], (S,)

@@ -25,7 +25,7 @@ Bound = Literal["off", "cumsum", "exclusive"]
 class HGRN(Mixer):
     """The options that HGRN1 and HGRN2 share; not a mixer of its own."""
 
-    impl: Literal["reference", "triton"] = "reference"
+    impl: hgrn2.Impl = "reference"
     """Which implementation of the recurrence runs."""
     lower_bound: Bound = "off"
     """How the forget gates of the upper layers are kept from closing."""

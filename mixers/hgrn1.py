@@ -10,7 +10,7 @@ from pydantic import PositiveInt, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hgrn2 import hgrn1, hgrn1_bidirectional
+from hgrn2 import Impl, hgrn1, hgrn1_bidirectional
 from hgrn2.gate import arithmetic_dtype
 from mixers.base import Mixer, Operator
 from mixers.hgrn import HGRN, HGRNLayer, LowerBounds, with_triton
@@ -132,7 +132,7 @@ class HGRN1Layer(HGRNLayer):
         super().__init__(bounds, layer, d_model)
         self.causal = causal
         self.complex = mixer.kind == "complex"
-        self.impl = mixer.impl
+        self.impl: Impl = mixer.impl
         self.expand = mixer.expand
         device, init, bias = generator.device, mixer.init, mixer.bias
         value = mixer.state_size(d_model, 1)

@@ -10,11 +10,11 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hgrn2 import hgrn2, hgrn2_bidirectional, hgrn2_step
+from hgrn2 import Impl, hgrn2, hgrn2_bidirectional, hgrn2_step
 from hgrn2.gate import arithmetic_dtype
 from mixers.base import Mixer, Operator, expect_divisor
 from mixers.hgrn import HGRN, HGRNLayer, LowerBounds, with_triton
-from mixers.layers import NormName, linear, norm
+from mixers.layers import NormName, linear, no_autocast, norm
 
 
 class _Form(NamedTuple):
@@ -121,7 +121,7 @@ class HGRN2Layer(HGRNLayer):
         super().__init__(bounds, layer, d_model)
         self.causal = causal
         self.form = form = _FORMS[mixer.preset]
-        self.impl = mixer.impl
+        self.impl: Impl = mixer.impl
         self.e = mixer.expand_ratio
         init = mixer.init
         # One map in the published order: value, query, forget logit.
@@ -155,10 +155,11 @@ class HGRN2Layer(HGRNLayer):
         term enters twice, as in the published modules."""
         q, z, v = self._project(x)
         bound = self.bound(x).view(-1, self.e)
-        if self.causal:
-            y, _ = hgrn2(q, z, v, bound, lengths=lengths, impl=self.impl)
-        else:
-            y = hgrn2_bidirectional(q, z, v, bound, lengths=lengths, impl=self.impl)
+        with no_autocast(x):
+            if self.causal:
+                y, _ = hgrn2(q, z, v, bound, lengths=lengths, impl=self.impl)
+            else:
+                y = hgrn2_bidirectional(q, z, v, bound, lengths=lengths, impl=self.impl)
         return self._read_out(y)
 
     def start(self, batch: int, max_len: int) -> tuple[Tensor, ...]:
@@ -175,5 +176,6 @@ class HGRN2Layer(HGRNLayer):
         """One token; the state changes in place."""
         q, z, v = self._project(x)
         bound = self.bound(x).view(-1, self.e)
-        y, S = hgrn2_step(q, z, v, bound, state[0], impl=self.impl)
+        with no_autocast(x):
+            y, S = hgrn2_step(q, z, v, bound, state[0], impl=self.impl)
         return self._read_out(y), (S,)

@@ -33,7 +33,8 @@ def linear(
     out_of_layers: int | None = None,
 ) -> nn.Linear:
     """A linear map. `out_of_layers`: the stack's depth, if this map is the last of its branch."""
-    layer = nn.utils.skip_init(nn.Linear, d_in, d_out, bias=bias, device=generator.device)
+    # On the meta device the constructor draws nothing.
+    layer = nn.Linear(d_in, d_out, bias=bias, device="meta").to_empty(device=generator.device)
     with torch.no_grad():
         if init == "torch":
             bound = 1 / math.sqrt(d_in)
@@ -55,10 +56,17 @@ def norm(
     if name == "layer":
         return nn.LayerNorm(width, eps=eps, device=device)
     if name == "rms":
-        return nn.RMSNorm(width, eps=eps, device=device)
+        return RMSNorm(width, eps=eps, device=device)
     if name == "simple_rms":
         return nn.RMSNorm(width, eps=eps, elementwise_affine=False)
     return nn.Identity()
+
+
+class RMSNorm(nn.RMSNorm):
+    """In its weights' dtype: under autocast in fp32, as torch's LayerNorm."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.to(self.weight.dtype))
 
 
 class Dropout(nn.Module):
@@ -83,6 +91,11 @@ def seed_dropout(model: nn.Module, generator: torch.Generator) -> None:
     for module in model.modules():
         if isinstance(module, Dropout):
             module.generator = generator
+
+
+def no_autocast(x: Tensor) -> torch.autocast:
+    """A recurrence's products run in its own precision, whatever autocast is around the model."""
+    return torch.autocast(x.device.type, enabled=False)
 
 
 def valid_tokens(lengths: Tensor, t: int) -> Tensor:
