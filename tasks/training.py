@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from pydantic import PositiveFloat, PositiveInt
@@ -51,6 +51,7 @@ class Training(Frozen):
     """Which epoch's accuracy is `accuracy`."""
 
 
+@runtime_checkable
 class Problem(Protocol):
     """What is learned. `loss` and `evaluate` see the model in the right mode and precision."""
 

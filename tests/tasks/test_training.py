@@ -1,0 +1,172 @@
+"""The training loop: exact resume, early stop, schedules; MQAR's loss at labelled positions."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from mixers import Attention
+from tasks.backbone import Backbone
+from tasks.base import Context, Paused
+from tasks.mqar import UNLABELLED, mqar_batch
+from tasks.mqar.task import MQAR, Recall, Segment, query_logits
+from tasks.training import Training, _optimizer, learning_rate, seeded
+
+CPU = torch.device("cpu")
+
+
+def tiny(**training: object) -> MQAR:
+    settings = {"lr": 3e-3, "epochs": 3, "batch": 32, "clip_norm": 1.0} | training
+    return MQAR(
+        mixer=Attention(n_heads=2, impl="sdpa"),
+        protocol="test",
+        train=(
+            Segment(seq_len=16, kv_pairs=2, examples=96),
+            Segment(seq_len=24, kv_pairs=4, examples=80),
+        ),
+        test=(Segment(seq_len=16, kv_pairs=2, examples=64),),
+        vocab_size=40,
+        backbone=Backbone(d_model=16, positions="learned", embed_dropout=0.1),
+        training=Training.model_validate(settings),
+    )
+
+
+class StopAfter:
+    """A stop button that is pressed at the n-th poll."""
+
+    def __init__(self, polls: int) -> None:
+        self.left = polls
+
+    def __call__(self) -> bool:
+        self.left -= 1
+        return self.left <= 0
+
+
+def without_times(metrics: dict) -> dict:
+    return {k: v for k, v in metrics.items() if k not in ("train_s", "step_ms")}
+
+
+@pytest.mark.parametrize("order", ["fixed", "shuffled"])
+@pytest.mark.parametrize("stops", [[1], [4], [6, 1, 2], [6, 6]])
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path: Path, order, stops):
+    task = tiny(order=order, schedule="cosine_step", warmup_steps=3)
+    whole = task.run(Context(CPU))
+    checkpoint = tmp_path / "folder" / "cell.pt"
+    for polls in stops:
+        context = Context(CPU, checkpoint=checkpoint, should_stop=StopAfter(polls))
+        with pytest.raises(Paused):
+            task.run(context)
+        assert checkpoint.exists()
+        assert [p.name for p in checkpoint.parent.iterdir()] == ["cell.pt"]
+    lines: list[str] = []
+    resumed = task.run(Context(CPU, checkpoint=checkpoint, progress=lines.append))
+    assert lines[0].startswith("resumed")
+    assert without_times(resumed) == without_times(whole)
+
+
+def test_two_runs_of_a_seed_are_equal_and_another_seed_is_not():
+    before = torch.get_rng_state()
+    task = tiny()
+    first, again = task.run(Context(CPU)), task.run(Context(CPU))
+    other = task.model_copy(update={"seed": 7}).run(Context(CPU))
+    assert without_times(first) == without_times(again)
+    assert first["loss_by_epoch"] != other["loss_by_epoch"]
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_loss_and_gradients_at_labelled_positions_equal_those_over_all_positions():
+    task = tiny().model_copy(
+        update={"backbone": Backbone(d_model=16, positions="learned", embed_dropout=0.0)}
+    )
+    generator = torch.Generator().manual_seed(0)
+    model = task.backbone.build(task.mixer, vocab_size=40, max_len=24, generator=generator).double()
+    problem = Recall(task, CPU)
+    problem.start_epoch(0)
+    inputs, labels = mqar_batch(96, 16, 2, 40, generator=seeded(CPU, task.data_seed, "train", 0))
+    ours = problem.loss(model, 0)
+    gathered = torch.autograd.grad(ours, list(model.parameters()))
+    everywhere = F.cross_entropy(
+        model(inputs[:32]).flatten(0, 1), labels[:32].flatten(), ignore_index=UNLABELLED
+    )
+    full = torch.autograd.grad(everywhere, list(model.parameters()))
+    torch.testing.assert_close(ours, everywhere, rtol=1e-13, atol=0)
+    for a, b in zip(gathered, full, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-15)
+
+
+def test_accuracy_counts_the_queries():
+    task = tiny()
+    problem = Recall(task, CPU)
+    model = task.backbone.build(
+        task.mixer, vocab_size=40, max_len=24, generator=torch.Generator().manual_seed(0)
+    ).eval()
+    rows = problem.test[0]
+    with torch.no_grad():
+        right = (query_logits(model, rows).argmax(-1) == rows.targets).double().mean()
+        assert problem.evaluate(model)["accuracy"] == pytest.approx(float(right), abs=1e-12)
+
+
+def test_training_stops_early_and_reports_the_epoch_that_it_was_told():
+    stopped = tiny(early_stop=-1.0, epochs=5).run(Context(CPU))
+    assert stopped["epochs_run"] == 1
+    for report in ("last", "best"):
+        metrics = tiny(report=report, lr=1e-2, epochs=4).run(Context(CPU))
+        by_epoch = metrics["accuracy_by_epoch"]
+        assert len(by_epoch) == 4
+        assert metrics["accuracy"] == (max(by_epoch) if report == "best" else by_epoch[-1])
+
+
+def test_a_learning_rate_that_diverges_is_a_result():
+    metrics = tiny(lr=1e30, clip_norm=None).run(Context(CPU))
+    assert metrics["diverged"] == 1
+    assert metrics["epochs_run"] < 3
+    assert metrics["accuracy"] < 0.2
+
+
+def test_the_schedules():
+    def rates(**fields: object) -> list[float]:
+        training = Training.model_validate({"lr": 1.0, "epochs": 4} | fields)
+        return [learning_rate(training, step // 5, step, 5) for step in range(20)]
+
+    by_epoch = rates(schedule="cosine_epoch")
+    assert by_epoch[::5] == [0.5 * (1 + math.cos(math.pi * e / 4)) for e in range(4)]
+    assert len(set(by_epoch)) == 4
+    by_step = rates(schedule="cosine_step", warmup_steps=5)
+    assert by_step[:5] == [0.2, 0.4, 0.6, 0.8, 1.0]
+    assert by_step[5:] == sorted(by_step[5:], reverse=True)
+    assert rates(schedule="cosine_step", warmup_steps=50)[-1] == 20 / 50
+    assert rates(schedule="constant") == [1.0] * 20
+    decayed = rates(schedule="inverse_sqrt", warmup_steps=4)
+    assert decayed[3] == 1.0
+    assert decayed[15] == 0.5
+
+
+def test_weight_decay_reaches_what_the_recipe_says():
+    model = tiny().backbone.build(
+        Attention(n_heads=2), vocab_size=40, max_len=24, generator=torch.Generator().manual_seed(0)
+    )
+    everything = _optimizer(model, Training(lr=1e-3))
+    assert [g["weight_decay"] for g in everything.param_groups] == [0.1]
+    split = _optimizer(model, Training(lr=1e-3, decay="matrices"))
+    assert [g["weight_decay"] for g in split.param_groups] == [0.1, 0.0]
+    assert all(p.ndim >= 2 for p in split.param_groups[0]["params"])
+    assert all(p.ndim < 2 for p in split.param_groups[1]["params"])
+
+
+def test_impossible_cells_are_refused_before_anything_runs():
+    with pytest.raises(ValueError, match=r"kv_pairs = 5 does not fit seq_len = 16"):
+        MQAR.model_validate(
+            tiny().model_dump(exclude={"seq_len", "kv_pairs", "mixer", "test"})
+            | {"mixer": Attention(), "test": (Segment(seq_len=16, kv_pairs=5, examples=1),)}
+        )
+    with pytest.raises(ValueError, match="d_model"):
+        MQAR.model_validate(
+            tiny().model_dump(exclude={"seq_len", "kv_pairs", "mixer"})
+            | {"mixer": Attention(n_heads=3)}
+        )
+    with pytest.raises(ValueError, match="learning_rate"):
+        Training.model_validate({"lr": 1e-3, "learning_rate": 1})
