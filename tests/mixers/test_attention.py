@@ -1,0 +1,56 @@
+"""Attention: both implementations, rotary positions, seeded dropout."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from mixers import Attention
+from mixers.attention import rope
+from mixers.layers import seed_dropout
+from tests.mixers.test_contract import assert_close, generator, moved, tokens
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("positions", ["none", "rope"])
+def test_attention_by_sdpa_is_attention_by_hand(causal, positions):
+    ours, exact = (
+        moved(Attention(impl=impl, n_heads=2, positions=positions), causal=causal)
+        for impl in ("sdpa", "reference")
+    )
+    x, lengths = tokens(3, 40), torch.tensor([40, 7, 1])
+    assert_close(ours(x), exact(x))
+    for row, n in enumerate(lengths):
+        ours_row = ours(x, lengths=lengths)[row : row + 1, :n]
+        assert_close(ours_row, exact(x, lengths=lengths)[row : row + 1, :n])
+
+
+def test_rope_sees_distances_alone():
+    q, k = tokens(2, 9).unflatten(-1, (2, -1)), tokens(2, 10)[:, 1:].unflatten(-1, (2, -1))
+    position = torch.arange(9)
+
+    def scores(shift: int) -> Tensor:
+        turned = (rope(x, position + shift) for x in (q, k))
+        return torch.einsum("bihk,bjhk->bhij", *turned)
+
+    # An angle near 1000 radians is itself off by half a unit in its last place.
+    torch.testing.assert_close(scores(1000), scores(0), rtol=0, atol=1000 * 2**-52 * 64)
+    unturned = torch.einsum("bihk,bjhk->bhij", q, k)
+    torch.testing.assert_close(scores(0).diagonal(0, -2, -1), unturned.diagonal(0, -2, -1))
+    assert (scores(0) - unturned).abs().max() > 0.1
+
+
+def test_attention_dropout_draws_from_its_own_generator():
+    layer, x = moved(Attention(impl="reference", dropout=0.5)), tokens(2, 20)
+    with pytest.raises(RuntimeError, match="seed_dropout"):
+        layer(x)
+    before, drawn = torch.get_rng_state(), []
+    for seed in (1, 1, 2):
+        seed_dropout(layer, generator(seed))
+        drawn.append(layer(x))
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+    assert torch.equal(torch.get_rng_state(), before)
+    plain = moved(Attention(impl="reference"))
+    assert torch.equal(layer.eval()(x), plain(x))
