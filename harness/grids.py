@@ -1,0 +1,162 @@
+"""Every grid: a function from a device to a list of tasks, one figure's worth of cells.
+
+The docstring is the figure's caption. To add a grid: a function here, and its name in GRIDS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import product
+
+import torch
+
+from mixers import GLA, HGRN1, HGRN2, Attention, Mamba, Mixer
+from mixers.layers import Init
+from tasks.backbone import Backbone
+from tasks.base import Task
+from tasks.decode import Decode
+from tasks.memory import Memory
+from tasks.mqar import protocols
+from tasks.mqar.task import MQAR, Segment
+from tasks.speed import Speed
+from tasks.training import Training
+
+Grid = Callable[[torch.device], list[Task]]
+
+
+def mqar_quick(device: torch.device) -> list[Task]:
+    """Recall of five mixers on short sequences: two widths, two learning rates, one seed.
+
+    A CPU's version of Figure 3 of the HGRN2 paper: 32 tokens, 4 pairs, a vocabulary of 64, two
+    layers, 1,024 steps of 32 rows at most.
+    """
+    del device
+    return [
+        MQAR(
+            mixer=mixer,
+            protocol="quick",
+            train=(Segment(seq_len=32, kv_pairs=4, examples=8_192),),
+            test=(Segment(seq_len=32, kv_pairs=4, examples=1_000),),
+            vocab_size=64,
+            backbone=Backbone(
+                d_model=d_model,
+                n_layers=2,
+                channel_mixer="none",
+                positions="learned" if mixer.name == "attention" else "none",
+            ),
+            training=Training(lr=lr, epochs=4, batch=32, schedule="cosine_step", early_stop=0.99),
+            seed=0,
+            data_seed=0,
+        )
+        for d_model, lr in product((32, 64), (3e-3, 1e-2))
+        for mixer in recall_mixers(d_model)
+    ]
+
+
+def mqar_iclr2024(device: torch.device) -> list[Task]:
+    """Recall over model width at four lengths, by the protocol of zoology's ICLR 2024 Figure 2."""
+    del device
+    return [
+        protocols.iclr2024(mixer, seq_len=seq_len, kv_pairs=kv_pairs, d_model=d_model, lr=lr)
+        for (seq_len, kv_pairs), d_model, lr in product(
+            protocols.FIGURE_CELLS, protocols.FIGURE_WIDTHS, protocols.ICLR2024_LRS
+        )
+        for mixer in recall_mixers(d_model, init="zoology")
+    ]
+
+
+def mqar_fig3(device: torch.device) -> list[Task]:
+    """Recall over model width at four lengths, by the protocol of the HGRN2 paper's Figure 3."""
+    del device
+    return [
+        protocols.hgrn2_paper(mixer, seq_len=seq_len, kv_pairs=kv_pairs, d_model=d_model, lr=lr)
+        for (seq_len, kv_pairs), d_model, lr in product(
+            protocols.FIGURE_CELLS, protocols.FIGURE_WIDTHS, protocols.HGRN2_PAPER_LRS
+        )
+        for mixer in recall_mixers(d_model, init="zoology")
+    ]
+
+
+def mqar_capacity(device: torch.device) -> list[Task]:
+    """Recall over state size, by the mixed-difficulty protocol of Based and zoology's README."""
+    del device
+    return [
+        protocols.mixed(mixer, d_model=d_model, lr=lr)
+        for d_model, lr in product((64, 128, 256), protocols.MIXED_LRS)
+        for mixer in recall_mixers(d_model, init="zoology")
+    ]
+
+
+def speed_quick(device: torch.device) -> list[Task]:
+    """Speed, peak memory and decoding of five mixers over length on a CPU, a layer of width 64.
+
+    Three trials, each in a process of its own, the mixers interleaved.
+    """
+    del device
+    lengths = (256, 1024, 4096)
+    layers = [
+        Speed(
+            mixer=mixer,
+            level="layer",
+            mode="fwd_bwd",
+            seq_len=seq_len,
+            batch=4096 // seq_len,
+            d_model=64,
+            trial=trial,
+        )
+        for trial in range(3)
+        for seq_len in lengths
+        for mixer in timed_mixers()
+    ]
+    memory = [
+        Memory(
+            mixer=mixer,
+            level="layer",
+            mode="fwd_bwd",
+            seq_len=seq_len,
+            batch=4096 // seq_len,
+            d_model=64,
+        )
+        for seq_len in lengths
+        for mixer in timed_mixers()
+    ]
+    decode = [
+        Decode(mixer=mixer, context=context, batch=8, d_model=64)
+        for context in (64, 256, 1024)
+        for mixer in timed_mixers()
+    ]
+    return [*layers, *memory, *decode]
+
+
+def timed_mixers() -> list[Mixer]:
+    """The five mixers with two heads of 32 where they have heads."""
+    return [
+        HGRN2(preset="lm", expand_ratio=32, lower_bound="cumsum"),
+        HGRN1(kind="complex", lower_bound="cumsum"),
+        GLA(n_heads=2),
+        Mamba(),
+        Attention(n_heads=2),
+    ]
+
+
+def recall_mixers(d_model: int, init: Init = "torch") -> list[Mixer]:
+    """The five mixers as the MQAR protocols configure them at this width."""
+    zoology = init == "zoology"
+    return [
+        HGRN2(preset="biased", expand_ratio=min(d_model, 128), lower_bound="off", init=init),
+        HGRN1(kind="complex", lower_bound="off", init=init),
+        # zoology scales no last map that is called o_proj, and GLA's is.
+        GLA(n_heads=2, init="normal" if zoology else init),
+        Mamba(init=init),
+        # Dropout of the probabilities needs the eager form, whose masks are seeded.
+        Attention(impl="reference", dropout=0.1, init=init) if zoology else Attention(init=init),
+    ]
+
+
+GRIDS: tuple[Grid, ...] = (
+    mqar_quick,
+    speed_quick,
+    mqar_iclr2024,
+    mqar_fig3,
+    mqar_capacity,
+)
