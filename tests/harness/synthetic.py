@@ -13,10 +13,10 @@ from typing import Any
 from harness.records import Record, Records
 
 MIXERS = (
-    ("hgrn2", "chunked"),
-    ("hgrn1", "scan"),
-    ("gla", "chunked"),
-    ("mamba", "scan"),
+    ("hgrn2", "triton"),
+    ("hgrn1", "triton"),
+    ("gla", "fla"),
+    ("mamba", "mamba_ssm"),
     ("attention", "sdpa"),
 )
 GPU, CPU = "NVIDIA H200", "Example CPU @ 2.0GHz"

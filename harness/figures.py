@@ -1,0 +1,33 @@
+"""Every figure function by the name of its grid or of its task. To add one: a function from the
+tidy frame to named plots, and its name here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pandas as pd
+
+from harness.figures_recall import mqar
+from harness.figures_speed import decode, memory, speed
+from harness.plot import Plot
+
+FIGURES: dict[str, Callable[[pd.DataFrame], dict[str, Plot]]] = {
+    "mqar": mqar,
+    "speed": speed,
+    "memory": memory,
+    "decode": decode,
+}
+
+
+def draw(grid: str, table: pd.DataFrame) -> dict[str, Plot]:
+    """The figures of a grid: those of its own name if there are any, else those of each of its
+    tasks. A task without figures has its table alone."""
+    if grid in FIGURES:
+        return FIGURES[grid](table)
+    plots: dict[str, Plot] = {}
+    for task in sorted(table["task"].unique()):
+        if task in FIGURES:
+            cells = table[table["task"] == task].dropna(axis="columns", how="all")
+            found = FIGURES[task](cells)
+            plots |= {f"{task}_{name}" if name in plots else name: p for name, p in found.items()}
+    return plots

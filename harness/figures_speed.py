@@ -1,0 +1,188 @@
+"""Figures of speed, memory and decode grids: time, throughput, roofline and memory over length."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pandas as pd
+
+from harness.crossover import crossovers
+from harness.curves import Cost, curves, medians, panels, title
+from harness.plot import Plot, at
+from harness.series import origin, pages, setting, with_series
+from harness.style import length
+
+KIND = ["level", "mode"]
+BAND = ("time_ms_p20", "time_ms_p80")
+BAND_SENTENCE = "Band: 20th to 80th percentile of the repetitions."
+
+
+def speed(table: pd.DataFrame) -> dict[str, Plot]:
+    """Latency, throughput and, where floors were recorded, the roofline; peak memory where the
+    same cells measured it."""
+    plots: dict[str, Plot] = {}
+    for suffix, page, attention in _pages(table, [*KIND, "seq_len", "trial", "seed"]):
+        plots[f"latency{suffix}"] = latency(page, attention)
+        plots[f"throughput{suffix}"] = throughput(page)
+        if "bytes_floor_ms" in page:
+            plots[f"roofline{suffix}"] = roofline(page)
+        if "peak_mib" in page:
+            plots[f"peak_memory{suffix}"] = peak_memory(page)
+    return plots
+
+
+def memory(table: pd.DataFrame) -> dict[str, Plot]:
+    """Peak memory over length."""
+    sheets = _pages(table, [*KIND, "seq_len", "seed"])
+    return {f"peak_memory{suffix}": peak_memory(page) for suffix, page, _ in sheets}
+
+
+def decode(table: pd.DataFrame) -> dict[str, Plot]:
+    """The cost of one more token over the context before it, and the state held for it."""
+    plots: dict[str, Plot] = {}
+    for suffix, page, attention in _pages(table, ["context", "batch", "trial", "seed"]):
+        plots[f"decode_latency{suffix}"] = decode_latency(page, attention)
+        plots[f"decode_state{suffix}"] = decode_state(page)
+    return plots
+
+
+def latency(table: pd.DataFrame, attention: pd.DataFrame) -> Plot:
+    """Milliseconds a call over length, and from which length on attention is slower."""
+    cost = Cost(KIND, "seq_len", "Sequence length", "time_ms", "Time (ms)", BAND)
+    lines = medians(table, cost)
+    parts = [
+        "Time of one call over sequence length.",
+        _trials(table),
+        BAND_SENTENCE,
+        _null(table),
+        _faster(lines, medians(attention, cost), cost),
+    ]
+    return curves(table, lines, cost, [*parts, *_common(table)])
+
+
+def throughput(table: pd.DataFrame) -> Plot:
+    """Tokens a second over length."""
+    cost = Cost(
+        KIND, "seq_len", "Sequence length", "tokens_per_s", "Tokens per second", frontier=False
+    )
+    parts = ["Throughput over sequence length.", _trials(table), _null(table)]
+    return curves(table, medians(table, cost), cost, [*parts, *_common(table)])
+
+
+def roofline(table: pd.DataFrame) -> Plot:
+    """The share of the time measured that bytes and FLOPs alone would take."""
+    floors = [name for name in ("bytes_floor_ms", "flops_floor_ms") if name in table]
+    share = 100 * table[floors].max(axis=1) / table["time_ms"]
+    table = table.assign(roofline_percent=share)
+    name = "Share of roofline (%)"
+    cost = Cost(KIND, "seq_len", "Sequence length", "roofline_percent", name, frontier=False)
+    parts = [
+        "Share of the roofline that is reached: the longer of the times that the bytes (each "
+        "input read once, each output written once) and, where a formula counts them, the FLOPs "
+        "take at this machine's measured copy bandwidth and matmul rate, over the time measured.",
+        _trials(table),
+    ]
+    return curves(table, medians(table, cost), cost, [*parts, *_common(table)])
+
+
+def peak_memory(table: pd.DataFrame) -> Plot:
+    """MiB at the peak of one call, less its inputs, over length."""
+    cost = Cost(KIND, "seq_len", "Sequence length", "peak_mib", "Peak memory (MiB)")
+    parts = ["Memory at the peak of one call, inputs not counted, over sequence length."]
+    return curves(table, medians(table, cost), cost, [*parts, *_common(table)])
+
+
+def decode_latency(table: pd.DataFrame, attention: pd.DataFrame) -> Plot:
+    """Milliseconds a token after a context, a panel for each batch."""
+    cost = Cost(["batch"], "context", "Context (tokens)", "time_ms", "Time per step (ms)", BAND)
+    lines = medians(table, cost)
+    parts = [
+        "Time of one decode step of one layer over the context before it.",
+        _trials(table),
+        BAND_SENTENCE,
+        _null(table),
+        _faster(lines, medians(attention, cost), cost),
+    ]
+    return curves(table, lines, cost, [*parts, *_common(table)])
+
+
+def decode_state(table: pd.DataFrame) -> Plot:
+    """Bytes held to go on decoding one sequence, over the context before."""
+    cost = Cost([], "context", "Context (tokens)", "state_bytes", "State (bytes)")
+    parts = [
+        "State that one layer holds to decode one sequence, over the context before it (k = 1024)."
+    ]
+    # The same for every batch.
+    table = table[table["batch"] == table["batch"].min()]
+    return curves(table, medians(table, cost), cost, [*parts, *_common(table)])
+
+
+def _pages(
+    table: pd.DataFrame, axes: list[str]
+) -> Iterator[tuple[str, pd.DataFrame, pd.DataFrame]]:
+    """Parts that fit a figure, with their suffix and all of attention's rows of that device type:
+    CPU and GPU never share a figure."""
+    types = table["device_type"].unique()
+    for device_type in types:
+        part = table[table["device_type"] == device_type]
+        part = with_series(part, axes, apart=["device"])
+        if not part["status"].eq("ok").any():
+            continue
+        for suffix, page in pages(part):
+            where = f"_{device_type}" if len(types) > 1 else ""
+            if page["status"].eq("ok").any():
+                yield f"{where}{suffix}", page, part[part["mixer"] == "attention"]
+
+
+def _trials(table: pd.DataFrame) -> str:
+    ran = table[table["status"] == "ok"]
+    count = ran["trial"].nunique() if "trial" in ran else 1
+    repetitions = ran["repetitions"].astype(int)
+    low, high = repetitions.min(), repetitions.max()
+    many = f"{low}" if low == high else f"{low} to {high}"
+    if count == 1:
+        return f"Median of {many} repetitions in one process."
+    return (
+        f"Line: median of {count} processes (small points), each the median of {many} repetitions."
+    )
+
+
+def _null(table: pd.DataFrame) -> str:
+    """The noise floor: what the same call differs from itself by."""
+    ran = table[table["status"] == "ok"]
+    null = (ran["null_ms"] / ran["time_ms"] - 1).abs()
+    return (
+        f"A/A null runs differ by {100 * null.median():.1f} % in the median and "
+        f"{100 * null.max():.1f} % at most."
+    )
+
+
+def _faster(lines: pd.DataFrame, attention: pd.DataFrame, cost: Cost) -> str:
+    """From which length on each mixer is faster than the fastest attention."""
+    told: list[str] = []
+    for place in panels(lines, cost):
+        found = crossovers(at(lines, place), at(attention, place), cost.x, cost.y)
+        if found:
+            told.append(f"{title(place)}: {', '.join(f'{k} {v}' for k, v in found.items())}")
+    return f"Faster than attention, of the lengths that both ran: {'; '.join(told)}." * bool(told)
+
+
+def _common(table: pd.DataFrame) -> list[str]:
+    oom = "×: out of memory." if "oom" in set(table["status"]) else ""
+    return [oom, _size(table), setting(table, "d_model", "Width {}."), origin(table)]
+
+
+def _size(table: pd.DataFrame) -> str:
+    if "seq_len" not in table:
+        return ""
+    sizes = table[["batch", "seq_len"]].drop_duplicates().sort_values("seq_len")
+    tokens, batches = (sizes["batch"] * sizes["seq_len"]).unique(), sizes["batch"].unique()
+    if len(batches) == 1:
+        return f"Batch {batches[0]}."
+    if len(tokens) == 1:
+        return f"{tokens[0]:,} tokens a call: batch {batches[0]} to {batches[-1]}."
+    pairs = ", ".join(
+        f"{batch} × {length(seq_len)}"
+        for batch, seq_len in sizes.itertuples(index=False, name=None)
+    )
+    return f"Batch × length: {pairs}."
