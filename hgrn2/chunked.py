@@ -1,26 +1,22 @@
 """The gated recurrence in chunks: matmuls inside a chunk, a loop over chunks only.
 
-The scores of a chunk are split dyadically in PRODUCT SPACE: a pair (i, j) is handled at the level
-where i and j lie in sibling halves of one block, anchored at the last row of the left half,
-
-    A_ij = (q_i  prod of f over (anchor, i]) . (key_j  prod of f over (j, anchor]),
-
-so every factor is a product of gates in [0, 1]: nothing overflows, nothing is divided, no log is
-taken, and a gate of any size, zero included, is exact. The README derives it.
-
-Axes: n chunks (of all rows and heads), c tokens of a chunk, k key width, v value width.
+Axes: b batch, t time, h heads, k key width, v value width; inside a tile: r rows (b and h), n
+chunks, c tokens of a chunk.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import pad
 
-from hgrn2.gate import arithmetic_dtype, mask_padding, zero_padding
+from hgrn2.dyadic import Level, scores, scores_backward
+from hgrn2.gate import arithmetic_dtype, mask_padding, valid_tokens, zero_padding
+from hgrn2.tiling import Gates, Tiling
+
+CHUNK = 64
 
 
 def gated_chunked(
@@ -31,7 +27,7 @@ def gated_chunked(
     *,
     state: Tensor | None = None,
     lengths: Tensor | None = None,
-    chunk: int = 64,
+    chunk: int = CHUNK,
 ) -> tuple[Tensor, Tensor]:
     """`gated_recurrent` in chunks of `chunk` tokens (a power of two): the form for use.
 
@@ -39,161 +35,187 @@ def gated_chunked(
     Returns y [b t h v] in v's dtype, zero at padding, and the state after the last valid token,
     in fp32 (fp64 for fp64 inputs). Raises ValueError for a chunk that is not a power of two.
     """
-    if chunk < 1 or chunk & (chunk - 1):
-        raise ValueError(f"chunk={chunk} should be a power of two, such as 64")
-    out_dtype = v.dtype
-    dtype = arithmetic_dtype(q, key, v, f, state)
-    q, key, v, f = (x.to(dtype) for x in (q, key, v, f))
     if lengths is not None:
         f, key = mask_padding(f, key, lengths)
         q, v = zero_padding(q, lengths), zero_padding(v, lengths)
-    b, t, h, _ = q.shape
-    c = min(chunk, 1 << (t - 1).bit_length())
-    # identity gates after the end leave the final state as it is
-    fills = (0.0, 0.0, 0.0, 1.0)
-    blocks = [_to_chunks(x, c, fill) for x, fill in zip((q, key, v, f), fills, strict=True)]
-    y, last = _GatedChunks.apply(*blocks, None if state is None else state.to(dtype))
-    return y.reshape(b, h, -1, v.shape[-1])[:, :, :t].transpose(1, 2).to(out_dtype), last
+    return _run(q, key, v, f, state, chunk, tied=False)
 
 
-def _to_chunks(x: Tensor, c: int, fill: float) -> Tensor:
-    """[b t h k] -> [b h n c k], t padded to a multiple of c."""
-    b, t, h, k = x.shape
-    if t % c:
-        x = pad(x, (0, 0, 0, 0, 0, c - t % c), value=fill)
-    return x.transpose(1, 2).reshape(b, h, -1, c, k)
+def tied_chunked(
+    q: Tensor,
+    z: Tensor,
+    v: Tensor,
+    bound: Tensor,
+    *,
+    state: Tensor | None = None,
+    lengths: Tensor | None = None,
+    chunk: int = CHUNK,
+) -> tuple[Tensor, Tensor]:
+    """`gated_chunked` with HGRN's gate formed tile by tile: f and key are never stored.
+
+    z [b t h k] and bound [h k] as in `gate`; the rest as in `gated_chunked`.
+    """
+    if lengths is not None:
+        # sigmoid(inf) = 1: the gate is the identity, the key is zero, and z gets no gradient
+        z = torch.where(valid_tokens(z, lengths), z, torch.inf)
+        q, v = zero_padding(q, lengths), zero_padding(v, lengths)
+    return _run(q, z, v, bound, state, chunk, tied=True)
 
 
-class _GatedChunks(torch.autograd.Function):
-    """q, key, f [b h n c k], v [b h n c v], state [b h k v] or None -> y, the last state."""
+def _run(
+    q: Tensor,
+    key_or_z: Tensor,
+    v: Tensor,
+    f_or_bound: Tensor,
+    state: Tensor | None,
+    chunk: int,
+    *,
+    tied: bool,
+) -> tuple[Tensor, Tensor]:
+    if chunk < 1 or chunk & (chunk - 1):
+        raise ValueError(f"chunk={chunk} should be a power of two, such as {CHUNK}")
+    inputs = (q, key_or_z, v, f_or_bound, state)
+    tiling = Tiling.of(q, v, chunk, arithmetic_dtype(*inputs), tied)
+    keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
+    with torch.autocast(q.device.type, enabled=False):
+        return _Chunked.apply(*inputs, tiling, keep)
+
+
+class _Chunked(torch.autograd.Function):
+    """y [b t h v] and the last state [b h k v], tile by tile; the state is carried along t.
+
+    For the backward pass it keeps its inputs and the state before every chunk; everything inside
+    a chunk is formed again.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, q: Tensor, key: Tensor, v: Tensor, f: Tensor, state: Tensor | None
+        ctx: Any,
+        q: Tensor,
+        key_or_z: Tensor,
+        v: Tensor,
+        f_or_bound: Tensor,
+        state: Tensor | None,
+        tiling: Tiling,
+        keep: bool,
     ) -> tuple[Tensor, Tensor]:
-        A, q_start, key_end, decay = _scores(q, key, f)
-        y = A @ v
-        starts, last = _chunk_states(decay, key_end.mT @ v, state)
-        y += q_start @ starts
-        ctx.save_for_backward(q, key, v, f, A, starts)
-        return y, last
+        b, _, h, k = q.shape
+        y = torch.empty_like(v, memory_format=torch.contiguous_format)
+        S = v.new_zeros(b * h, k, v.shape[-1], dtype=tiling.dtype)
+        if state is not None:
+            S.copy_(state.flatten(0, 1))
+        # one chunk from a state of zeros never reads a state
+        reads_state = state is not None or tiling.n > 1
+        saved = None
+        if keep and reads_state:
+            saved = S.new_empty(b * h, tiling.n, k, v.shape[-1])
+        for places in tiling.places():
+            for place in places:
+                f, key, _ = tiling.load_gates(key_or_z, f_or_bound, place)
+                tile = f.shape[:2]
+                v_tile = tiling.load(v, place).flatten(0, 1)
+                A, q_start, key_end, decay = scores(
+                    tiling.load(q, place).flatten(0, 1), key.flatten(0, 1), f.flatten(0, 1)
+                )
+                y_tile = A @ v_tile
+                added = key_end.mT @ v_tile
+                if reads_state:
+                    starts = _walk(
+                        decay.unflatten(0, tile), added.unflatten(0, tile), S[place.rows]
+                    )
+                    y_tile.baddbmm_(q_start, starts.flatten(0, 1))
+                    if saved is not None:
+                        saved[place.rows, place.chunks] = starts
+                else:
+                    S[place.rows] = added
+                tiling.store(y_tile.unflatten(0, tile), y, place)
+        ctx.tiling = tiling
+        ctx.save_for_backward(q, key_or_z, v, f_or_bound, saved)
+        ctx.set_materialize_grads(False)
+        return y, S.unflatten(0, (b, h))
 
     @staticmethod
     @once_differentiable
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, dy: Tensor, dlast: Tensor
+        ctx: Any, dy: Tensor | None, dlast: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        q, key, v, f, A, starts = ctx.saved_tensors
-        levels, q_start, key_end, decay = _levels(q, key, f)
-        dends, ddecay, dstate = _chunk_states_backward(decay, starts, q_start.mT @ dy, dlast)
-        dv = A.mT @ dy + key_end @ dends
-        dq, dkey, df = _scores_backward(
-            q, key, f, levels, dy @ v.mT, dy @ starts.mT, v @ dends.mT, ddecay
+        q, key_or_z, v, f_or_bound, saved = ctx.saved_tensors
+        tiling: Tiling = ctx.tiling
+        b, _, h, k = q.shape
+        dy = torch.zeros_like(v) if dy is None else dy
+        dS = v.new_zeros(b * h, k, v.shape[-1], dtype=tiling.dtype)
+        if dlast is not None:
+            dS.copy_(dlast.flatten(0, 1))
+        has_state_gradient = saved is not None or dlast is not None
+        dq, dkey_or_dz, dv, df_or_dbound = (
+            torch.empty_like(x, memory_format=torch.contiguous_format)
+            for x in (q, key_or_z, v, f_or_bound)
         )
-        return dq, dkey, dv, df, dstate if ctx.needs_input_grad[4] else None
+        if tiling.tied:
+            df_or_dbound.zero_()
+        for places in tiling.places():
+            for place in reversed(places):
+                gates = tiling.load_gates(key_or_z, f_or_bound, place)
+                dq_tile, dkey, dv_tile, df = _tile_backward(
+                    tiling.load(q, place),
+                    gates,
+                    tiling.load(v, place),
+                    None if saved is None else saved[place.rows, place.chunks],
+                    tiling.load(dy, place),
+                    dS[place.rows] if has_state_gradient else None,
+                )
+                tiling.store(dq_tile, dq, place)
+                tiling.store(dv_tile, dv, place)
+                tiling.store_gates(gates, dkey, df, f_or_bound, dkey_or_dz, df_or_dbound, place)
+        dstate = dS.unflatten(0, (b, h)) if ctx.needs_input_grad[4] else None
+        return dq, dkey_or_dz, dv, df_or_dbound, dstate, None, None
 
 
-def _chunk_states(decay: Tensor, added: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The state before every chunk [b h n k v], and the one after the last.
+def _walk(decay: Tensor, added: Tensor, S: Tensor) -> Tensor:
+    """The state before every chunk of a tile [r n k v]; S [r k v] becomes the one after the last.
 
-    decay [b h n k] is the product of a chunk's gates, added [b h n k v] its sum of key (x) v, each
-    carried to the chunk's end.
+    decay [r n k] is the product of a chunk's gates, added [r n k v] the sum of its key (x) v, each
+    carried on to the chunk's end.
     """
-    S = torch.zeros_like(added[:, :, 0]) if state is None else state
-    starts = torch.empty_like(added)
-    for n in range(added.shape[2]):
-        starts[:, :, n] = S
-        S = torch.addcmul(added[:, :, n], decay[:, :, n, :, None], S)
-    return starts, S
+    starts = torch.empty_like(added, memory_format=torch.contiguous_format)
+    for i in range(added.shape[1]):
+        starts[:, i] = S
+        torch.addcmul(added[:, i], decay[:, i, :, None], S, out=S)
+    return starts
 
 
-def _chunk_states_backward(
-    decay: Tensor, starts: Tensor, dstarts: Tensor, dlast: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients at every chunk's end [b h n k v], of decay [b h n k], and of the first state."""
-    dS = dlast
-    dends = torch.empty_like(starts)
-    for n in reversed(range(starts.shape[2])):
-        dends[:, :, n] = dS
-        dS = torch.addcmul(dstarts[:, :, n], decay[:, :, n, :, None], dS)
-    return dends, (dends * starts).sum(-1), dS
-
-
-class _Level(NamedTuple):
-    """What one level of the splitting multiplies: m blocks of two halves of s tokens each."""
-
-    q_right: Tensor
-    """[.. m s k]: q_i carried back to the anchor"""
-    key_left: Tensor
-    """[.. m s k]: key_j carried up to the anchor"""
-    decay: Tensor
-    """[.. m 2 k]: the product of each half's gates"""
-
-
-def _halves(x: Tensor, s: int) -> Tensor:
-    """[.. c k] seen as [.. m 2 s k]."""
-    return x.unflatten(-2, (-1, 2, s))
-
-
-def _levels(q: Tensor, key: Tensor, f: Tensor) -> tuple[list[_Level], Tensor, Tensor, Tensor]:
-    """Every level, s = 1, 2, .. c/2; then q carried back to the chunk's start, key carried up to
-    its end, and the whole chunk's decay [.. k]."""
-    # In blocks of one token, q carries the block's own gate and key none.
-    q_start, key_end, decay = q * f, key.clone(), f
-    levels = []
-    c = q.shape[-2]
-    s = 1
-    while s < c:
-        q_right, key_left = _halves(q_start, s)[..., 1, :, :], _halves(key_end, s)[..., 0, :, :]
-        decay = decay.unflatten(-2, (-1, 2))
-        levels.append(_Level(q_right.clone(), key_left.clone(), decay))
-        q_right *= decay[..., 0, None, :]
-        key_left *= decay[..., 1, None, :]
-        decay = decay.prod(-2)
-        s *= 2
-    return levels, q_start, key_end, decay.squeeze(-2)
-
-
-def _block(A: Tensor, s: int) -> Tensor:
-    """A's blocks that belong to level s: [.. c c] seen as [.. m s s], right rows, left columns."""
-    A = A.unflatten(-1, (-1, 2, s)).unflatten(-4, (-1, 2, s))
-    return A[..., 1, :, :, 0, :].diagonal(dim1=-4, dim2=-2).movedim(-1, -3)
-
-
-def _scores(q: Tensor, key: Tensor, f: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    levels, q_start, key_end, decay = _levels(q, key, f)
-    A = torch.diag_embed((q * key).sum(-1))
-    s = 1
-    for level in levels:
-        _block(A, s).copy_(level.q_right @ level.key_left.mT)
-        s *= 2
-    return A, q_start, key_end, decay
-
-
-def _scores_backward(
+def _tile_backward(
     q: Tensor,
-    key: Tensor,
-    f: Tensor,
-    levels: list[_Level],
-    dA: Tensor,
-    dq: Tensor,
-    dkey: Tensor,
-    ddecay: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    ddecay = ddecay[..., None, :]
-    s = 1 << len(levels)
-    for level in reversed(levels):
-        s //= 2
-        dq_right, dkey_left = _halves(dq, s)[..., 1, :, :], _halves(dkey, s)[..., 0, :, :]
-        dleft = (dq_right * level.q_right).sum(-2)
-        dright = (dkey_left * level.key_left).sum(-2)
-        ddecay = torch.stack(
-            [ddecay * level.decay[..., 1, :] + dleft, ddecay * level.decay[..., 0, :] + dright], -2
-        ).flatten(-3, -2)
-        dblock = _block(dA, s)
-        dq_right *= level.decay[..., 0, None, :]
-        dkey_left *= level.decay[..., 1, None, :]
-        dq_right += dblock @ level.key_left
-        dkey_left += dblock.mT @ level.q_right
-    diagonal = dA.diagonal(dim1=-2, dim2=-1)[..., None]
-    return dq * f + diagonal * key, dkey + diagonal * q, ddecay + dq * q
+    gates: Gates,
+    v: Tensor,
+    starts: Tensor | None,
+    dy: Tensor,
+    dS: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """A tile's gradients of q, key, v and f [r n c ..] from dy [r n c v] and dS [r k v].
+
+    dS is the gradient of the state after the tile, and becomes that of the state before it.
+    `starts` None: the tile reads no state. dS None: nothing after the tile reads its state.
+    """
+    tile = q.shape[:2]
+    q, key, f, v, dy = (x.flatten(0, 1) for x in (q, gates.key, gates.f, v, dy))
+    levels: list[Level] = []
+    A, q_start, key_end, decay = scores(q, key, f, keep=levels)
+    # The copies of transposes pay: batched matmul is slow where its second operand is transposed.
+    dA = dy @ v.mT.contiguous()
+    dv = A.mT @ dy
+    dq, dkey, ddecay = (torch.zeros_like(x) for x in (q_start, key_end, decay))
+    if dS is not None:
+        dstarts = torch.zeros_like(dS) if starts is None else q_start.mT @ dy
+        # the same walk as forward, from the end
+        decay, dstarts = decay.unflatten(0, tile), dstarts.unflatten(0, tile)
+        dends = _walk(decay.flip(1), dstarts.flip(1), dS).flip(1).flatten(0, 1)
+        dv.baddbmm_(key_end, dends)
+        dkey = v @ dends.mT.contiguous()
+        if starts is not None:
+            starts = starts.flatten(0, 1)
+            dq = dy @ starts.mT.contiguous()
+            ddecay = (dends * starts).sum(-1)
+    dq, dkey, df = scores_backward(q, key, f, levels, dA, dq, dkey, ddecay)
+    dq, dkey, dv, df = (x.unflatten(0, tile) for x in (dq, dkey, dv, df))
+    return dq, dkey, dv, df

@@ -38,9 +38,10 @@ def gated_recurrent(
     S = q.new_zeros(b, h, k, v.shape[-1]) if state is None else state.to(dtype)
     y = []
     # unbind, not indexing: the backward of T separate indexings would cost T * T
-    for q_t, key_t, v_t, f_t in zip(*(x.unbind(1) for x in (q, key, v, f)), strict=True):
-        S = f_t[..., None] * S + key_t[..., None] * v_t[..., None, :]
-        y.append((q_t[..., None, :] @ S).squeeze(-2))
+    with torch.autocast(q.device.type, enabled=False):
+        for q_t, key_t, v_t, f_t in zip(*(x.unbind(1) for x in (q, key, v, f)), strict=True):
+            S = f_t[..., None] * S + key_t[..., None] * v_t[..., None, :]
+            y.append((q_t[..., None, :] @ S).squeeze(-2))
     return torch.stack(y, dim=1).to(out_dtype), S
 
 

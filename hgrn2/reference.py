@@ -15,7 +15,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from hgrn2.chunked import gated_chunked
+from hgrn2.chunked import gated_chunked, tied_chunked
 from hgrn2.gate import arithmetic_dtype, gate, mask_padding, zero_padding
 from hgrn2.recurrent import diagonal_recurrent, gated_recurrent
 from hgrn2.scan import diagonal_scan
@@ -81,8 +81,7 @@ def hgrn2_chunked(
     chunk: int = 64,
 ) -> tuple[Tensor, Tensor]:
     """HGRN2 in chunks: the form for use. Shapes and results as `hgrn2.hgrn2`."""
-    f, key = gate(z, bound)
-    return gated_chunked(q, key, v, f, state=state, lengths=lengths, chunk=chunk)
+    return tied_chunked(q, z, v, bound, state=state, lengths=lengths, chunk=chunk)
 
 
 def hgrn2_bidirectional(
@@ -103,7 +102,8 @@ def hgrn2_step(
     """
     f, key = gate(z.to(state.dtype), bound.to(state.dtype))
     state.mul_(f[..., None]).addcmul_(key[..., None], v.to(state.dtype)[..., None, :])
-    y = (q.to(state.dtype)[..., None, :] @ state).squeeze(-2)
+    with torch.autocast(q.device.type, enabled=False):
+        y = (q.to(state.dtype)[..., None, :] @ state).squeeze(-2)
     return y.to(v.dtype), state
 
 
