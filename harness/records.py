@@ -118,12 +118,10 @@ class Records:
         self._read()
         return self._newest.get((key, device))
 
-    def settled(self, key: str, device: str, *, since: str | None = None) -> Record | None:
-        """The newest ok record of the cell on the device of that name; if `since` is given, only
-        if it was started then or later."""
+    def settled(self, key: str, device: str) -> Record | None:
+        """The newest ok record of the cell on the device of that name."""
         self._read()
-        record = self._newest_ok.get((key, device))
-        return record if record and (since is None or record.started >= since) else None
+        return self._newest_ok.get((key, device))
 
     def append(self, record: Record) -> None:
         """Add one record: when this returns, it is on the disk."""
@@ -201,6 +199,8 @@ class Records:
         except FileNotFoundError:
             self._forget()
             return
+        except OSError as error:
+            raise ValueError(f"cannot read {self.path}: {error.strerror or error}") from error
         *lines, last = new.split(b"\n")
         for line in lines:
             self._lines += 1

@@ -106,12 +106,6 @@ def test_the_newest_ok_record_wins_whatever_the_order_of_a_merged_file(records: 
     assert settled.metrics == {"accuracy": 0.9}
 
 
-def test_settled_since_ignores_records_that_were_started_before(records: Records) -> None:
-    records.append(record(started="2024-04-11T00:00:00.000Z"))
-    assert records.settled("a", CPU, since="2024-04-11T00:00:00.000Z")
-    assert records.settled("a", CPU, since="2024-04-11T00:00:00.001Z") is None
-
-
 def test_a_torn_last_line_is_skipped_and_cut_by_the_next_append(records: Records) -> None:
     for key in "abc":
         records.append(record(key))
