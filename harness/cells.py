@@ -1,0 +1,71 @@
+"""What passes between the parent, the planner and the workers: plain data, without torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One task of a grid. Only a worker unpickles `payload`, the task itself."""
+
+    key: str
+    grid: str
+    task: dict[str, Any]
+    payload: bytes
+    timed: bool
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where a run takes place."""
+
+    devices: tuple[str, ...]
+    device_name: str
+    """Of every one of them."""
+    cores: int
+    checkout: dict[str, Any]
+    """Commit and dirty flag, of when the code was loaded."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the grids that were named would measure."""
+
+    machine: Machine
+    grids: dict[str, list[Cell]]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to run, besides what to run."""
+
+    machine: Machine
+    results: Path
+    jobs: int | None = None
+    """Workers at once: on the CPU (default: one a core), or on each GPU (default: one)."""
+    timeout_s: float | None = None
+    """Of one cell."""
+    deadline: float | None = None
+    """`time.monotonic()` at which to stop."""
+    fresh: bool = False
+    """Only records of this run settle a cell."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a worker is told when it starts."""
+
+    grid: str
+    device: str
+    threads: int
+    run_started: str
+    options: Options
+
+
+def user_folder(spec: str) -> Path | None:
+    """The folder of the file in `my_grids.py:my_grid`; None for a grid that is named."""
+    path = spec.partition(":")[0]
+    return Path(path).resolve().parent if path.endswith(".py") else None

@@ -1,0 +1,150 @@
+"""From the names on the command line to devices and cells. Imports torch and every task."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import pickle
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from pydantic import ValidationError
+
+from harness import grids
+from harness.cells import Cell, Machine, Plan, user_folder
+from harness.environment import checkout, cores, device_name
+from tasks.base import Task
+
+Grid = Callable[[torch.device], list[Task]]
+
+
+def plan(specs: list[str], device: str | None) -> Plan:
+    """Find the devices and build the cells of every grid that is named.
+
+    A spec is a grid's name, or `my_grids.py:my_grid`, whose folder is on `sys.path`. Raises
+    ValueError, in one line, for whatever the user could have meant otherwise.
+    """
+    devices = find_devices(device)
+    found = [find_grid(spec) for spec in specs]
+    cells = {grid.__name__: build(grid, devices[0]) for grid in found}
+    return Plan(machine(devices), cells)
+
+
+def machine(devices: list[torch.device]) -> Machine:
+    """The machine, seen through these devices."""
+    names = tuple(map(str, devices))
+    return Machine(names, device_name(devices[0]), cores(), checkout())
+
+
+def find_devices(device: str | None) -> list[torch.device]:
+    """`cpu`, `cuda:N`, or `cuda` for every GPU that is visible; None: cuda if there is one."""
+    count = torch.cuda.device_count()
+    wanted = device or ("cuda" if count else "cpu")
+    if wanted == "cpu":
+        return [torch.device("cpu")]
+    kind, _, index = wanted.partition(":")
+    if kind != "cuda" or (wanted != "cuda" and not index.isdecimal()):
+        raise ValueError(f"--device {wanted!r}: use cpu, cuda or cuda:N")
+    if not count:
+        raise ValueError(
+            f"--device {wanted!r}: torch {torch.__version__} sees no GPU; use --device cpu"
+        )
+    if index and int(index) >= count:
+        raise ValueError(f"--device {wanted!r}: the GPUs here are cuda:0 to cuda:{count - 1}")
+    devices = [torch.device("cuda", n) for n in ([int(index)] if index else range(count))]
+    names = {str(device): device_name(device) for device in devices}
+    if len(set(names.values())) > 1:
+        listed = ", ".join(f"{device} is {name}" for device, name in names.items())
+        raise ValueError(f"--device cuda: these GPUs differ ({listed}): choose --device cuda:N")
+    return devices
+
+
+def find_grid(spec: str) -> Grid:
+    """The grid function of that name, or of a user's file."""
+    if user_folder(spec) is not None:
+        return _user_grid(spec)
+    known = {grid.__name__: grid for grid in grids.GRIDS}
+    if spec in known:
+        return known[spec]
+    close = difflib.get_close_matches(spec, known, n=1)
+    meant = f" Did you mean {close[0]}?" if close else ""
+    raise ValueError(
+        f"no grid is called {spec!r}.{meant} Grids: {', '.join(known)}; "
+        "or a function of your own, as my_grids.py:my_grid"
+    )
+
+
+def _user_grid(spec: str) -> Grid:
+    file, _, name = spec.partition(":")
+    path = Path(file).resolve()
+    if not path.is_file():
+        raise ValueError(f"grid {spec!r}: there is no file {file}")
+    try:
+        module = importlib.import_module(path.stem)
+    except Exception as error:
+        raise ValueError(f"grid {spec!r}: importing {file} failed: {_told(error, path)}") from error
+    if Path(module.__file__ or "").resolve() != path:
+        raise ValueError(f"grid {spec!r}: a module {path.stem!r} is there already; rename {file}")
+    grid = getattr(module, name, None)
+    if not inspect.isfunction(grid):
+        functions = inspect.getmembers(module, inspect.isfunction)
+        own = [key for key, value in functions if value.__module__ == path.stem]
+        raise ValueError(f"grid {spec!r}: name one of the functions of {file}: {', '.join(own)}")
+    return grid
+
+
+def build(grid: Grid, device: torch.device) -> list[Cell]:
+    """Call the grid and turn its tasks into cells; two equal cells are an error."""
+    name = grid.__name__
+    try:
+        tasks = list(grid(device))
+    except ValidationError as error:
+        raise ValueError(f"grid {name}: {_fields(error)}") from error
+    except Exception as error:
+        source = Path(inspect.getsourcefile(grid) or "")
+        raise ValueError(f"grid {name}: {_told(error, source)}") from error
+    cells: dict[str, Cell] = {}
+    for place, task in enumerate(tasks):
+        if not isinstance(task, Task):
+            raise ValueError(f"grid {name}: item {place} is a {type(task).__name__}, not a Task")
+        if task.key in cells:
+            first = list(cells).index(task.key)
+            raise ValueError(
+                f"grid {name}: tasks {first} and {place} are one cell, {task.key}: "
+                f"{task.canonical()}"
+            )
+        cells[task.key] = _cell(name, task)
+    return list(cells.values())
+
+
+def _cell(grid: str, task: Task) -> Cell:
+    try:
+        payload = pickle.dumps(task)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise ValueError(
+            f"grid {grid}: a {type(task).__name__} cannot be sent to a worker ({error}); "
+            "define its class at the top level of a module"
+        ) from error
+    return Cell(task.key, grid, task.model_dump(mode="json"), payload, task.timed)
+
+
+def _fields(error: ValidationError) -> str:
+    """One line a field: what it is, what it was, what would be right."""
+    return "\n  ".join(
+        f"{error.title}.{'.'.join(map(str, detail['loc']))} = {detail['input']!r}: {detail['msg']}"
+        for detail in error.errors()
+    )
+
+
+def _told(error: Exception, path: Path) -> str:
+    """The error and the line of the user's file that it came from."""
+    lines = [
+        frame.lineno
+        for frame in traceback.extract_tb(error.__traceback__)
+        if Path(frame.filename).resolve() == path
+    ]
+    where = f" ({path.name}, line {lines[-1]})" if lines else ""
+    return f"{type(error).__name__}: {error}{where}"

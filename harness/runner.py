@@ -1,0 +1,287 @@
+"""Run a grid's cells in worker processes, one by one, until each has its record.
+
+Whatever happens to a worker costs its own cell: a crash or a time-out becomes a record, and a new
+worker goes on. The records are the only state: what a run leaves undone, the next one does.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections import Counter, deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import wait
+from typing import Any
+
+from harness.cells import Cell, Options, Setup
+from harness.processes import Message, WorkerProcess, on_interrupt
+from harness.progress import Display, duration
+from harness.records import FAILURES, Record, Records, Status, utc_now
+from harness.selection import labels, pending
+
+GRACE_S = 10.0
+"""How long cells get to save a checkpoint once they are asked to stop."""
+
+_TICK_S = 0.1
+_HELD_RETRY_S = 1.0
+
+# A CUDA error poisons its process, and memory that ran out is fragmented.
+_NEEDS_NEW_WORKER = ("oom", "error")
+
+
+@dataclass
+class Summary:
+    """What became of a grid's cells."""
+
+    total: int
+    settled_before: int = 0
+    statuses: Counter[Status] = field(default_factory=Counter)
+    failures: list[str] = field(default_factory=list)
+    """A line for each cell that is wrong, timeout or error."""
+    stopped_by: str | None = None
+    """`budget`, `SIGINT` or `SIGTERM`, where the run was asked to stop before its end."""
+
+    @property
+    def left(self) -> int:
+        """Cells without a record of this run or an ok record from before."""
+        return self.total - self.settled_before - self.statuses.total()
+
+
+@dataclass
+class _Slot:
+    """A place for one worker, and what is on it now."""
+
+    name: str
+    device: str
+    threads: int
+    worker: WorkerProcess | None = None
+    env: dict[str, Any] | None = None
+    cell: Cell | None = None
+    given_at: float = 0.0
+    started: str | None = None
+    """When the worker got hold of the cell, in UTC; None: it has not yet."""
+    overdue_at: float | None = None
+    timed_out: bool = False
+
+
+def run_grid(cells: Sequence[Cell], options: Options) -> Summary:
+    """Measure the pending cells of one grid, the timed ones last, alone and in fresh processes.
+
+    Raises ValueError where no record can be written or no worker starts.
+    """
+    todo = pending(cells, options)
+    summary = Summary(total=len(cells), settled_before=len(cells) - len(todo))
+    if todo:
+        grid, device = todo[0].grid, options.machine.device_name
+        Records(options.results / grid).check_writable()
+        with Display(grid, len(todo)) as display:
+            display.note(f"{grid}: {len(todo)} of {len(cells)} cells to run on {device}")
+            _Run(todo, labels(cells), options, summary, display).to_the_end()
+    return summary
+
+
+class _Run:
+    def __init__(
+        self,
+        cells: list[Cell],
+        names: dict[str, str],
+        options: Options,
+        summary: Summary,
+        display: Display,
+    ) -> None:
+        self.cells, self.names, self.options = cells, names, options
+        self.summary, self.display = summary, display
+        self.records = Records(options.results / cells[0].grid)
+        self.run_started = utc_now()
+        self.slots: list[_Slot] = []
+        self.queue: deque[Cell] = deque()
+        self.held: deque[tuple[float, Cell]] = deque()
+        self.fresh_process = False
+        self.signals: list[str] = []
+        self.stop_by: float | None = None
+
+    def to_the_end(self) -> None:
+        with on_interrupt(lambda number, _: self.signals.append(signal.Signals(number).name)):
+            try:
+                self._phase([cell for cell in self.cells if not cell.timed], timed=False)
+                self._phase([cell for cell in self.cells if cell.timed], timed=True)
+            finally:
+                for slot in self.slots:
+                    if slot.worker:
+                        slot.worker.kill()
+
+    def _phase(self, cells: list[Cell], *, timed: bool) -> None:
+        self.queue.extend(cells)
+        self.slots = self._places(timed)
+        self.fresh_process = timed
+        while True:
+            self._notice_a_stop()
+            if self.stop_by is None:
+                self._hand_out()
+            busy = any(slot.cell for slot in self.slots)
+            if not busy and (self.stop_by is not None or not (self.queue or self.held)):
+                break
+            self._listen()
+            self._notice_overdue_cells()
+        for slot in self.slots:
+            _retire(slot)
+
+    def _places(self, timed: bool) -> list[_Slot]:
+        machine = self.options.machine
+        jobs = self.options.jobs or (machine.cores if machine.devices == ("cpu",) else 1)
+        if timed:
+            jobs = 1
+        threads = max(1, machine.cores // (jobs * len(machine.devices)))
+        return [
+            _Slot(device if jobs == 1 else f"{device}/{job}", device, threads)
+            for job in range(jobs)
+            for device in machine.devices
+        ]
+
+    def _hand_out(self) -> None:
+        while not self.queue and self.held and self.held[0][0] <= time.monotonic():
+            self.queue.append(self.held.popleft()[1])
+        for slot in self.slots:
+            if slot.cell is None and self.queue:
+                self._give(slot, self.queue.popleft())
+
+    def _give(self, slot: _Slot, cell: Cell) -> None:
+        if slot.worker is None:
+            setup = Setup(cell.grid, slot.device, slot.threads, self.run_started, self.options)
+            slot.worker = WorkerProcess(setup)
+        slot.cell, slot.given_at = cell, time.monotonic()
+        slot.worker.give(cell)
+        self.display.working(slot.name, self.names[cell.key], "")
+
+    def _listen(self) -> None:
+        signs = [sign for slot in self.slots if slot.worker for sign in slot.worker.signs]
+        if signs:
+            wait(signs, _TICK_S)
+        else:
+            time.sleep(_TICK_S)
+        for slot in self.slots:
+            if slot.worker is None:
+                continue
+            # Asked first: what the worker said before it ended is then all there to be read.
+            ended = slot.worker.has_ended()
+            for message in list(slot.worker.messages()):
+                self._take(slot, message)
+            if ended and slot.worker:
+                self._bury(slot)
+
+    def _take(self, slot: _Slot, message: Message) -> None:
+        assert slot.cell or message[0] == "ready", message
+        match message:
+            case ("ready", env):
+                slot.env = env
+            case ("started", started):
+                slot.started = started
+                if self.options.timeout_s is not None:
+                    slot.overdue_at = time.monotonic() + self.options.timeout_s
+            case ("progress", line) if slot.cell:
+                self.display.working(slot.name, self.names[slot.cell.key], line)
+            case ("finished" | "settled", status, headline):
+                self._count(slot, status, headline)
+                if self.fresh_process or status in _NEEDS_NEW_WORKER:
+                    _retire(slot)
+            case ("held",):
+                self._wait_for_another_run(slot)
+            case ("paused",):
+                self._clear(slot)
+            case ("fatal", reason):
+                raise ValueError(reason)
+            case _:
+                raise AssertionError(message)
+
+    def _wait_for_another_run(self, slot: _Slot) -> None:
+        assert slot.cell
+        if not self.held and not self.queue:
+            self.display.working(slot.name, self.names[slot.cell.key], "held by another run")
+        self.held.append((time.monotonic() + _HELD_RETRY_S, slot.cell))
+        self._clear(slot)
+
+    def _count(self, slot: _Slot, status: Status, headline: str) -> None:
+        assert slot.cell
+        label = self.names[slot.cell.key]
+        self.summary.statuses[status] += 1
+        if status in FAILURES:
+            kept = self.records.checkpoint(slot.cell.key, self.options.machine.device_name).exists()
+            hint = "; its checkpoint is kept, --fresh starts over" if kept else ""
+            self.summary.failures.append(f"{status:<7} {slot.cell.key}  {label}: {headline}{hint}")
+        self.display.finished(label, status, headline, time.monotonic() - slot.given_at)
+        self._clear(slot)
+
+    def _clear(self, slot: _Slot) -> None:
+        slot.cell, slot.started, slot.overdue_at = None, None, None
+        slot.timed_out = False
+        self.display.idle(slot.name)
+
+    def _bury(self, slot: _Slot) -> None:
+        """A worker has ended by itself, or was killed."""
+        assert slot.worker
+        how, env = slot.worker.how_it_ended(), slot.env
+        slot.worker = slot.env = None
+        if slot.cell is None:
+            return
+        if self.stop_by is not None and not slot.timed_out:
+            self._clear(slot)
+            return
+        if env is None:
+            raise ValueError(f"{slot.name}: {how} before it was ready: see above")
+        if slot.timed_out:
+            limit = duration(self.options.timeout_s or 0)
+            self._record_loss(slot, env, "timeout", f"not done after --timeout {limit}")
+        else:
+            self._record_loss(slot, env, "error", how)
+
+    def _record_loss(self, slot: _Slot, env: dict[str, Any], status: Status, error: str) -> None:
+        assert slot.cell
+        started = slot.started or utc_now()
+        record = self.records.newest(slot.cell.key, self.options.machine.device_name)
+        # It may have died between its record and telling of it.
+        if record is None or record.started < started:
+            record = Record(
+                key=slot.cell.key,
+                grid=slot.cell.grid,
+                task=slot.cell.task,
+                status=status,
+                metrics={},
+                env=env,
+                started=started,
+                ended=utc_now(),
+                error=error,
+            )
+            self.records.append(record)
+        self._count(slot, record.status, record.error or "")
+
+    def _notice_overdue_cells(self) -> None:
+        now = time.monotonic()
+        for slot in self.slots:
+            if slot.worker and slot.overdue_at is not None and now > slot.overdue_at:
+                slot.timed_out = True
+                slot.worker.kill()
+
+    def _notice_a_stop(self) -> None:
+        now, deadline = time.monotonic(), self.options.deadline
+        if self.stop_by is None:
+            budget_spent = deadline is not None and now >= deadline
+            if not self.signals and not budget_spent:
+                return
+            self.summary.stopped_by = self.signals[0] if self.signals else "budget"
+            self.stop_by = now + GRACE_S
+            again = "; Ctrl-C again to stop at once" if self.signals else ""
+            self.display.note(f"stopping ({self.summary.stopped_by}): cells are saved{again}")
+            for slot in self.slots:
+                if slot.worker and slot.cell:
+                    slot.worker.stop()
+        elif now > self.stop_by or len(self.signals) > 1:
+            for slot in self.slots:
+                if slot.worker and slot.cell:
+                    slot.worker.kill()
+
+
+def _retire(slot: _Slot) -> None:
+    if slot.worker:
+        slot.worker.retire()
+    slot.worker = slot.env = None

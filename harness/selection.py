@@ -1,0 +1,61 @@
+"""Which of a grid's cells, and what to call them: by the same columns as the report's."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from harness.cells import Cell, Options
+from harness.frames import flatten
+from harness.records import Records
+
+
+def columns(cells: Sequence[Cell]) -> list[dict[str, Any]]:
+    """The table columns of each cell: key, grid, and the task's own."""
+    return [{"key": cell.key, "grid": cell.grid, **flatten(cell.task)} for cell in cells]
+
+
+def select(cells: Sequence[Cell], where: str) -> list[Cell]:
+    """The cells for which the pandas query `where` is true.
+
+    Raises ValueError, showing the columns, for a query that pandas cannot answer.
+    """
+    frame = pd.DataFrame(columns(cells))
+    try:
+        chosen = frame.eval(where)
+        problem = "it is neither true nor false"
+    # The query is the user's program: whatever it raises is the answer.
+    except Exception as error:
+        chosen, problem = None, str(error).splitlines()[0]
+    if not isinstance(chosen, pd.Series) or chosen.dtype != bool:
+        raise ValueError(f"--where {where!r}: {problem}. Columns: {', '.join(frame.columns)}")
+    return [cell for cell, wanted in zip(cells, chosen, strict=True) if wanted]
+
+
+def labels(cells: Sequence[Cell]) -> dict[str, str]:
+    """A short name for each cell's key: its mixer, its implementation, and what else varies among
+    the cells of the two."""
+    rows = columns(cells)
+    by_mixer: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in rows:
+        by_mixer[f"{row['mixer']}/{row['impl']}"].append(row)
+    named: dict[str, str] = {}
+    for mixer, alike in by_mixer.items():
+        names = dict.fromkeys(name for row in alike for name in row if name not in ("key", "grid"))
+        varying = [name for name in names if len({str(row.get(name)) for row in alike}) > 1]
+        for row in alike:
+            settings = [f"{name}={row[name]}" for name in varying if name in row]
+            named[row["key"]] = " ".join([mixer, *settings])
+    return named
+
+
+def pending(cells: Sequence[Cell], options: Options) -> list[Cell]:
+    """The cells that a run would measure: those without an ok record, or all of them if fresh."""
+    if options.fresh or not cells:
+        return list(cells)
+    records = Records(options.results / cells[0].grid)
+    device = options.machine.device_name
+    return [cell for cell in cells if not records.settled(cell.key, device)]

@@ -1,0 +1,212 @@
+"""A run: every way to end is a row, nothing is measured twice, and it stops when it is told to."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness import processes
+from harness.cells import Options as RunOptions
+from harness.cells import Plan
+from harness.records import Record, Records
+from harness.runner import GRACE_S, Summary, run_grid
+
+TOYS = Path(__file__).parent / "toy_grids.py"
+
+Run = Callable[..., Summary]
+
+
+@pytest.fixture(scope="module")
+def planned() -> dict[str, Plan]:
+    return {}
+
+
+@pytest.fixture
+def run(tmp_path: Path, planned: dict[str, Plan], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run a toy grid with two cores; keywords are fields of Options."""
+    monkeypatch.syspath_prepend(TOYS.parent)
+    # Else every worker would import pytest, as its main module.
+    monkeypatch.delattr(sys.modules["__main__"], "__file__", raising=False)
+    processes.start_server()
+
+    def run(grid: str, **options: Any) -> Summary:
+        if grid not in planned:
+            planned[grid] = processes.make_plan([f"{TOYS}:{grid}"], "cpu")
+        machine = replace(planned[grid].machine, cores=2)
+        given = RunOptions(machine=machine, results=tmp_path)
+        return run_grid(planned[grid].grids[grid], replace(given, **options))
+
+    return run
+
+
+def rows(results: Path, grid: str) -> list[Record]:
+    return Records(results / grid).rows()
+
+
+def test_every_end_is_a_row_and_costs_its_own_cell(run: Run, tmp_path: Path) -> None:
+    summary = run("every_end")
+    by_end = {row.task["ends"]: row for row in rows(tmp_path, "every_end")}
+    assert {end: row.status for end, row in by_end.items()} == {
+        "raises": "error",
+        "killed": "error",
+        "exits": "error",
+        "oom": "oom",
+        "cpu_oom": "oom",
+        "unsupported": "unsupported",
+        "wrong": "wrong",
+        "bad_metrics": "error",
+        "ok": "ok",
+    }
+    assert summary.statuses == {"error": 4, "oom": 2, "unsupported": 1, "wrong": 1, "ok": 1}
+    assert (summary.left, summary.stopped_by) == (0, None)
+    assert len(summary.failures) == 5
+
+    errors = {end: row.error or "" for end, row in by_end.items()}
+    assert errors["raises"].startswith("KeyError: 'no such thing'\n  tests/harness/toy_grids.py:")
+    assert "in run: raise KeyError" in errors["raises"]
+    assert "SIGKILL" in errors["killed"]
+    assert errors["exits"] == "the worker exited with code 3"
+    assert errors["unsupported"] == "needs a GPU: use --device cuda"
+    assert errors["wrong"] == "differs from the reference by 0.5"
+    assert "accuracy" in errors["bad_metrics"]
+    assert str(Path.cwd()) not in "".join(errors.values())
+    # A worker that died has told its environment: the row that stands for it has it too.
+    assert len({frozenset(row.env.items()) for row in by_end.values()}) == 1
+    assert by_end["ok"].env["threads"] == 1
+
+
+def test_a_second_run_measures_only_what_is_not_ok(run: Run, tmp_path: Path) -> None:
+    run("every_end")
+    first = rows(tmp_path, "every_end")
+    summary = run("every_end")
+    assert (summary.settled_before, summary.statuses["ok"]) == (1, 0)
+    again = rows(tmp_path, "every_end")[len(first) :]
+    assert {row.task["ends"] for row in again} == {row.task["ends"] for row in first} - {"ok"}
+
+
+def test_nothing_is_measured_twice_unless_fresh(run: Run, tmp_path: Path) -> None:
+    assert run("fine").statuses == {"ok": 6}
+    before = (tmp_path / "fine" / "records.jsonl").read_bytes()
+    summary = run("fine")
+    assert (summary.settled_before, summary.statuses.total(), summary.left) == (6, 0, 0)
+    assert (tmp_path / "fine" / "records.jsonl").read_bytes() == before
+    assert run("fine", fresh=True).statuses == {"ok": 6}
+    assert len(rows(tmp_path, "fine")) == 12
+
+
+def test_a_torn_last_line_is_measured_again(run: Run, tmp_path: Path) -> None:
+    run("fine")
+    path = tmp_path / "fine" / "records.jsonl"
+    path.write_bytes(path.read_bytes()[:-20])
+    summary = run("fine")
+    assert (summary.settled_before, summary.statuses) == (5, {"ok": 1})
+    assert len({row.key for row in rows(tmp_path, "fine")}) == 6
+
+
+def test_a_record_of_another_device_settles_nothing(run: Run, tmp_path: Path) -> None:
+    run("fine")
+    path = tmp_path / "fine" / "records.jsonl"
+    (name,) = {row.device for row in rows(tmp_path, "fine")}
+    path.write_text(path.read_text().replace(name, "NVIDIA H200"))
+    assert run("fine").statuses == {"ok": 6}
+
+
+def test_a_time_out_costs_its_own_cell(run: Run, tmp_path: Path) -> None:
+    began = time.monotonic()
+    summary = run("hanging", timeout_s=1.0, jobs=1)
+    assert time.monotonic() - began < 20
+    assert [row.status for row in rows(tmp_path, "hanging")] == ["ok", "timeout", "ok"]
+    assert summary.statuses == {"ok": 2, "timeout": 1}
+    assert rows(tmp_path, "hanging")[1].error == "not done after --timeout 1.0s"
+
+
+def test_timed_cells_run_last_alone_and_each_in_a_fresh_process(run: Run, tmp_path: Path) -> None:
+    assert run("mixed").statuses == {"ok": 6}
+    done = rows(tmp_path, "mixed")
+    assert [row.task["name"] for row in done] == ["toy"] * 3 + ["timed"] * 3
+    timed = done[3:]
+    assert len({str(row.metrics["pid"]) for row in timed}) == 3
+    assert all(row.metrics["threads"] == 2 for row in timed)
+    for earlier, later in zip([done[2], *timed], timed, strict=False):
+        assert earlier.ended <= later.started
+    assert len({str(row.metrics["pid"]) for row in done[:3]}) <= 2
+
+
+def test_the_budget_pauses_a_cell_and_the_next_run_goes_on(run: Run, tmp_path: Path) -> None:
+    def reached() -> list[int]:
+        return [int(path.read_text()) for path in (tmp_path / "long" / "checkpoints").glob("*.pt")]
+
+    before: list[int] = []
+    for _ in range(20):
+        before = reached()
+        began = time.monotonic()
+        summary = run("long", deadline=began + 1)
+        assert time.monotonic() - began < GRACE_S
+        assert (summary.stopped_by, summary.left) == ("budget", 2)
+        assert rows(tmp_path, "long") == []
+        if len(before) == 2:
+            break
+    assert sum(reached()) > sum(before)
+    for path in (tmp_path / "long" / "checkpoints").glob("*.pt"):
+        path.write_text("2990")
+    assert run("long").statuses == {"ok": 2}
+    assert [row.metrics["resumed_at"] for row in rows(tmp_path, "long")] == [2990, 2990]
+    assert not list((tmp_path / "long" / "checkpoints").glob("*.pt"))
+
+
+def test_fresh_forgets_the_checkpoint(run: Run, tmp_path: Path) -> None:
+    checkpoints = tmp_path / "long" / "checkpoints"
+    while len(list(checkpoints.glob("*.pt"))) < 2:
+        run("long", deadline=time.monotonic() + 1)
+    for path in checkpoints.glob("*.pt"):
+        path.write_text("2500")
+    run("long", deadline=time.monotonic() + 1, fresh=True)
+    assert all(int(path.read_text()) < 2500 for path in checkpoints.glob("*.pt"))
+
+
+def test_a_spent_budget_starts_nothing(run: Run, tmp_path: Path) -> None:
+    summary = run("fine", deadline=time.monotonic() - 1)
+    assert (summary.left, summary.stopped_by) == (6, "budget")
+    assert rows(tmp_path, "fine") == []
+
+
+def test_a_cell_that_another_process_holds_is_waited_for(run: Run, tmp_path: Path) -> None:
+    run("fine")
+    held, *_ = done = rows(tmp_path, "fine")
+    path = tmp_path / "fine" / "records.jsonl"
+    line_of_held = path.read_bytes().splitlines(keepends=True)[0]
+    path.write_bytes(b"")
+    other = Records(tmp_path / "fine")
+    taken, let_go = threading.Event(), threading.Event()
+
+    def another_run() -> None:
+        with other.claim(held.key, held.device) as mine:
+            assert mine
+            taken.set()
+            let_go.wait(30)
+            other.append(Record.model_validate_json(line_of_held))
+
+    holder = threading.Thread(target=another_run)
+    holder.start()
+    assert taken.wait(10)
+    threading.Timer(2.5, let_go.set).start()
+    began = time.monotonic()
+    summary = run("fine")
+    holder.join()
+    assert time.monotonic() - began > 2
+    assert summary.statuses == {"ok": 6}
+    assert sorted(row.key for row in rows(tmp_path, "fine")) == sorted(row.key for row in done)
+
+
+def test_records_that_cannot_be_written_stop_the_run_before_it_starts(run: Run) -> None:
+    with pytest.raises(ValueError, match=r"cannot read .*records\.jsonl: Not a directory"):
+        run("fine", results=TOYS)
+    with pytest.raises(ValueError, match=r"cannot write .*records\.jsonl: .*--results"):
+        run("fine", results=TOYS, fresh=True)

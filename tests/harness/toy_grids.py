@@ -1,0 +1,165 @@
+"""Toy cells that end in every way a cell can end, and grids of them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from typing import ClassVar, Literal
+
+import torch
+
+from mixers.base import Mixer
+from tasks.base import Context, Metrics, Paused, Task, Unsupported, Wrong
+
+
+class ToyMixer(Mixer):
+    name: Literal["toy"] = "toy"
+    impl: Literal["plain", "fancy"] = "plain"
+
+
+class Toy(Task):
+    """A cell that ends as `ends` says."""
+
+    name: Literal["toy"] = "toy"
+    mixer: ToyMixer = ToyMixer()
+    ends: str = "ok"
+    seed: int = 0
+
+    def run(self, context: Context) -> Metrics:
+        context.progress("at work")
+        match self.ends:
+            case "ok":
+                print(f"cell {self.seed} is at work")
+                return {"accuracy": self.seed / 10, "pid": os.getpid()}
+            case "raises":
+                raise KeyError("no such thing")
+            case "killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+            case "exits":
+                os._exit(3)
+            case "oom":
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 TiB")
+            case "cpu_oom":
+                torch.empty(2**58)
+            case "unsupported":
+                raise Unsupported("needs a GPU: use --device cuda")
+            case "wrong":
+                raise Wrong("differs from the reference by 0.5")
+            case "bad_metrics":
+                return {"accuracy": {"mean": 0.5}}  # pyright: ignore[reportReturnType]
+            case "hangs":
+                time.sleep(600)
+        raise AssertionError(self.ends)
+
+
+class Steps(Task):
+    """A long cell: `steps` of 10 ms, each of which is checkpointed."""
+
+    name: Literal["steps"] = "steps"
+    mixer: ToyMixer = ToyMixer()
+    steps: int = 40
+    seed: int = 0
+
+    def run(self, context: Context) -> Metrics:
+        assert context.checkpoint
+        done = int(context.checkpoint.read_text()) if context.checkpoint.exists() else 0
+        resumed_at = done
+        while done < self.steps:
+            time.sleep(0.01)
+            done += 1
+            context.checkpoint.parent.mkdir(parents=True, exist_ok=True)
+            part = context.checkpoint.with_suffix(".part")
+            part.write_text(str(done))
+            part.replace(context.checkpoint)
+            context.progress(f"step {done}")
+            if context.should_stop():
+                raise Paused
+        return {"steps": done, "resumed_at": resumed_at}
+
+
+class Timed(Task):
+    """A cell that must be alone."""
+
+    name: Literal["timed"] = "timed"
+    mixer: ToyMixer = ToyMixer()
+    seed: int = 0
+    timed: ClassVar[bool] = True
+
+    def run(self, context: Context) -> Metrics:
+        del context
+        time.sleep(0.02)
+        return {"pid": os.getpid(), "threads": torch.get_num_threads()}
+
+
+ENDS = ["raises", "killed", "exits", "oom", "cpu_oom", "unsupported", "wrong", "bad_metrics", "ok"]
+
+
+def fine(device: torch.device) -> list[Task]:
+    """Six cells that are done at once."""
+    del device
+    return [Toy(seed=seed) for seed in range(6)]
+
+
+def every_end(device: torch.device) -> list[Task]:
+    """One cell for every way to end but to hang."""
+    del device
+    return [Toy(ends=ends) for ends in ENDS]
+
+
+def hanging(device: torch.device) -> list[Task]:
+    """A cell that never ends between two that do."""
+    del device
+    return [Toy(seed=0), Toy(ends="hangs"), Toy(seed=1)]
+
+
+def long(device: torch.device) -> list[Task]:
+    """Two cells of half a minute."""
+    del device
+    return [Steps(steps=3000, seed=seed) for seed in range(2)]
+
+
+def many(device: torch.device) -> list[Task]:
+    """Cells of up to half a second, to be killed at any moment."""
+    del device
+    return [Steps(steps=10 + 5 * (seed % 9), seed=seed) for seed in range(40)]
+
+
+def mixed(device: torch.device) -> list[Task]:
+    """Timed cells among others."""
+    del device
+    return [kind(seed=seed) for seed in range(3) for kind in (Timed, Toy)]
+
+
+def twice(device: torch.device) -> list[Task]:
+    """A cell that is there twice."""
+    del device
+    return [Toy(seed=0), Toy(seed=1), Toy(seed=0)]
+
+
+def misspelt(device: torch.device) -> list[Task]:
+    """Two fields that are not right."""
+    del device
+    return [Toy.model_validate({"seed": "three", "sede": 3})]
+
+
+def not_tasks(device: torch.device) -> list[Task]:
+    """Mixers where tasks should be."""
+    del device
+    return [ToyMixer()]  # pyright: ignore[reportReturnType]
+
+
+def broken(device: torch.device) -> list[Task]:
+    """A grid with a bug."""
+    del device
+    return [Toy(seed=1 // 0)]
+
+
+def unsendable(device: torch.device) -> list[Task]:
+    """A task whose class no worker can find."""
+    del device
+
+    class Local(Toy):
+        pass
+
+    return [Local()]
