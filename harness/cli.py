@@ -32,6 +32,10 @@ Device = Annotated[
     str | None,
     typer.Option(help="cpu, cuda (every GPU) or cuda:N; default: cuda where there is a GPU"),
 ]
+AnyDevice = Annotated[
+    bool, typer.Option("--any-device", help="Put records of different devices side by side")
+]
+RESULTS = Path("results")
 
 
 @app.command()
@@ -55,7 +59,7 @@ def run(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Measure again what has a record, from the start")
     ] = False,
-    results: Results = Path("results"),
+    results: Results = RESULTS,
 ) -> None:
     """Measure the cells that have no ok record for this device yet; run again to resume.
 
@@ -140,10 +144,46 @@ def _tell(grid: str, summary: "Summary", options: "Options") -> None:
 
 
 @app.command()
+def report(grids: Grids, results: Results = RESULTS, any_device: AnyDevice = False) -> None:
+    """Rebuild each grid's report from its records: report.md, tables and figures beside them.
+
+    \b
+    Example:
+      mixerbench report mqar_quick speed_quick
+    """
+    from harness.report import write_report
+
+    for grid in grids:
+        print(write_report(grid_name(grid), results, any_device=any_device))
+
+
+@app.command()
+def compare(
+    grid: Annotated[str, typer.Argument(help="A grid of timed cells", show_default=False)],
+    baseline: Annotated[
+        str, typer.Option(help='A mixer, a mixer and an implementation ("gla/fla"), or a series')
+    ] = "attention",
+    results: Results = RESULTS,
+    any_device: AnyDevice = False,
+) -> None:
+    """Compare a grid's times with a baseline's: speed-up, interval, noise floor and verdict.
+
+    \b
+    Example:
+      mixerbench compare speed_quick --baseline gla
+    """
+    from harness.compare import compare, show
+
+    show(compare(grid_name(grid), results, baseline=baseline, any_device=any_device))
+
+
+@app.command()
 def grids(device: Device = None) -> None:
     """List the grids: name, number of cells, what it shows.
 
-    Example: mixerbench grids --device cpu
+    \b
+    Example:
+      mixerbench grids --device cpu
     """
     from harness import plan
     from harness.grids import GRIDS
@@ -159,12 +199,19 @@ def grids(device: Device = None) -> None:
 def doctor(device: Device = None) -> None:
     """Show the device, the versions, and for every mixer and implementation whether it runs here.
 
-    Example: mixerbench doctor
+    \b
+    Example:
+      mixerbench doctor
     """
     from harness.doctor import examine
 
     for line in examine(device):
         print(line)
+
+
+def grid_name(spec: str) -> str:
+    """Of the records of a named grid, or of `my_grids.py:my_grid`."""
+    return spec.rpartition(":")[2]
 
 
 def seconds(option: str, text: str | None) -> float | None:

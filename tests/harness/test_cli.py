@@ -191,6 +191,19 @@ def test_grids_lists_name_cells_and_caption(mixerbench: Mixerbench) -> None:
     assert re.search(r"^mqar_quick +\d+ cells  \w+", said.out, re.MULTILINE)
 
 
+def test_report_and_compare_read_the_records_of_a_run(mixerbench: Mixerbench) -> None:
+    mixerbench("run", toy("fine"))
+    said = mixerbench("report", toy("fine"))
+    assert said.status == 0
+    assert said.out.strip().endswith("results/fine/report.md")
+    assert "6 ok" in Path("results/fine/report.md").read_text()
+    compared = mixerbench("compare", "fine", "--baseline", "toy")
+    assert (compared.status, "no times to compare" in compared.err) == (2, True)
+    for command in ("report", "compare"):
+        missing = mixerbench(command, "nothing")
+        assert (missing.status, "'nothing' has no records" in missing.err) == (2, True)
+
+
 def test_doctor_names_every_mixer_and_implementation(mixerbench: Mixerbench) -> None:
     said = mixerbench("doctor", "--device", "cpu")
     assert said.status == 0
@@ -201,7 +214,7 @@ def test_doctor_names_every_mixer_and_implementation(mixerbench: Mixerbench) -> 
 
 def test_every_command_has_an_example(mixerbench: Mixerbench) -> None:
     commands = [command.callback.__name__ for command in cli.app.registered_commands]  # pyright: ignore[reportOptionalMemberAccess]
-    assert {"run", "grids", "doctor"} <= set(commands)
+    assert {"run", "report", "compare", "grids", "doctor"} == set(commands)
     for command in commands:
         said = mixerbench(command, "--help")
         assert said.status == 0
