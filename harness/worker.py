@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from harness import environment
 from harness.cells import Cell, Setup
@@ -38,7 +38,7 @@ LONGEST_ERROR = 2000
 # What the out-of-memory errors say that are no torch.OutOfMemoryError.
 OUT_OF_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
-_METRICS = TypeAdapter(dict[str, Metric])
+_METRIC: TypeAdapter[Metric] = TypeAdapter(Metric)
 
 
 def serve(connection: Connection, setup: Setup) -> None:
@@ -174,7 +174,8 @@ Outcome = tuple[Status, dict[str, Metric], str | None]
 def measure(payload: bytes, context: Context) -> Outcome | None:
     """Run the pickled task: its status, metrics and error; None if it has paused."""
     try:
-        return "ok", _METRICS.validate_python(pickle.loads(payload).run(context)), None
+        metrics = pickle.loads(payload).run(context)
+        return "ok", {name: _metric(name, value) for name, value in metrics.items()}, None
     except Paused:
         return None
     except Unsupported as error:
@@ -185,6 +186,15 @@ def measure(payload: bytes, context: Context) -> Outcome | None:
         if _is_out_of_memory(error):
             return "oom", {}, f"{type(error).__name__}: {_told(error)}"
         return "error", {}, f"{type(error).__name__}: {_told(error)}\n{_frames(error)}"
+
+
+def _metric(name: str, value: Any) -> Metric:
+    try:
+        return _METRIC.validate_python(value)
+    except ValidationError:
+        raise TypeError(
+            f"metric {name!r} is {value!r}: it has to be a number, a text or a list of numbers"
+        ) from None
 
 
 def _is_out_of_memory(error: Exception) -> bool:

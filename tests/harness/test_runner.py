@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +21,7 @@ from harness.records import Record, Records
 from harness.runner import GRACE_S, Summary, run_grid
 
 TOYS = Path(__file__).parent / "toy_grids.py"
+ROOT = TOYS.parent.parent.parent
 
 Run = Callable[..., Summary]
 
@@ -36,9 +39,9 @@ def run(tmp_path: Path, planned: dict[str, Plan], monkeypatch: pytest.MonkeyPatc
     monkeypatch.delattr(sys.modules["__main__"], "__file__", raising=False)
     processes.start_server()
 
-    def run(grid: str, **options: Any) -> Summary:
+    def run(grid: str, device: str = "cpu", **options: Any) -> Summary:
         if grid not in planned:
-            planned[grid] = processes.make_plan([f"{TOYS}:{grid}"], "cpu")
+            planned[grid] = processes.make_plan([f"{TOYS}:{grid}"], device)
         machine = replace(planned[grid].machine, cores=2)
         given = RunOptions(machine=machine, results=tmp_path)
         return run_grid(planned[grid].grids[grid], replace(given, **options))
@@ -75,7 +78,7 @@ def test_every_end_is_a_row_and_costs_its_own_cell(run: Run, tmp_path: Path) -> 
     assert errors["exits"] == "the worker exited with code 3"
     assert errors["unsupported"] == "needs a GPU: use --device cuda"
     assert errors["wrong"] == "differs from the reference by 0.5"
-    assert "accuracy" in errors["bad_metrics"]
+    assert errors["bad_metrics"].startswith("TypeError: metric 'accuracy' is {'mean': 0.5}: it has")
     assert str(Path.cwd()) not in "".join(errors.values())
     # A worker that died has told its environment: the row that stands for it has it too.
     assert len({frozenset(row.env.items()) for row in by_end.values()}) == 1
@@ -210,3 +213,31 @@ def test_records_that_cannot_be_written_stop_the_run_before_it_starts(run: Run) 
         run("fine", results=TOYS)
     with pytest.raises(ValueError, match=r"cannot write .*records\.jsonl: .*--results"):
         run("fine", results=TOYS, fresh=True)
+
+
+def test_the_parent_never_imports_torch() -> None:
+    parent = "import harness.cli, harness.runner, harness.selection, sys; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", parent], cwd=ROOT, capture_output=True, text=True)
+    assert "harness.runner" in done.stdout.split()
+    assert "torch" not in done.stdout.split()
+
+
+@pytest.mark.gpu
+def test_on_every_gpu_a_cell_that_breaks_its_process_costs_itself(
+    run: Run, tmp_path: Path, planned: dict[str, Plan]
+) -> None:
+    summary = run("on_gpu", device="cuda")
+    by_status = defaultdict(list)
+    for row in rows(tmp_path, "on_gpu"):
+        by_status[row.status].append(row.task["ends"])
+    assert by_status == {"ok": ["ok"] * 8, "oom": ["oom"], "error": ["assert"]}
+    assert len(summary.failures) == 1
+    gpus = planned["on_gpu"].machine.devices
+    for row in rows(tmp_path, "on_gpu"):
+        assert row.env["device_type"] == "cuda"
+        assert row.env["driver"]
+        assert row.env["sm_clock_mhz"] > 0
+        assert row.env["memory_clock_mhz"] > 0
+        assert isinstance(row.env["throttle_bits"], int)
+    assert {f"cuda:{row.env['device_index']}" for row in rows(tmp_path, "on_gpu")} == set(gpus)
+    assert run("on_gpu", device="cuda").settled_before == 8

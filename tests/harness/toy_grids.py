@@ -92,6 +92,23 @@ class Timed(Task):
         return {"pid": os.getpid(), "threads": torch.get_num_threads()}
 
 
+class OnGpu(Task):
+    """A cell that needs a GPU, and may break its process's use of it."""
+
+    name: Literal["on_gpu"] = "on_gpu"
+    mixer: ToyMixer = ToyMixer()
+    ends: Literal["ok", "oom", "assert"] = "ok"
+    seed: int = 0
+
+    def run(self, context: Context) -> Metrics:
+        if self.ends == "oom":
+            torch.empty(2**46, device=context.device)
+        index = torch.tensor([9 if self.ends == "assert" else 1], device=context.device)
+        value = torch.ones(2, device=context.device)[index].item()
+        time.sleep(0.5)
+        return {"value": value}
+
+
 ENDS = ["raises", "killed", "exits", "oom", "cpu_oom", "unsupported", "wrong", "bad_metrics", "ok"]
 
 
@@ -129,6 +146,15 @@ def mixed(device: torch.device) -> list[Task]:
     """Timed cells among others."""
     del device
     return [kind(seed=seed) for seed in range(3) for kind in (Timed, Toy)]
+
+
+def on_gpu(device: torch.device) -> list[Task]:
+    """Two cells that go wrong on a GPU among eight that do not."""
+    del device
+    return [
+        OnGpu.model_validate({"ends": ends, "seed": seed})
+        for seed, ends in enumerate(["ok", "oom", "ok", "assert", *["ok"] * 6])
+    ]
 
 
 def twice(device: torch.device) -> list[Task]:
