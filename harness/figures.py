@@ -9,6 +9,7 @@ import pandas as pd
 
 from harness.figures_recall import mqar
 from harness.figures_speed import decode, memory, speed
+from harness.frames import settings
 from harness.plot import Plot
 
 FIGURES: dict[str, Callable[[pd.DataFrame], dict[str, Plot]]] = {
@@ -25,9 +26,18 @@ def draw(grid: str, table: pd.DataFrame) -> dict[str, Plot]:
     if grid in FIGURES:
         return FIGURES[grid](table)
     plots: dict[str, Plot] = {}
-    for task in sorted(table["task"].unique()):
-        if task in FIGURES:
-            cells = table[table["task"] == task].dropna(axis="columns", how="all")
-            found = FIGURES[task](cells)
-            plots |= {f"{task}_{name}" if name in plots else name: p for name, p in found.items()}
+    for task in sorted(set(table["task"]) & set(FIGURES)):
+        found = FIGURES[task](_alone(table, task))
+        plots |= {f"{task}_{name}" if name in plots else name: p for name, p in found.items()}
     return plots
+
+
+def _alone(table: pd.DataFrame, task: str) -> pd.DataFrame:
+    """The cells of one task without the columns of others, whose gaps made whole numbers floats."""
+    cells = table[table["task"] == task].dropna(axis="columns", how="all")
+    whole = [
+        name
+        for name in settings(cells)
+        if pd.api.types.is_float_dtype(cells[name]) and (cells[name] % 1 == 0).all()
+    ]
+    return cells.astype(dict.fromkeys(whole, int))

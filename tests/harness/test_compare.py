@@ -1,0 +1,166 @@
+"""Verdicts on times whose ratios are known."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+
+from harness.compare import compare, interval, show
+from tests.harness.synthetic import mqar_records, record, speed_records, speed_task, timing, write
+
+GRID = "speed"
+
+
+def cells(mixer: str, ms: float, *, impl="triton", trials=5, jitter=0.005, null=1.0, **size):
+    """Trials around `ms`; `null` is the factor between the A/A series."""
+    rng = random.Random(f"{mixer}{impl}{ms}")
+    for trial in range(trials):
+        centre = ms * (1 + rng.uniform(-jitter, jitter))
+        times = [centre * (1 + rng.uniform(-jitter, jitter)) for _ in range(21)]
+        task = speed_task(mixer, impl, trial=trial, **size)
+        yield record(task, timing(times, [null * time for time in times]), grid=GRID)
+
+
+def verdicts(tmp_path, *made, baseline="attention"):
+    write(tmp_path, GRID, [one for group in made for one in group])
+    return compare(GRID, tmp_path, baseline=baseline).set_index("series")
+
+
+def test_known_ratios_get_their_verdicts(tmp_path):
+    table = verdicts(
+        tmp_path,
+        cells("attention", 2.0, impl="sdpa"),
+        cells("hgrn2", 1.0),
+        cells("gla", 4.0, impl="fla"),
+        cells("mamba", 2.0, impl="mamba_ssm", null=1.01),
+    )
+    assert table["verdict"].to_dict() == {
+        "HGRN2": "faster",
+        "GLA": "slower",
+        "Mamba": "no difference",
+    }
+    assert table["speedup"].to_dict() == pytest.approx(
+        {"HGRN2": 2.0, "GLA": 0.5, "Mamba": 1.0}, rel=0.02
+    )
+    row = table.loc["HGRN2"]
+    assert row["low"] < row["speedup"] < row["high"] < 2.1
+    assert (row["time_ms"], row["baseline_ms"]) == pytest.approx((1.0, 2.0), rel=0.01)
+    assert (row["trials"], row["resampled"], row["baseline"]) == (5, "trials", "Attention")
+
+
+def test_a_difference_inside_the_noise_floor_is_no_difference(tmp_path):
+    made = [
+        list(cells("attention", 1.10, impl="sdpa", jitter=0.001)),
+        list(cells("hgrn2", 1.0, jitter=0.001)),
+    ]
+    (tmp_path / "quiet").mkdir()
+    quiet = verdicts(tmp_path / "quiet", *made).loc["HGRN2"]
+    assert (quiet["verdict"], quiet["noise_floor"]) == ("faster", pytest.approx(0))
+    # Another mixer of the same size whose A/A runs differ by a fifth.
+    noisy = verdicts(tmp_path / "noisy", *made, cells("gla", 1.0, null=1.2)).loc["HGRN2"]
+    assert noisy["low"] > 1
+    assert noisy["noise_floor"] == pytest.approx(0.2)
+    assert noisy["verdict"] == "no difference"
+
+
+def test_an_interval_that_covers_one_is_no_difference(tmp_path):
+    table = verdicts(
+        tmp_path,
+        cells("attention", 1.05, impl="sdpa", jitter=0.3),
+        cells("hgrn2", 1.0, jitter=0.3),
+    )
+    row = table.loc["HGRN2"]
+    assert row["low"] < 1 < row["high"]
+    assert row["verdict"] == "no difference"
+
+
+def test_the_interval_is_that_of_the_trials_not_of_their_many_repetitions(tmp_path):
+    # Two processes each agree within themselves and differ from each other.
+    made = []
+    for trial, ms in enumerate((1.0, 1.0, 1.3)):
+        times = timing([ms] * 101, [ms] * 101)
+        made.append(record(speed_task("hgrn2", "triton", trial=trial), times, grid=GRID))
+        flat = timing([1.2] * 101, [1.2] * 101)
+        made.append(record(speed_task("attention", "sdpa", trial=trial), flat, grid=GRID))
+    row = verdicts(tmp_path, made).loc["HGRN2"]
+    assert (row["low"], row["high"]) == pytest.approx((1.2 / 1.3, 1.2))
+    assert row["verdict"] == "no difference"
+
+
+def test_fewer_than_three_trials_fall_back_on_repetitions_and_say_so(tmp_path):
+    table = verdicts(
+        tmp_path,
+        cells("attention", 2.0, impl="sdpa", trials=3),
+        cells("hgrn2", 1.0, trials=1),
+    )
+    row = table.loc["HGRN2"]
+    assert (row["resampled"], row["trials"], row["verdict"]) == ("repetitions", 1, "faster")
+
+
+def test_one_repetition_each_gives_no_interval_and_no_verdict():
+    assert all(np.isnan(interval(np.array([1.0]), np.array([2.0]))))
+
+
+def test_only_cells_of_one_size_are_compared(tmp_path):
+    write(
+        tmp_path,
+        GRID,
+        [
+            *cells("attention", 1.0, impl="sdpa", seq_len=512),
+            *cells("attention", 8.0, impl="sdpa", seq_len=8192),
+            *cells("hgrn2", 2.0, seq_len=512),
+            *cells("hgrn2", 2.0, seq_len=8192),
+            *cells("hgrn2", 4.0, seq_len=8192, mode="fwd_bwd"),
+        ],
+    )
+    table = compare(GRID, tmp_path, baseline="attention/sdpa")
+    told = table.set_index(["mode", "seq_len"])["verdict"].to_dict()
+    assert told == {
+        ("fwd", 512): "slower",
+        ("fwd", 8192): "faster",
+        ("fwd_bwd", 8192): "no baseline",
+    }
+
+
+def test_cells_without_a_time_keep_their_status(tmp_path, capsys):
+    write(tmp_path, GRID, speed_records(lengths=(512, 32_768)))
+    table = compare(GRID, tmp_path, baseline="attention")
+    assert set(table.query("mixer == 'mamba' and level == 'op'")["verdict"]) == {"unsupported"}
+    lost = table.query("level == 'training_step' and seq_len == 32768")
+    assert set(lost["verdict"]) == {"no baseline"}
+    show(table)
+    said = capsys.readouterr().out
+    assert "Speed-up over Attention" in said
+    assert said.count("no baseline") == 4
+    assert len(said.splitlines()) == len(table) + 3
+
+
+def test_the_same_records_give_the_same_intervals(tmp_path):
+    write(tmp_path, GRID, speed_records(lengths=(512,)))
+    one, two = (compare(GRID, tmp_path, baseline="gla") for _ in range(2))
+    assert one.equals(two)
+
+
+def test_a_baseline_that_is_not_there_is_an_error_that_lists_what_is(tmp_path):
+    write(tmp_path, GRID, speed_records(lengths=(512,), trials=1))
+    with pytest.raises(
+        ValueError, match=r"baseline 'rwkv' is not in the grid.*hgrn2/triton; .*sdpa"
+    ):
+        compare(GRID, tmp_path, baseline="rwkv")
+
+
+def test_a_mixer_with_two_implementations_must_be_named_with_one(tmp_path):
+    made = [*cells("gla", 1.0, impl="fla"), *cells("gla", 2.0, impl="reference")]
+    write(tmp_path, GRID, [*made, *cells("hgrn2", 1.0)])
+    with pytest.raises(ValueError, match=r"'gla' means several series.*gla/reference"):
+        compare(GRID, tmp_path, baseline="gla")
+    table = compare(GRID, tmp_path, baseline="gla/fla").set_index("series")
+    assert set(table.index) == {"GLA (reference)", "HGRN2"}
+
+
+def test_a_grid_without_times_is_told_what_compare_is_for(tmp_path):
+    write(tmp_path, "mqar", mqar_records(cells=((64, 4),), widths=(64,), lrs=(1e-3,)))
+    with pytest.raises(ValueError, match=r"'mqar' has no times.*mixerbench report mqar"):
+        compare("mqar", tmp_path, baseline="attention")
