@@ -9,7 +9,7 @@ from torch import Tensor
 from mixers import Attention
 from mixers.attention import rope
 from mixers.layers import seed_dropout
-from tests.mixers.test_contract import assert_close, generator, moved, tokens
+from tests.mixers.test_contract import D, assert_close, generator, moved, tokens
 
 
 @pytest.mark.parametrize("causal", [True, False])
@@ -54,3 +54,24 @@ def test_attention_dropout_draws_from_its_own_generator():
     assert torch.equal(torch.get_rng_state(), before)
     plain = moved(Attention(impl="reference"))
     assert torch.equal(layer.eval()(x), plain(x))
+
+
+@pytest.mark.parametrize("impl", ["sdpa", "reference"])
+@pytest.mark.parametrize("positions", ["none", "rope"])
+def test_attention_is_its_formula(positions, impl):
+    k, x = D // 2, tokens(2, 20)
+    layer = moved(Attention(n_heads=2, positions=positions, impl=impl))
+    q, key, v = (y.unflatten(-1, (2, k)) for y in layer.proj_in(x).chunk(3, -1))
+    # Channels i and i + k/2 as one complex number, turned by its position.
+    angle = torch.arange(20).double()[:, None, None] * 10000 ** (
+        -torch.arange(0, k, 2).double() / k
+    )
+    angle = angle if positions == "rope" else 0 * angle
+    q, key = (torch.complex(*y.chunk(2, -1)) * torch.exp(1j * angle) for y in (q, key))
+    y = torch.zeros_like(v)
+    for t in range(20):
+        scores = torch.einsum("bhc,bshc->bhs", q[:, t], key[:, : t + 1].conj()).real
+        p = (scores / k**0.5).exp()
+        p = p / p.sum(-1, keepdim=True)
+        y[:, t] = torch.einsum("bhs,bshv->bhv", p, v[:, : t + 1])
+    assert_close(layer(x), layer.proj_out(y.flatten(2)))
