@@ -187,7 +187,8 @@ def sinusoidal(max_len: int, d_model: int) -> Float[Tensor, "t d"]:
 
 
 def _embedding(count: int, width: int, init: Init, generator: torch.Generator) -> nn.Embedding:
-    table = nn.utils.skip_init(nn.Embedding, count, width, device=generator.device)
+    # On the meta device torch's own start draws nothing.
+    table = nn.Embedding(count, width, device="meta").to_empty(device=generator.device)
     std = width**-0.5 if init == "torch" else INIT_STD
     with torch.no_grad():
         table.weight.normal_(0, std, generator=generator)

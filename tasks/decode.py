@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 import torch
 from pydantic import PositiveFloat, PositiveInt, model_validator
 
+from mixers.base import MixerLayer
 from tasks.base import Context, Metrics, Task, Unsupported
 from tasks.timing import spread, times_ms
 from tasks.training import seeded
@@ -41,6 +42,7 @@ class Decode(Task):
             self.d_model, 1, causal=True, generator=seeded(device, self.seed, "parameters")
         )[0].to(dtype)
         tokens = seeded(device, self.seed, "tokens")
+        assert isinstance(layer, MixerLayer)
         x = torch.randn(self.batch, self.d_model, generator=tokens, device=device).to(dtype)
         with torch.no_grad():
             state = layer.start(self.batch, self.context + 1)
