@@ -17,7 +17,6 @@ import torch
 CHECKOUT = Path(__file__).resolve().parent.parent
 PACKAGES = ("hgrn2", "mixers", "tasks", "harness")
 DISTRIBUTIONS = {
-    "torch": "torch",
     "triton": "triton",
     "numpy": "numpy",
     "fla": "flash-linear-attention",
@@ -31,9 +30,10 @@ Env = dict[str, Any]
 def checkout() -> Env:
     """The commit of the code, and whether a package of ours differs from it (both None where git
     cannot tell). Results do not count: a run writes them."""
-    commit = _git("rev-parse", "HEAD")
-    changes = _git("status", "--porcelain", "--", *PACKAGES)
-    return {"commit": commit, "dirty": None if changes is None else bool(changes)}
+    commit = _git("rev-parse", "--verify", "--quiet", "HEAD")
+    if commit is None:
+        return {"commit": None, "dirty": None}
+    return {"commit": commit, "dirty": bool(_git("status", "--porcelain", "--", *PACKAGES))}
 
 
 def _git(*arguments: str) -> str | None:
@@ -50,6 +50,7 @@ def capture(device: torch.device) -> Env:
     """All that stays the same while a worker lives."""
     env: Env = {
         "python": platform.python_version(),
+        "torch": str(torch.__version__),
         **{name: _version(distribution) for name, distribution in DISTRIBUTIONS.items()},
         "device": device_name(device),
         "device_type": device.type,

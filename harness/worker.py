@@ -34,6 +34,7 @@ from tasks.base import Context, Paused, Unsupported, Wrong
 PROGRESS_EVERY_S = 0.5
 FRAMES = 4
 LONGEST_ERROR = 2000
+LONGEST_HEADLINE = 160
 
 # What the out-of-memory errors say that are no torch.OutOfMemoryError.
 OUT_OF_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
@@ -206,7 +207,8 @@ def _is_out_of_memory(error: Exception) -> bool:
 def _headline(record: Record) -> str:
     """The error's first line, or the first metrics."""
     if record.error is not None:
-        return record.error.splitlines()[0]
+        line = record.error.splitlines()[0]
+        return line if len(line) <= LONGEST_HEADLINE else f"{line[:LONGEST_HEADLINE]}..."
     numbers = [(name, value) for name, value in record.metrics.items() if isinstance(value, float)]
     return "  ".join(f"{name} {value:.4g}" for name, value in numbers[:2])
 
