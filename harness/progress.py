@@ -56,7 +56,10 @@ class Display:
         self._live.stop()
 
     def _render(self) -> Group:
-        lines = [Text(f"  {slot}  {line}") for slot, line in sorted(self._working.items())]
+        lines = [
+            Text(f"  {slot}  {line}", no_wrap=True, overflow="ellipsis")
+            for slot, line in sorted(self._working.items())
+        ]
         return Group(self._bar, *lines)
 
     def working(self, slot: str, label: str, line: str) -> None:

@@ -97,7 +97,7 @@ class _Run:
         self.slots: list[_Slot] = []
         self.queue: deque[Cell] = deque()
         self.held: deque[tuple[float, Cell]] = deque()
-        self.fresh_process = False
+        self.fresh_process = self.waiting = False
         self.signals: list[str] = []
         self.stop_by: float | None = None
 
@@ -196,10 +196,11 @@ class _Run:
 
     def _wait_for_another_run(self, slot: _Slot) -> None:
         assert slot.cell
-        if not self.held and not self.queue:
-            self.display.working(slot.name, self.names[slot.cell.key], "held by another run")
         self.held.append((time.monotonic() + _HELD_RETRY_S, slot.cell))
         self._clear(slot)
+        if not self.queue and not self.waiting:
+            self.waiting = True
+            self.display.note("waiting for cells that another run has begun")
 
     def _count(self, slot: _Slot, status: Status, headline: str) -> None:
         assert slot.cell

@@ -180,7 +180,9 @@ def test_a_spent_budget_starts_nothing(run: Run, tmp_path: Path) -> None:
     assert rows(tmp_path, "fine") == []
 
 
-def test_a_cell_that_another_process_holds_is_waited_for(run: Run, tmp_path: Path) -> None:
+def test_a_cell_that_another_process_holds_is_waited_for(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run("fine")
     held, *_ = done = rows(tmp_path, "fine")
     path = tmp_path / "fine" / "records.jsonl"
@@ -203,6 +205,7 @@ def test_a_cell_that_another_process_holds_is_waited_for(run: Run, tmp_path: Pat
     began = time.monotonic()
     summary = run("fine")
     holder.join()
+    assert capsys.readouterr().out.count("waiting for cells") == 1
     assert time.monotonic() - began > 2
     assert summary.statuses == {"ok": 6}
     assert sorted(row.key for row in rows(tmp_path, "fine")) == sorted(row.key for row in done)
