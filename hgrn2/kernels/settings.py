@@ -1,0 +1,79 @@
+"""Launch settings: one small static table, read by (K, V, dtype, architecture) and never by T."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton.language as tl
+
+# Tokens in a chunk: the M of one Hopper matrix instruction.
+CHUNK = 64
+LEVELS = CHUNK.bit_length() - 1
+# Channels at a time in the rare dyadic branch: few registers.
+RARE = 16
+WIDTHS = (16, 32, 64, 128, 256)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Tile of key and value channels of one program, and Triton's two knobs."""
+
+    bk: int
+    bv: int
+    num_warps: int
+    num_stages: int
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One launch a stage, and how many programs the walk over chunks should have at least."""
+
+    states: Launch
+    output: Launch
+    bwd_value: Launch
+    bwd_gate: Launch
+    programs: int
+
+    def split(self, programs: int, chunks: int) -> tuple[int, int]:
+        """How many segments to walk side by side, and chunks in each."""
+        wanted = max(1, min(self.programs // programs, chunks // 8))
+        segment_chunks = cdiv(chunks, wanted)
+        return cdiv(chunks, segment_chunks), segment_chunks
+
+
+def cdiv(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def dot_type(dtype: torch.dtype) -> tuple[tl.dtype, str]:
+    """The dtype of the matrix products' operands, and Triton's input precision.
+
+    fp16 goes through tf32, which has fp16's 10 bits and fp32's range. fp32 follows
+    torch.set_float32_matmul_precision: "highest", the default, is three tf32 products.
+    """
+    if dtype == torch.bfloat16:
+        return tl.bfloat16, "tf32"
+    highest = dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest"
+    return tl.float32, "tf32x3" if highest else "tf32"
+
+
+def settings(k: int, v: int, dtype: torch.dtype, capability: tuple[int, int]) -> Settings:
+    """The table's entry for key width k and value width v.
+
+    Raises ValueError for a width that the kernels are not compiled for.
+    """
+    for name, width in (("k", k), ("v", v)):
+        if width not in WIDTHS:
+            raise ValueError(
+                f"{name}={width}: impl='triton' takes widths {', '.join(map(str, WIDTHS))}; "
+                "pad the heads or use impl='reference'"
+            )
+    wide = 64 if dtype == torch.bfloat16 else 32
+    bk, bv = min(k, wide), min(v, wide)
+    warps = 4
+    states = Launch(bk, bv, warps, 2)
+    output = Launch(bk, min(v, 2 * wide), warps, 2)
+    return Settings(
+        states, output, Launch(bk, min(v, 2 * wide), warps, 1), Launch(bk, bv, warps, 1), 264
+    )

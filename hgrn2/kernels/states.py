@@ -1,0 +1,254 @@
+"""The walk over chunks that leaves a state (or a state's gradient) at every chunk's border.
+
+    state:      S <- Diag(prod f) S + sum_j (key_j  prod of f after j)^T v_j
+    gradient:  dS <- Diag(prod f) dS + sum_i (q_i  prod of f up to i)^T dy_i
+
+Both are one recurrence over chunks, run along the recurrence's direction or against it. Where
+batch * heads is too small to fill the device, the sequence is split into segments: a first walk
+sums each segment from zero, `hgrn2_fwd_segments_kernel` carries the state over the segments, and
+the walk proper starts every segment from its true state.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from hgrn2.kernels.gate import OPEN, beyond, key_and_log2_gate, power, sums_transposed, up_to
+from hgrn2.kernels.settings import CHUNK, Settings, cdiv, dot_type
+
+
+@triton.jit(do_not_specialize=["T", "chunks", "segments", "segment_chunks"])
+def hgrn2_fwd_states_kernel(
+    x,
+    z,
+    y,
+    bound,
+    lengths,
+    first,
+    borders,
+    last,
+    decay,
+    x_stride_b,
+    x_stride_t,
+    x_stride_h,
+    z_stride_b,
+    z_stride_t,
+    z_stride_h,
+    y_stride_b,
+    y_stride_t,
+    y_stride_h,
+    T,
+    H,
+    chunks,
+    segments,
+    segment_chunks,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    C: tl.constexpr,
+    REVERSE: tl.constexpr,
+    GRADIENT: tl.constexpr,
+    HAS_FIRST: tl.constexpr,
+    HAS_LENGTHS: tl.constexpr,
+    STORE_BORDERS: tl.constexpr,
+    STORE_LAST: tl.constexpr,
+    STORE_DECAY: tl.constexpr,
+    DOT: tl.constexpr,
+    FAST: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """One tile [BK BV] of one segment's walk.
+
+    x: q (GRADIENT) or unused; y: v, or dy. first, last [b h s k v] fp32, borders [b n h k v],
+    decay [b h s k]: log2 of the segment's whole decay.
+    """
+    program = tl.program_id(0)
+    v_tile = program % (V // BV)
+    k_tile = program // (V // BV) % (K // BK)
+    rest = program // (V // BV) // (K // BK)
+    head = rest % H
+    segment = rest // H % segments
+    batch = (rest // H // segments).to(tl.int64)
+
+    k = k_tile * BK + tl.arange(0, BK)
+    v = v_tile * BV + tl.arange(0, BV)
+    token = tl.arange(0, C)
+    b = tl.load(bound + head * K + k)[:, None]
+    end = tl.minimum(tl.load(lengths + batch), T).to(tl.int32) if HAS_LENGTHS else T
+
+    # In a chunk: keys are carried to the far border, queries back to the near one.
+    if GRADIENT:
+        which = up_to(token[None, :], token[:, None], REVERSE)
+    else:
+        which = beyond(token[None, :], token[:, None], REVERSE)
+
+    state_tile = ((batch * H + head) * segments + segment) * K * V
+    state_offsets = state_tile + k[:, None] * V + v[None, :]
+    S = tl.zeros([BK, BV], tl.float32)
+    if HAS_FIRST:
+        S += tl.load(first + state_offsets)
+    total = tl.zeros([BK], tl.float32)
+
+    begin = segment * segment_chunks
+    count = tl.minimum(segment_chunks, chunks - begin)
+    for step in range(count):
+        chunk = begin + (step if REVERSE == GRADIENT else count - 1 - step)
+        start = chunk.to(tl.int64) * C
+        valid = token < end - chunk * C
+        if STORE_BORDERS:
+            border = ((batch * chunks + chunk) * H + head) * K * V
+            tl.store(borders + border + k[:, None] * V + v[None, :], S.to(borders.dtype.element_ty))
+        z_base = z + batch * z_stride_b + start * z_stride_t + head * z_stride_h
+        z_tile = tl.load(
+            z_base + token[None, :] * z_stride_t + k[:, None], mask=valid[None, :], other=OPEN
+        )
+        key, g = key_and_log2_gate(z_tile.to(tl.float32), b, FAST)
+        E = power(sums_transposed(g, which, FAST), FAST)
+        if GRADIENT:
+            x_base = x + batch * x_stride_b + start * x_stride_t + head * x_stride_h
+            x_tile = tl.load(
+                x_base + token[None, :] * x_stride_t + k[:, None], mask=valid[None, :], other=0.0
+            )
+            carried = x_tile.to(tl.float32) * E
+        else:
+            carried = key * E
+        y_base = y + batch * y_stride_b + start * y_stride_t + head * y_stride_h
+        y_tile = tl.load(
+            y_base + token[:, None] * y_stride_t + v[None, :], mask=valid[:, None], other=0.0
+        )
+        whole = tl.sum(g, 1)
+        S = tl.dot(
+            carried.to(DOT), y_tile.to(DOT), S * tl.exp2(whole)[:, None], input_precision=PRECISION
+        )
+        total += whole
+    if STORE_LAST:
+        tl.store(last + state_offsets, S)
+    if STORE_DECAY and v_tile == 0:
+        tl.store(decay + ((batch * H + head) * segments + segment) * K + k, total)
+
+
+@triton.jit(do_not_specialize=["segments"])
+def hgrn2_fwd_segments_kernel(
+    first,
+    sums,
+    decay,
+    last,
+    segments,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    BLOCK: tl.constexpr,
+    ASCENDING: tl.constexpr,
+    HAS_FIRST: tl.constexpr,
+):
+    """Replaces every segment's own sum [b h s k v] by the state that it starts from."""
+    tile = tl.program_id(0) % (K * V // BLOCK)
+    row = (tl.program_id(0) // (K * V // BLOCK)).to(tl.int64)
+    element = tile * BLOCK + tl.arange(0, BLOCK)
+    S = tl.zeros([BLOCK], tl.float32)
+    if HAS_FIRST:
+        S += tl.load(first + row * K * V + element)
+    for step in range(segments):
+        segment = row * segments + (step if ASCENDING else segments - 1 - step)
+        own = tl.load(sums + segment * K * V + element)
+        log2_decay = tl.load(decay + segment * K + element // V)
+        tl.store(sums + segment * K * V + element, S)
+        S = S * tl.exp2(log2_decay) + own
+    tl.store(last + row * K * V + element, S)
+
+
+def chunk_states(
+    z: Tensor,
+    y: Tensor,
+    bound: Tensor,
+    *,
+    q: Tensor | None,
+    first: Tensor | None,
+    lengths: Tensor | None,
+    reverse: bool,
+    settings: Settings,
+) -> tuple[Tensor, Tensor]:
+    """States at every chunk's border, [b n h k v], and the last one, fp32 [b h k v].
+
+    z [b t h k], y [b t h v], bound [h k] fp32, first fp32 [b h k v] or None. Without q, y is v and
+    the states are the recurrence's own, each before its chunk. With q [b t h k], y is dy and they
+    are the states' gradients, each after its chunk; `first` is then the last state's gradient.
+    Borders have z's dtype (fp32 for fp16, whose range is too small). `reverse`: the recurrence
+    runs from the last token to the first.
+    """
+    b, t, h, k = z.shape
+    v = y.shape[-1]
+    chunks = cdiv(t, CHUNK)
+    launch = settings.states
+    tiles = (k // launch.bk) * (v // launch.bv)
+    segments, segment_chunks = settings.split(b * h * tiles, chunks)
+    borders = z.new_empty(
+        (b, chunks, h, k, v), dtype=z.dtype if z.dtype == torch.bfloat16 else torch.float32
+    )
+    last = z.new_empty((b, h, k, v), dtype=torch.float32)
+    x = z if q is None else q
+    dot, precision = dot_type(z.dtype)
+
+    def walk(start: Tensor | None, end: Tensor, decay: Tensor, *, summary: bool) -> None:
+        hgrn2_fwd_states_kernel[(b * h * segments * tiles,)](
+            x,
+            z,
+            y,
+            bound,
+            z if lengths is None else lengths,
+            end if start is None else start,
+            borders,
+            end,
+            decay,
+            *x.stride()[:3],
+            *z.stride()[:3],
+            *y.stride()[:3],
+            t,
+            h,
+            chunks,
+            segments,
+            segment_chunks,
+            K=k,
+            V=v,
+            BK=launch.bk,
+            BV=launch.bv,
+            C=CHUNK,
+            REVERSE=reverse,
+            GRADIENT=q is not None,
+            HAS_FIRST=start is not None,
+            HAS_LENGTHS=lengths is not None,
+            STORE_BORDERS=not summary,
+            STORE_LAST=summary or segments == 1,
+            STORE_DECAY=summary,
+            DOT=dot,
+            FAST=dot == tl.bfloat16,
+            PRECISION=precision,
+            num_warps=launch.num_warps,
+            num_stages=launch.num_stages,
+        )
+
+    if segments == 1:
+        walk(first, last, last, summary=False)
+        return borders, last
+    starts = z.new_empty((b, h, segments, k, v), dtype=torch.float32)
+    decay = z.new_empty((b, h, segments, k), dtype=torch.float32)
+    walk(None, starts, decay, summary=True)
+    block = min(1024, k * v)
+    hgrn2_fwd_segments_kernel[(b * h * (k * v // block),)](
+        last if first is None else first,
+        starts,
+        decay,
+        last,
+        segments,
+        K=k,
+        V=v,
+        BLOCK=block,
+        ASCENDING=reverse == (q is not None),
+        HAS_FIRST=first is not None,
+        num_warps=4,
+    )
+    walk(starts, last, decay, summary=False)
+    return borders, last

@@ -1,0 +1,216 @@
+"""The kernels under Triton's interpreter, against the fp64 oracle.
+
+Run by test_triton_interpreter.py with TRITON_INTERPRET=1, which must be set before triton is
+imported. fp32 only: the interpreter's bf16 is wrong.
+
+Tolerance: an exponent is a sum of log2 gates of up to 126 bits, rounded to fp32 at 2^-24 of its
+size, so a factor 2^x is off by at most 126 ln 2 2^-24 = 5.2e-6, and a score holds two factors. A
+log gate's gradient is the difference of two such sums over a chunk of 64 tokens, in which the
+errors add up to at most 64 of that.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from torch import Tensor
+
+from hgrn2.gate import gate
+from hgrn2.kernels import ops, states
+from hgrn2.kernels.settings import Settings
+from hgrn2.reference import gated_bidirectional, gated_recurrent, hgrn2_recurrent, hgrn2_step
+
+assert os.environ.get("TRITON_INTERPRET") == "1"
+
+FACTOR_ERROR = 126 * 0.6931 * 2**-24
+TOLERANCE = {"dz": 64 * FACTOR_ERROR, "dbound": 64 * FACTOR_ERROR}
+
+# regime -> logits [b t h k] from a generator
+REGIMES = {
+    "ordinary": lambda r: r,
+    "spread": lambda r: 4 * r,
+    "open": lambda r: r + 20,
+    "closed": lambda r: r - 50,
+    "mixture": lambda r: torch.where(r < 0, -20.0, 6.0),
+    "resets": lambda r: torch.where(r < -1.5, -30.0, 8.0),
+}
+
+
+def draw(b: int, t: int, h: int, k: int, v: int, regime: str, bound: float, seed: int = 0):
+    """Inputs q, z, v, bound, state and the outputs' gradients dy, dlast, in fp32."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator)
+
+    z = REGIMES[regime](normal(b, t, h, k))
+    tensors = normal(b, t, h, k), z, normal(b, t, h, v), torch.full((h, k), bound)
+    return *tensors, normal(b, h, k, v), normal(b, t, h, v), normal(b, h, k, v)
+
+
+def oracle(q, z, v, bound, state, dy, dlast, lengths=None) -> dict[str, Tensor]:
+    """Results and gradients in fp64; dz and dbound by the closed forms of the gate's derivative,
+    since autograd's sigmoid' = s (1 - s) is 0 where s rounds to 1."""
+    f, key = gate(z.double(), bound.double())
+    leaves = [x.detach().double().requires_grad_() for x in (q, key, v, f)]
+    if state is None:
+        y = gated_bidirectional(*leaves, lengths=lengths)
+        loss, results = (y * dy).sum(), {"y": y}
+    else:
+        leaves.append(state.double().requires_grad_())
+        y, last = gated_recurrent(*leaves[:4], state=leaves[4], lengths=lengths)
+        loss, results = (y * dy).sum() + (last * dlast).sum(), {"y": y, "last": last}
+    loss.backward()
+    to_f = leaves[3].grad - leaves[1].grad
+    results |= {"dq": leaves[0].grad, "dv": leaves[2].grad}
+    results["dz"] = key * torch.sigmoid(z.double()) * to_f
+    results["dbound"] = (torch.sigmoid(-z.double()) * to_f).sum((0, 1))
+    if state is not None:
+        results["dstate"] = leaves[4].grad
+    return {name: x.detach() for name, x in results.items()}
+
+
+def kernels(q, z, v, bound, state, dy, dlast, lengths=None) -> dict[str, Tensor]:
+    leaves = [x.clone().requires_grad_() for x in (q, z, v, bound)]
+    if state is None:
+        y = ops.hgrn2_bidirectional(*leaves, lengths=lengths)
+        loss, results = (y * dy).sum(), {"y": y}
+    else:
+        leaves.append(state.clone().requires_grad_())
+        y, last = ops.hgrn2(*leaves[:4], state=leaves[4], lengths=lengths)
+        loss, results = (y * dy).sum() + (last * dlast).sum(), {"y": y, "last": last}
+    loss.backward()
+    names = ("dq", "dz", "dv", "dbound", "dstate")
+    results |= {name: x.grad for name, x in zip(names, leaves, strict=False)}
+    return {name: x.detach() for name, x in results.items()}
+
+
+def check(found: dict[str, Tensor], expected: dict[str, Tensor], skip: tuple[str, ...] = ()):
+    assert found.keys() == expected.keys()
+    for name, x in expected.items():
+        if name in skip:
+            continue
+        error = (found[name].double() - x).norm() / x.norm().clamp_min(1e-30)
+        assert error <= TOLERANCE.get(name, 2 * FACTOR_ERROR), f"{name}: error {error:.1e}"
+
+
+@pytest.mark.parametrize(
+    ("t", "k", "v", "regime", "bound"),
+    [
+        (1, 16, 16, "ordinary", 0.0),
+        (15, 16, 32, "spread", 0.1),
+        (16, 32, 16, "open", 0.0),
+        (17, 16, 16, "mixture", 0.3),
+        (63, 16, 16, "closed", 0.1),
+        (64, 16, 64, "ordinary", 1 - 1e-6),
+        (65, 64, 16, "ordinary", 0.3),
+        (100, 16, 16, "resets", 0.01),
+        (129, 16, 16, "spread", 0.5),
+    ],
+)
+def test_results_and_gradients(t, k, v, regime, bound):
+    case = draw(1, t, 2, k, v, regime, bound)
+    check(kernels(*case), oracle(*case))
+
+
+@pytest.mark.parametrize("regime", ["mixture", "closed"])
+def test_gates_down_to_zero(regime):
+    """With a bound of 0 the gates reach 2e-9 and 2e-22, where dbound has no digits left."""
+    case = draw(1, 64, 1, 16, 16, regime, 0.0)
+    check(kernels(*case), oracle(*case), skip=("dbound",))
+
+
+def test_lengths():
+    lengths = torch.tensor([100, 37, 1])
+    case = draw(3, 100, 1, 16, 16, "ordinary", 0.2)
+    found = kernels(*case, lengths=lengths)
+    check(found, oracle(*case, lengths=lengths))
+    assert not found["y"][1, 37:].any()
+    assert not found["dz"][1, 37:].any()
+
+
+@pytest.mark.parametrize(("t", "regime"), [(65, "ordinary"), (33, "mixture")])
+def test_bidirectional(t, regime):
+    q, z, v, bound, _, dy, _ = draw(2, t, 1, 16, 32, regime, 0.3)
+    case = (q, z, v, bound, None, dy, None)
+    lengths = torch.tensor([t, 17])
+    check(kernels(*case, lengths=lengths), oracle(*case, lengths=lengths))
+
+
+def test_segments_agree_with_one_walk(monkeypatch):
+    case = draw(1, 192, 1, 16, 16, "ordinary", 0.3)
+    monkeypatch.setattr(Settings, "split", lambda _self, _programs, chunks: (2, 2))
+    check(kernels(*case), oracle(*case))
+    monkeypatch.setattr(Settings, "split", lambda _self, _programs, chunks: (chunks, 1))
+    check(kernels(*case), oracle(*case))
+
+
+def test_strided_inputs_of_one_projection():
+    q, z, v, bound, state, dy, dlast = draw(1, 20, 2, 16, 16, "ordinary", 0.3)
+    fused = torch.cat([q, z, v], -1)
+    views = fused.split(16, -1)
+    assert not views[1].is_contiguous()
+    found, _ = ops.hgrn2(*views, bound, state=state)
+    expected, _ = ops.hgrn2(q, z, v, bound, state=state)
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("regime", ["ordinary", "mixture"])
+def test_strictly_causal_bit_for_bit(regime):
+    """Later tokens do not move an output by rounding either, whichever path they send it on."""
+    q, z, v, bound, state, _, _ = draw(1, 66, 1, 16, 16, regime, 0.1)
+    y, _ = ops.hgrn2(q, z, v, bound, state=state)
+    for cut, logit in ((20, -60.0), (20, 30.0), (65, -60.0)):
+        changed, other = z.clone(), v.clone()
+        changed[:, cut:], other[:, cut:] = logit, 7.0
+        found, _ = ops.hgrn2(q, changed, other, bound, state=state)
+        assert torch.equal(found[:, :cut], y[:, :cut])
+        assert not torch.equal(found[:, cut:], y[:, cut:])
+
+
+def test_step_follows_the_oracle_in_place():
+    q, z, v, bound, state, _, _ = draw(2, 1, 2, 16, 32, "ordinary", 0.3)
+    expected_state = state.double()
+    expected, _ = hgrn2_step(q[:, 0], z[:, 0], v[:, 0], bound, expected_state)
+    y, found_state = ops.hgrn2_step(q[:, 0], z[:, 0], v[:, 0], bound, state)
+    assert found_state is state
+    check({"y": y, "state": state}, {"y": expected.double(), "state": expected_state})
+
+
+def test_no_final_gradient_and_no_state():
+    q, z, v, bound, _, dy, _ = draw(1, 20, 1, 16, 16, "ordinary", 0.3)
+    leaf = z.clone().requires_grad_()
+    y, _ = ops.hgrn2(q, leaf, v, bound)
+    (y * dy).sum().backward()
+    wide = z.double().requires_grad_()
+    expected, _ = hgrn2_recurrent(q.double(), wide, v.double(), bound.double())
+    (expected * dy).sum().backward()
+    check({"dz": leaf.grad}, {"dz": wide.grad})
+
+
+def test_bad_input_is_named():
+    q, z, v, bound, state, _, _ = draw(1, 4, 1, 16, 16, "ordinary", 0.3)
+    with pytest.raises(ValueError, match="k=12: impl='triton' takes widths 16, 32"):
+        ops.hgrn2(q[..., :12], z[..., :12], v, bound[:, :12])
+    with pytest.raises(ValueError, match=r"q, z, v are torch\.float64"):
+        ops.hgrn2(q.double(), z.double(), v.double(), bound)
+    with pytest.raises(ValueError, match="state is"):
+        ops.hgrn2_step(q[:, 0], z[:, 0], v[:, 0], bound, state.double())
+
+
+def test_borders_are_the_states_before_each_chunk():
+    """What the walk leaves, read directly: a wrong border could hide behind a wrong reader."""
+    q, z, v, bound, state, _, _ = draw(1, 130, 1, 16, 16, "ordinary", 0.3)
+    table = ops._settings(q, v)
+    borders, last = states.chunk_states(
+        z, v, bound, q=None, first=state, lengths=None, reverse=False, settings=table
+    )
+    f, key = gate(z.double(), bound.double())
+    expected = [state.double()]
+    for cut in (64, 128, 130):
+        _, S = gated_recurrent(q[:, :cut].double(), key[:, :cut], v[:, :cut].double(), f[:, :cut], state=state.double())
+        expected.append(S)
+    found = torch.cat([borders.transpose(0, 1).flatten(0, 1), last])
+    check({"S": found}, {"S": torch.cat(expected)})

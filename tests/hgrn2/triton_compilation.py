@@ -1,0 +1,144 @@
+"""Compile the kernels for a GPU that is not there: the launchers run on meta tensors, and what they
+would have launched is recorded and compiled."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from hgrn2.kernels import backward, decode, output, states
+from hgrn2.kernels.settings import settings
+
+KERNELS = (
+    (states, "hgrn2_fwd_states_kernel"),
+    (states, "hgrn2_fwd_segments_kernel"),
+    (output, "hgrn2_fwd_output_kernel"),
+    (backward, "hgrn2_bwd_gate_kernel"),
+    (backward, "hgrn2_bwd_value_kernel"),
+    (decode, "hgrn2_fwd_step_kernel"),
+)
+# Shared memory that one program may use, in bytes (CUDA programming guide, compute capabilities).
+SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+NAMES = {
+    torch.bfloat16: "bf16",
+    torch.float16: "fp16",
+    torch.float32: "fp32",
+    torch.int64: "i64",
+}
+
+
+@dataclass
+class Launched:
+    """A kernel and the arguments of one launch."""
+
+    kernel: Any
+    args: tuple[Any, ...]
+    options: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        return self.kernel.fn.__name__
+
+
+@dataclass
+class Resources:
+    registers: int
+    spill_bytes: int
+    shared_bytes: int
+
+
+@contextmanager
+def recorded():
+    """Launches are recorded in the list instead of made."""
+    launches: list[Launched] = []
+
+    class Recorder:
+        def __init__(self, kernel):
+            self.kernel = kernel
+
+        def __getitem__(self, grid):
+            return lambda *args, **options: launches.append(Launched(self.kernel, args, options))
+
+    originals = [getattr(module, name) for module, name in KERNELS]
+    for module, name in KERNELS:
+        setattr(module, name, Recorder(getattr(module, name)))
+    try:
+        yield launches
+    finally:
+        for (module, name), kernel in zip(KERNELS, originals, strict=True):
+            setattr(module, name, kernel)
+
+
+def launches(k: int, v: int, dtype: torch.dtype, architecture: int) -> list[Launched]:
+    """What one forward, backward and step launch, at a batch that needs segments."""
+
+    def meta(*shape: int, kind: torch.dtype = torch.float32) -> torch.Tensor:
+        return torch.empty(shape, dtype=kind, device="meta")
+
+    q, z = meta(1, 8192, 2, k, kind=dtype), meta(1, 8192, 2, k, kind=dtype)
+    x = meta(1, 8192, 2, v, kind=dtype)
+    bound, state = meta(2, k), meta(1, 2, k, v)
+    table = settings(k, v, dtype, divmod(architecture, 10))
+    shared = {"first": None, "lengths": None, "reverse": False, "settings": table}
+    with recorded() as found:
+        S, _ = states.chunk_states(z, x, bound, q=None, **shared)
+        output.chunk_output(q, z, x, bound, S, None, None, table)
+        states.chunk_states(z, x, bound, q=q, **shared)
+        backward.chunk_gradients(q, z, x, x, bound, (S, S), None, None, table)
+        decode.step(q[:, 0], z[:, 0], x[:, 0], bound, state)
+    return found
+
+
+def compile_for(launched: Launched, architecture: int) -> Resources:
+    """The compiled kernel's resources, as its cubin states them."""
+    parameters = launched.kernel.params
+    values = dict(zip([p.name for p in parameters], launched.args, strict=False))
+    signature, constants, hints = {}, {}, {}
+    for index, parameter in enumerate(parameters):
+        name = parameter.name
+        if parameter.is_constexpr:
+            signature[name], constants[name] = "constexpr", launched.options[name]
+            continue
+        value = values[name]
+        if isinstance(value, torch.Tensor):
+            signature[name] = "*" + NAMES[value.dtype]
+        else:
+            signature[name] = "i32" if value < 2**31 else "i64"
+        aligned = isinstance(value, torch.Tensor) or value % 16 == 0
+        if aligned and not parameter.do_not_specialize:
+            hints[(index,)] = [["tt.divisibility", 16]]
+    compiled = triton.compile(
+        ASTSource(launched.kernel, signature, constexprs=constants, attrs=hints),
+        target=GPUTarget("cuda", architecture, 32),
+        options={
+            name: launched.options[name]
+            for name in ("num_warps", "num_stages")
+            if name in launched.options
+        },
+    )
+    registers, stack = _resources(compiled.asm["cubin"])
+    return Resources(registers, stack, compiled.metadata.shared)
+
+
+def _resources(cubin: bytes) -> tuple[int, int]:
+    """Registers a thread, and bytes of stack a thread, which only spills use here."""
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        report = subprocess.run(
+            [tool, "-res-usage", file.name], capture_output=True, text=True, check=True
+        ).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+)", report)
+    assert found is not None, report
+    return int(found[1]), int(found[2])
