@@ -67,7 +67,8 @@ def hgrn2_bidirectional(
 ) -> Tensor:
     """Both directions with shared projections: y_t = q_t (S_t^forward + S_t^backward).
 
-    A token's own term enters twice, as in the published code. Shapes as `hgrn2`; returns y.
+    A token's own term enters twice, as in the published code. Shapes and errors as `hgrn2`;
+    returns y.
     """
     _check_hgrn2(q, z, v, bound, None, lengths)
     _check_impl(impl, q)
@@ -86,7 +87,9 @@ def hgrn2_step(
     """One token: q, z [b h k], v [b h v], state [b h k v] -> y [b h v], the next state.
 
     `state` is updated in place and returned; gradients do not flow.
+    Raises ValueError for shapes that do not fit and for an unknown or unsupported impl.
     """
+    _check_step(q, z, v, bound, state)
     _check_impl(impl, q)
     return reference.hgrn2_step(q, z, v, bound, state)
 
@@ -129,8 +132,12 @@ def hgrn1_bidirectional(
 
     `theta_backward` None: the backward direction turns by `theta` too (the published `Hgru1d` with
     causal=False; the bidirectional module learns a second angle). Returns h, shaped as v.
+    Raises ValueError as `hgrn1` does, and for a `theta_backward` without a `theta`.
     """
     _check_hgrn1(v, z, bound, theta, None, lengths)
+    if theta_backward is not None and theta is None:
+        raise ValueError("theta_backward is given, but theta is None; give both, or neither")
+    _expect("theta_backward", theta_backward, z.shape[-1:], "d")
     _check_impl(impl, v)
     return reference.hgrn1_bidirectional(
         v, z, bound, theta=theta, theta_backward=theta_backward, lengths=lengths
@@ -145,8 +152,14 @@ def _check_impl(impl: Impl, x: Tensor) -> None:
 
 
 def _expect(name: str, x: Tensor | None, shape: tuple[int, ...], axes: str) -> None:
-    if x is not None and tuple(x.shape) != shape:
+    if x is None:
+        return
+    if tuple(x.shape) != shape:
         raise ValueError(f"{name} has shape {list(x.shape)}; it should be [{axes}] = {list(shape)}")
+    if name == "lengths" and (x.is_floating_point() or x.is_complex()):
+        raise ValueError(f"lengths has dtype {x.dtype}; it should be an integer type")
+    if name != "lengths" and not x.is_floating_point():
+        raise ValueError(f"{name} has dtype {x.dtype}; it should be a real floating-point type")
 
 
 def _check_hgrn2(
@@ -163,11 +176,26 @@ def _check_hgrn2(
             "they should be [b t h k] and [b t h v]"
         )
     b, t, h, k = q.shape
+    _check_length("q", q)
+    _expect("q", q, (b, t, h, k), "b t h k")
     _expect("z", z, (b, t, h, k), "b t h k")
     _expect("v", v, (b, t, h, v.shape[-1]), "b t h v")
     _expect("bound", bound, (h, k), "h k")
     _expect("state", state, (b, h, k, v.shape[-1]), "b h k v")
     _expect("lengths", lengths, (b,), "b")
+
+
+def _check_step(q: Tensor, z: Tensor, v: Tensor, bound: Tensor, state: Tensor) -> None:
+    if q.ndim != 3 or v.ndim != 3:
+        raise ValueError(
+            f"q has shape {list(q.shape)} and v {list(v.shape)}; they should be [b h k] and [b h v]"
+        )
+    b, h, k = q.shape
+    _expect("q", q, (b, h, k), "b h k")
+    _expect("z", z, (b, h, k), "b h k")
+    _expect("v", v, (b, h, v.shape[-1]), "b h v")
+    _expect("bound", bound, (h, k), "h k")
+    _expect("state", state, (b, h, k, v.shape[-1]), "b h k v")
 
 
 def _check_hgrn1(
@@ -181,10 +209,17 @@ def _check_hgrn1(
     if z.ndim != 3:
         raise ValueError(f"z has shape {list(z.shape)}; it should be [b t d]")
     b, t, d = z.shape
+    _check_length("z", z)
     pair = () if theta is None else (2,)
     axes = "" if theta is None else " 2"
+    _expect("z", z, (b, t, d), "b t d")
     _expect("v", v, (b, t, d, *pair), f"b t d{axes}")
     _expect("bound", bound, (d,), "d")
     _expect("theta", theta, (d,), "d")
     _expect("state", state, (b, d, *pair), f"b d{axes}")
     _expect("lengths", lengths, (b,), "b")
+
+
+def _check_length(name: str, x: Tensor) -> None:
+    if x.shape[1] == 0:
+        raise ValueError(f"{name} has shape {list(x.shape)}; t should be at least 1")
