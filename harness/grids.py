@@ -93,14 +93,14 @@ def speed_quick(device: torch.device) -> list[Task]:
     Three trials, each in a process of its own, the mixers interleaved.
     """
     del device
-    lengths = (256, 1024, 4096)
+    lengths = (128, 512, 2048)
     layers = [
         Speed(
             mixer=mixer,
             level="layer",
             mode="fwd_bwd",
             seq_len=seq_len,
-            batch=4096 // seq_len,
+            batch=2048 // seq_len,
             d_model=64,
             trial=trial,
         )
@@ -114,7 +114,7 @@ def speed_quick(device: torch.device) -> list[Task]:
             level="layer",
             mode="fwd_bwd",
             seq_len=seq_len,
-            batch=4096 // seq_len,
+            batch=2048 // seq_len,
             d_model=64,
         )
         for seq_len in lengths
@@ -122,7 +122,7 @@ def speed_quick(device: torch.device) -> list[Task]:
     ]
     decode = [
         Decode(mixer=mixer, context=context, batch=8, d_model=64)
-        for context in (64, 256, 1024)
+        for context in (64, 512)
         for mixer in timed_mixers()
     ]
     return [*layers, *memory, *decode]
