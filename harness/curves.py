@@ -58,15 +58,21 @@ def medians(table: pd.DataFrame, cost: Cost) -> pd.DataFrame:
 
 
 def curves(table: pd.DataFrame, lines: pd.DataFrame, cost: Cost, sentences: Sequence[str]) -> Plot:
-    """The figure of `lines`, which are `medians` of `table`; its caption is made of `sentences`."""
-    ran = table[table["status"] == "ok"]
+    """The figure of `lines`, which are `medians` of `table`; its caption is made of `sentences`.
+
+    A log axis has no zero: such points are in the tables alone, and the caption says so.
+    """
+    ran = table[(table["status"] == "ok") & (table[cost.y] > 0)]
+    zeros = int((lines[cost.y] <= 0).sum())
+    if zeros:
+        sentences = [*sentences, f"{zeros} points at 0 are not drawn, see the table."]
     trials = lines["trials"].max() > 1
     with styled():
-        places = panels(ran, cost)
+        places = panels(lines, cost)
         note = not_drawn(table, [*cost.kind, cost.x, "trial"])
         sheet = Sheet(len(places), height_in=2.3, columns=min(2, len(places)), note=note)
         for i, (ax, place) in enumerate(zip(sheet.axes, places, strict=True)):
-            cells, here = at(table, place), at(lines, place)
+            cells, here = at(table, place), at(lines[lines[cost.y] > 0], place)
             sizes = cells[cost.x].unique()
             ax.set(xscale="log", yscale="log", title=title(place), xlim=log_limits(sizes))
             runs = (at(ran, place), cost.y) if trials else None

@@ -66,7 +66,8 @@ def frame(grid: str, results: Path, *, any_device: bool = False) -> pd.DataFrame
     """
     records = Records(results / grid).rows()
     if not records:
-        found = sorted(path.parent.name for path in results.glob("*/records.jsonl"))
+        files = results.glob("*/records.jsonl")
+        found = sorted(path.parent.name for path in files if path.stat().st_size)
         raise ValueError(
             f"grid {grid!r} has no records in {results}: `mixerbench run {grid}` makes them; "
             f"grids with records there: {', '.join(found) or 'none'}"

@@ -128,7 +128,9 @@ class Sheet:
             if point is not None:
                 edge = 1 + (SWATCH_PT - 3.5) / 72 * self.figure.dpi / ax.get_window_extent().width
                 leader = Line2D([point[0], edge], [point[1], y], transform=ax.transAxes)
-                leader.set(color=end.mark.colour, linewidth=0.5, alpha=0.6, clip_on=False)
+                # Dotted where the line ends early, so that nobody takes it for data.
+                dash = "-" if point[0] > 0.9 else (0, (1, 3))
+                leader.set(color=end.mark.colour, linewidth=0.5, linestyle=dash, clip_on=False)
                 ax.add_artist(leader)
 
 
@@ -151,9 +153,10 @@ def spread(wanted: Sequence[float], gap: float) -> list[float]:
 
 
 def log_limits(values: Iterable[float]) -> tuple[float, float]:
-    """Limits of a log axis around the values, with a margin; one value stands in the middle."""
-    numbers = [value for value in values if not math.isnan(value)]
-    low, high = min(numbers), max(numbers)
+    """Limits of a log axis around the positive values, with a margin; one value stands in the
+    middle; from 1 to 10 where there is none."""
+    positive = [value for value in values if value > 0]
+    low, high = (min(positive), max(positive)) if positive else (1.0, 10.0)
     margin = (high / low) ** 0.07 if high > low else 2.0
     return low / margin, high * margin
 

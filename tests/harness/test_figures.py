@@ -117,6 +117,25 @@ def test_roofline_is_the_longer_floor_over_the_time(speed_plots):
     assert table["roofline_percent"].to_numpy() == pytest.approx(share.to_numpy())
 
 
+def test_several_test_segments_make_a_map_and_have_no_chance_line():
+    made = []
+    for mixer, impl in (("gla", "fla"), ("attention", "sdpa")):
+        for seed in (0, 1):
+            task = mqar_task(mixer, impl, cell=(256, 64), d_model=64, lr=1e-3, seed=seed)
+            scores = {
+                "accuracy_64_4": 0.9,
+                "accuracy_64_8": 0.6 + 0.2 * seed,
+                "accuracy_256_8": 0.3,
+            }
+            made.append(record(task, {"accuracy": 0.6, "state_bytes": 1024} | scores))
+    plots = mqar(tidy(made))
+    assert {"accuracy_over_width", "accuracy_over_state", "accuracy_map_d64"} == set(plots)
+    summary = plots["accuracy_map_d64"].summary.set_index(["seq_len", "kv_pairs"])
+    assert summary["GLA"].to_dict() == {(64, 4): "0.900", (64, 8): "0.700", (256, 8): "0.300"}
+    assert plots["accuracy_over_width"].figure.axes[0].get_title() == "3 test segments"
+    assert "chance" not in plots["accuracy_over_width"].caption
+
+
 # What tells lines apart.
 
 
@@ -214,6 +233,20 @@ def test_out_of_memory_is_a_cross_at_the_length_where_it_happened():
         float(line.get_xdata()[0]) for line in figure.axes[1].lines if line.get_marker() == "x"
     ]
     assert sorted(crosses) == [8192, 32_768, 32_768]
+
+
+def test_a_zero_is_in_the_table_and_not_on_the_log_axis():
+    made = [
+        record(
+            speed_task("gla", "fla", seq_len=seq_len, name="memory"),
+            {"peak_mib": peak, "reserved_mib": 9.0},
+        )
+        for seq_len, peak in ((512, 0.0), (2048, 5.0))
+    ]
+    plot = memory(tidy(made))["peak_memory"]
+    assert list(plot.summary["GLA"]) == ["0", "5"]
+    assert "1 points at 0 are not drawn" in plot.caption
+    assert list(plot.figure.axes[0].lines[0].get_xdata()) == [2048]
 
 
 def test_a_grid_in_which_nothing_went_well_has_no_figures():
