@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from hgrn2.dyadic import Level, scores, scores_backward
-from hgrn2.gate import arithmetic_dtype, mask_padding, valid_tokens, zero_padding
+from hgrn2.gate import arithmetic_dtype, close_padding, mask_padding, zero_padding
 from hgrn2.tiling import Gates, Tiling
 
 CHUNK = 64
@@ -56,8 +56,7 @@ def tied_chunked(
     z [b t h k] and bound [h k] as in `gate`; the rest as in `gated_chunked`.
     """
     if lengths is not None:
-        # sigmoid(inf) = 1: the gate is the identity, the key is zero, and z gets no gradient
-        z = torch.where(valid_tokens(z, lengths), z, torch.inf)
+        z = close_padding(z, lengths)
         q, v = zero_padding(q, lengths), zero_padding(v, lengths)
     return _run(q, z, v, bound, state, chunk, tied=True)
 

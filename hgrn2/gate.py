@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 def arithmetic_dtype(*tensors: Tensor | None) -> torch.dtype:
@@ -20,12 +23,35 @@ def gate(z: Tensor, bound: Tensor) -> tuple[Tensor, Tensor]:
 
     z [b t h k] with bound [h k], or z [b t d] with bound [d]. Returns f and key, shaped as z, in
     fp32 (fp64 for fp64 inputs). The key is never formed as 1 - f, which rounds to zero or to a few
-    bits where f is close to 1.
+    bits where f is close to 1; nor is its gradient.
     """
     dtype = arithmetic_dtype(z, bound)
-    z, bound = z.to(dtype), bound.to(dtype)
-    free = 1 - bound
-    return bound + free * torch.sigmoid(z), free * torch.sigmoid(-z)
+    return _TiedGate.apply(z.to(dtype), bound.to(dtype))
+
+
+class _TiedGate(torch.autograd.Function):
+    """f and key. Since f + key = 1, only df - dkey matters:
+
+        dz = (1 - bound) sigmoid(z) sigmoid(-z) (df - dkey)    dbound = sum sigmoid(-z) (df - dkey)
+
+    autograd's own backward has 1 - sigmoid(z) in it, which is zero in fp32 from z = 17 on.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, bound: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(z, bound)
+        free = 1 - bound
+        return torch.addcmul(bound, free, torch.sigmoid(z)), torch.neg(z).sigmoid_().mul_(free)
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, df: Tensor, dkey: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        z, bound = ctx.saved_tensors
+        dclosed = (df - dkey).mul_(torch.sigmoid(-z))
+        dbound = dclosed.sum_to_size(bound.shape)
+        return dclosed.mul_(torch.sigmoid(z)).mul_(1 - bound), dbound
 
 
 def valid_tokens(x: Tensor, lengths: Tensor) -> Tensor:
@@ -47,3 +73,8 @@ def mask_padding(f: Tensor, key: Tensor, lengths: Tensor) -> tuple[Tensor, Tenso
 def zero_padding(x: Tensor, lengths: Tensor | None) -> Tensor:
     """x [b t ...] with zeros at t >= lengths[b]; x itself where there are no lengths."""
     return x if lengths is None else torch.where(valid_tokens(x, lengths), x, 0)
+
+
+def close_padding(z: Tensor, lengths: Tensor) -> Tensor:
+    """The logit z [b t ...] with infinity at t >= lengths[b], where `gate` is then the identity."""
+    return torch.where(valid_tokens(z, lengths), z, torch.inf)

@@ -16,7 +16,14 @@ import torch
 from torch import Tensor
 
 from hgrn2.chunked import gated_chunked, tied_chunked
-from hgrn2.gate import arithmetic_dtype, gate, mask_padding, zero_padding
+from hgrn2.gate import (
+    arithmetic_dtype,
+    close_padding,
+    gate,
+    mask_padding,
+    valid_tokens,
+    zero_padding,
+)
 from hgrn2.recurrent import diagonal_recurrent, gated_recurrent
 from hgrn2.scan import diagonal_scan
 
@@ -179,11 +186,14 @@ def _hgrn1_gate_and_input(
 ) -> tuple[Tensor, Tensor]:
     """f_t (times exp(i theta)) and key_t v_t, [b t d], complex where theta is given."""
     dtype = arithmetic_dtype(v, z, bound, theta)
-    v = zero_padding(v.to(dtype), lengths)
-    f, key = gate(z.to(dtype), bound)
-    if theta is not None:
-        v = torch.view_as_complex(v.contiguous())
-        f = torch.polar(f, theta.to(dtype).expand_as(f))
+    v, z = zero_padding(v.to(dtype), lengths), z.to(dtype)
     if lengths is not None:
-        f, key = mask_padding(f, key, lengths)
-    return f, key * v
+        z = close_padding(z, lengths)
+    f, key = gate(z, bound)
+    if theta is None:
+        return f, key * v
+    theta = theta.to(dtype)
+    turned = f * torch.polar(torch.ones_like(theta), theta)
+    if lengths is not None:
+        turned = torch.where(valid_tokens(f, lengths), turned, 1)
+    return turned, key * torch.view_as_complex(v.contiguous())
