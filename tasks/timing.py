@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import sys
 import time
@@ -111,9 +112,9 @@ class Peak(NamedTuple):
 def peak_memory(call: Callable[[], object], device: torch.device) -> Peak:
     """Run `call` once and see how much memory it takes beyond what is there before it.
 
-    On a CPU this is the resident set, whose high-water mark Linux lets us reset; it counts in
-    pages and sees the allocator's caching, so that differences under some MiB mean nothing.
-    Raises Unsupported where the high-water mark cannot be reset.
+    On a CPU this is the resident set, whose high-water mark Linux lets us reset, after the C
+    library has given back what it keeps of freed memory (else the call would find it there and
+    seem to take nothing). Raises Unsupported where either is not to be had.
     """
     gc.collect()
     if device.type == "cuda":
@@ -134,11 +135,12 @@ def peak_memory(call: Callable[[], object], device: torch.device) -> Peak:
 
 def _reset_resident_peak() -> None:
     try:
+        ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")
-    except OSError as error:
+    except (OSError, AttributeError) as error:
         raise Unsupported(
-            f"peak memory of a CPU needs Linux's /proc/self/clear_refs, which this system "
-            f"({sys.platform}) does not offer: {error.strerror}"
+            "peak memory of a CPU needs glibc's malloc_trim and Linux's /proc/self/clear_refs; "
+            f"this system ({sys.platform}) does not offer one: {error}"
         ) from error
 
 

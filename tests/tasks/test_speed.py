@@ -83,11 +83,14 @@ def test_quadratic_attention_takes_its_scores_worth_of_memory():
     assert peak("sdpa") < 16 * 4
 
 
-def test_peak_memory_sees_a_temporary():
+@pytest.mark.parametrize("mib", [1, 4, 64])
+def test_peak_memory_sees_a_temporary_also_after_a_warm_up(mib):
     def call() -> None:
-        torch.ones(64 * 2**18)
+        torch.ones(mib * 2**18)
 
-    assert peak_memory(call, CPU).peak_mib == pytest.approx(64, abs=4)
+    for _ in range(3):
+        call()
+    assert peak_memory(call, CPU).peak_mib == pytest.approx(mib, abs=0.5)
 
 
 def test_timing_interleaves_and_warms_up():
