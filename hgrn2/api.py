@@ -15,6 +15,8 @@ Inputs are fp64, fp32, fp16 or bf16; arithmetic and states are fp32 (fp64 for fp
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+from types import ModuleType
 from typing import Literal, get_args
 
 import torch
@@ -30,7 +32,13 @@ def unsupported(impl: Impl, device: torch.device, dtype: torch.dtype) -> str | N
     """Why `impl` cannot run there, in words; None when it can."""
     if impl == "reference":
         return None
-    return f"impl={impl!r} is not there yet: use impl='reference' ({device}, {dtype})"
+    if device.type != "cuda":
+        return f"impl='triton' needs a CUDA device, not {device}: use impl='reference'"
+    if dtype not in (torch.bfloat16, torch.float16, torch.float32):
+        return f"impl='triton' takes bfloat16, float16 or float32, not {dtype}"
+    if find_spec("triton") is None:
+        return "impl='triton' needs the package triton, which is not installed"
+    return None
 
 
 def hgrn2(
@@ -53,6 +61,8 @@ def hgrn2(
     """
     _check_hgrn2(q, z, v, bound, state, lengths)
     _check_impl(impl, q)
+    if impl == "triton":
+        return _triton().hgrn2(q, z, v, bound, state=state, lengths=lengths)
     return reference.hgrn2_chunked(q, z, v, bound, state=state, lengths=lengths)
 
 
@@ -72,6 +82,8 @@ def hgrn2_bidirectional(
     """
     _check_hgrn2(q, z, v, bound, None, lengths)
     _check_impl(impl, q)
+    if impl == "triton":
+        return _triton().hgrn2_bidirectional(q, z, v, bound, lengths=lengths)
     return reference.hgrn2_bidirectional(q, z, v, bound, lengths=lengths)
 
 
@@ -91,6 +103,8 @@ def hgrn2_step(
     """
     _check_step(q, z, v, bound, state)
     _check_impl(impl, q)
+    if impl == "triton":
+        return _triton().hgrn2_step(q, z, v, bound, state)
     return reference.hgrn2_step(q, z, v, bound, state)
 
 
@@ -114,7 +128,7 @@ def hgrn1(
     Raises ValueError for shapes that do not fit and for an unknown or unsupported impl.
     """
     _check_hgrn1(v, z, bound, theta, state, lengths)
-    _check_impl(impl, v)
+    _check_hgrn1_impl(impl, v)
     return reference.hgrn1_scan(v, z, bound, theta=theta, state=state, lengths=lengths)
 
 
@@ -149,6 +163,19 @@ def _check_impl(impl: Impl, x: Tensor) -> None:
         raise ValueError(f"impl={impl!r} is unknown; it is one of {', '.join(IMPLS)}")
     if (reason := unsupported(impl, x.device, x.dtype)) is not None:
         raise ValueError(reason)
+
+
+def _check_hgrn1_impl(impl: Impl, v: Tensor) -> None:
+    _check_impl(impl, v)
+    if impl == "triton":
+        raise ValueError("impl='triton' has no HGRN1 scan yet: use impl='reference'")
+
+
+def _triton() -> ModuleType:
+    """The kernels, imported when first asked for: triton is not everywhere."""
+    from hgrn2.kernels import ops
+
+    return ops
 
 
 def _expect(name: str, x: Tensor | None, shape: tuple[int, ...], axes: str) -> None:

@@ -21,7 +21,7 @@ from hgrn2.kernels.settings import CHUNK, LEVELS, RARE, Settings, cdiv, dot_type
 MIN_GATE = tl.constexpr(2.0**-100)
 # dbound divides dlnf by f without a factor that vanishes too: below this gate rounding is all that
 # is left, and it is not blown up any further. Bounds that are trained lie far above it.
-MIN_GATE_OF_BOUND = tl.constexpr(2.0**-20)
+MAX_INVERSE_OF_BOUND = tl.constexpr(2.0**20)
 
 
 @triton.jit(do_not_specialize=["T", "chunks"])
@@ -290,9 +290,11 @@ def hgrn2_bwd_gate_kernel(
     tl.store(dq + offsets, dq_tile.to(dq.dtype.element_ty), mask=stored)
     z_tile = load_tile(z, token, k, z_stride_t, valid, OPEN)
     closed, opened, key, f = gate(z_tile.to(tl.float32), b)
-    dz_tile = key * opened * (dlnf / tl.maximum(f, MIN_GATE) - dkey)
+    inverse = 1.0 / tl.maximum(f, MIN_GATE)
+    dz_tile = key * opened * (dlnf * inverse - dkey)
+    dz_tile = tl.where(valid[:, None], dz_tile, 0.0)
     tl.store(dz + offsets, dz_tile.to(dz.dtype.element_ty), mask=stored)
-    to_bound = closed * (dlnf / tl.maximum(f, MIN_GATE_OF_BOUND) - dkey)
+    to_bound = closed * (dlnf * tl.minimum(inverse, MAX_INVERSE_OF_BOUND) - dkey)
     tl.store(dbound + ((batch * chunks + chunk) * H + head) * K + k, tl.sum(to_bound, 0))
 
 

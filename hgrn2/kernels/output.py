@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hgrn2.kernels.gate import load_tile, power, sums, up_to
+from hgrn2.kernels.gate import load_tile, power, up_to
 from hgrn2.kernels.intra import MAX_BITS, dyadic_scores, gated_tile, to_start
 from hgrn2.kernels.settings import CHUNK, LEVELS, RARE, Settings, cdiv, dot_type
 
@@ -75,7 +75,7 @@ def hgrn2_fwd_output_kernel(
             k = k_block + tl.arange(0, BK)
             key, g = gated_tile(z, bound, token, k, z_stride_t, valid, FAST)
             q_tile = load_tile(q, token, k, q_stride_t, valid).to(tl.float32)
-            G = sums(up_to(row, column, direction == 1), g, FAST)
+            G = tl.cumsum(g, 0, reverse=direction == 1)
             q_start = (q_tile * power(G, FAST)).to(DOT)
             key_start = (key * to_start(G, FAST)).to(DOT)
             block = tl.dot(q_start, tl.trans(key_start), block, input_precision=PRECISION)

@@ -37,7 +37,9 @@ class Settings:
 
     def split(self, programs: int, chunks: int) -> tuple[int, int]:
         """How many segments to walk side by side, and chunks in each."""
-        wanted = max(1, min(self.programs // programs, chunks // 8))
+        wanted = min(self.programs // programs, chunks // 8)
+        # Every token is walked over twice then: fewer than four segments gain nothing.
+        wanted = wanted if wanted >= 4 else 1
         segment_chunks = cdiv(chunks, wanted)
         return cdiv(chunks, segment_chunks), segment_chunks
 
@@ -69,11 +71,24 @@ def settings(k: int, v: int, dtype: torch.dtype, capability: tuple[int, int]) ->
                 f"{name}={width}: impl='triton' takes widths {', '.join(map(str, WIDTHS))}; "
                 "pad the heads or use impl='reference'"
             )
-    wide = 64 if dtype == torch.bfloat16 else 32
-    bk, bv = min(k, wide), min(v, wide)
-    warps = 4
-    states = Launch(bk, bv, warps, 2)
-    output = Launch(bk, min(v, 2 * wide), warps, 2)
+    # Triton 3.6 miscompiles the gate kernel's bf16 products on Hopper at 4 warps and 32 or fewer
+    # channels (wrong dq, illegal accesses): those run at 8.
+    if dtype == torch.bfloat16:
+        # 128 value channels a program: every further program gates the same tokens again.
+        bk, bv = min(k, 64), min(v, 128)
+        return Settings(
+            states=Launch(bk, bv, 4, 2),
+            output=Launch(bk, bv, 4, 2 if capability[0] < 9 else 3),
+            bwd_value=Launch(bk, bv, 4, 2),
+            bwd_gate=Launch(bk, bv, 4 if bk == 64 else 8, 1),
+            programs=264,
+        )
+    # Operands of 4 bytes: half the tile in the same shared memory.
+    bk, bv = min(k, 32), min(v, 64)
     return Settings(
-        states, output, Launch(bk, min(v, 2 * wide), warps, 1), Launch(bk, bv, warps, 1), 264
+        states=Launch(bk, bv, 4, 2),
+        output=Launch(bk, bv, 4, 2),
+        bwd_value=Launch(bk, bv, 4, 1),
+        bwd_gate=Launch(bk, min(v, 32), 4, 1),
+        programs=264,
     )
