@@ -53,8 +53,7 @@ def gated_bidirectional(
     Shapes as there; returns y in v's dtype. The backward direction starts at each row's last valid
     token, since padding is the identity and adds nothing to a state of zeros.
     """
-    dtype = arithmetic_dtype(q, key, v, f)
-    wide = v.to(dtype)
+    wide = v.to(arithmetic_dtype(q, key, v, f))
     if lengths is not None:
         f, key = mask_padding(f, key, lengths)
         q, wide = zero_padding(q, lengths), zero_padding(wide, lengths)
@@ -95,8 +94,13 @@ def hgrn2_bidirectional(
     q: Tensor, z: Tensor, v: Tensor, bound: Tensor, *, lengths: Tensor | None = None
 ) -> Tensor:
     """HGRN2 in both directions, y_t = q_t (S_t^forward + S_t^backward)."""
-    f, key = gate(z, bound)
-    return gated_bidirectional(q, key, v, f, lengths=lengths)
+    wide = v.to(arithmetic_dtype(q, z, v, bound))
+    if lengths is not None:
+        z = close_padding(z, lengths)
+        q, wide = zero_padding(q, lengths), zero_padding(wide, lengths)
+    forward, _ = tied_chunked(q, z, wide, bound)
+    backward, _ = tied_chunked(q.flip(1), z.flip(1), wide.flip(1), bound)
+    return (forward + backward.flip(1)).to(v.dtype)
 
 
 @torch.no_grad()
