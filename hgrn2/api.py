@@ -26,6 +26,7 @@ from hgrn2 import reference
 
 Impl = Literal["reference", "triton"]
 IMPLS: tuple[Impl, ...] = get_args(Impl)
+HAS_TRITON = find_spec("triton") is not None
 
 
 def unsupported(impl: Impl, device: torch.device, dtype: torch.dtype) -> str | None:
@@ -36,7 +37,7 @@ def unsupported(impl: Impl, device: torch.device, dtype: torch.dtype) -> str | N
         return f"impl='triton' needs a CUDA device, not {device}: use impl='reference'"
     if dtype not in (torch.bfloat16, torch.float16, torch.float32):
         return f"impl='triton' takes bfloat16, float16 or float32, not {dtype}"
-    if find_spec("triton") is None:
+    if not HAS_TRITON:
         return "impl='triton' needs the package triton, which is not installed"
     return None
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hgrn2.kernels.gate import OPEN, beyond, gate, key_and_log2_gate, load_tile, power, sums, up_to
 from hgrn2.kernels.intra import MAX_BITS, dyadic_gradient, dyadic_scores, gated_tile, to_start
-from hgrn2.kernels.settings import CHUNK, LEVELS, RARE, Settings, cdiv, dot_type
+from hgrn2.kernels.settings import CHUNK, LEVELS, Settings, cdiv, dot_type
 
 # dlnf vanishes with f. Below this gate what is left of dlnf / f is below fp32's underflow.
 MIN_GATE = tl.constexpr(2.0**-100)
@@ -52,7 +52,6 @@ def hgrn2_bwd_value_kernel(
     BV: tl.constexpr,
     C: tl.constexpr,
     LEVELS: tl.constexpr,
-    RARE: tl.constexpr,
     BIDIRECTIONAL: tl.constexpr,
     HAS_LENGTHS: tl.constexpr,
     DOT: tl.constexpr,
@@ -111,7 +110,7 @@ def hgrn2_bwd_value_kernel(
                 token,
                 valid,
                 K,
-                RARE,
+                BK,
                 C,
                 LEVELS,
                 direction == 1,
@@ -321,7 +320,7 @@ def chunk_gradients(
     dq, dz = q.new_empty(q.shape), z.new_empty(z.shape)
     dv = v.new_empty(v.shape)
     dbound = bound.new_empty((b * chunks, h, k), dtype=torch.float32)
-    dot, precision = dot_type(z.dtype)
+    dot, precision = dot_type(z.dtype, k, width)
     shared = {
         "K": k,
         "V": width,
@@ -378,7 +377,6 @@ def chunk_gradients(
         chunks,
         BK=launch.bk,
         BV=launch.bv,
-        RARE=RARE,
         num_warps=launch.num_warps,
         num_stages=launch.num_stages,
         **shared,

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hgrn2.kernels.gate import load_tile, power, up_to
 from hgrn2.kernels.intra import MAX_BITS, dyadic_scores, gated_tile, to_start
-from hgrn2.kernels.settings import CHUNK, LEVELS, RARE, Settings, cdiv, dot_type
+from hgrn2.kernels.settings import CHUNK, LEVELS, Settings, cdiv, dot_type
 
 
 @triton.jit(do_not_specialize=["T", "chunks"])
@@ -39,7 +39,6 @@ def hgrn2_fwd_output_kernel(
     BV: tl.constexpr,
     C: tl.constexpr,
     LEVELS: tl.constexpr,
-    RARE: tl.constexpr,
     BIDIRECTIONAL: tl.constexpr,
     HAS_LENGTHS: tl.constexpr,
     DOT: tl.constexpr,
@@ -96,7 +95,7 @@ def hgrn2_fwd_output_kernel(
                 token,
                 valid,
                 K,
-                RARE,
+                BK,
                 C,
                 LEVELS,
                 direction == 1,
@@ -136,7 +135,7 @@ def chunk_output(
     chunks = cdiv(t, CHUNK)
     launch = settings.output
     y = v.new_empty((b, t, h, width))
-    dot, precision = dot_type(z.dtype)
+    dot, precision = dot_type(z.dtype, k, width)
     hgrn2_fwd_output_kernel[(b * h * chunks * (width // launch.bv),)](
         q,
         z,
@@ -158,7 +157,6 @@ def chunk_output(
         BV=launch.bv,
         C=CHUNK,
         LEVELS=LEVELS,
-        RARE=RARE,
         BIDIRECTIONAL=states_reverse is not None,
         HAS_LENGTHS=lengths is not None,
         DOT=dot,

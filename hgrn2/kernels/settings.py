@@ -10,8 +10,6 @@ import triton.language as tl
 # Tokens in a chunk: the M of one Hopper matrix instruction.
 CHUNK = 64
 LEVELS = CHUNK.bit_length() - 1
-# Channels at a time in the rare dyadic branch: few registers.
-RARE = 16
 WIDTHS = (16, 32, 64, 128, 256)
 
 
@@ -48,13 +46,22 @@ def cdiv(a: int, b: int) -> int:
     return -(-a // b)
 
 
-def dot_type(dtype: torch.dtype) -> tuple[tl.dtype, str]:
+def narrow(k: int, v: int) -> bool:
+    """Whether a tile would have fewer than 64 channels.
+
+    Triton 3.6 miscompiles such bf16 products on Hopper (wrong dq, dv and y, illegal accesses), so
+    they run in tf32, where every width was found right.
+    """
+    return min(k, v) < 64
+
+
+def dot_type(dtype: torch.dtype, k: int, v: int) -> tuple[tl.dtype, str]:
     """The dtype of the matrix products' operands, and Triton's input precision.
 
     fp16 goes through tf32, which has fp16's 10 bits and fp32's range. fp32 follows
     torch.set_float32_matmul_precision: "highest", the default, is three tf32 products.
     """
-    if dtype == torch.bfloat16:
+    if dtype == torch.bfloat16 and not narrow(k, v):
         return tl.bfloat16, "tf32"
     highest = dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest"
     return tl.float32, "tf32x3" if highest else "tf32"
@@ -71,16 +78,14 @@ def settings(k: int, v: int, dtype: torch.dtype, capability: tuple[int, int]) ->
                 f"{name}={width}: impl='triton' takes widths {', '.join(map(str, WIDTHS))}; "
                 "pad the heads or use impl='reference'"
             )
-    # Triton 3.6 miscompiles the gate kernel's bf16 products on Hopper at 4 warps and 32 or fewer
-    # channels (wrong dq, illegal accesses): those run at 8.
-    if dtype == torch.bfloat16:
+    if dtype == torch.bfloat16 and not narrow(k, v):
         # 128 value channels a program: every further program gates the same tokens again.
-        bk, bv = min(k, 64), min(v, 128)
+        bk, bv = 64, min(v, 128)
         return Settings(
             states=Launch(bk, bv, 4, 2),
             output=Launch(bk, bv, 4, 2 if capability[0] < 9 else 3),
             bwd_value=Launch(bk, bv, 4, 2),
-            bwd_gate=Launch(bk, bv, 4 if bk == 64 else 8, 1),
+            bwd_gate=Launch(bk, bv, 4, 1),
             programs=264,
         )
     # Operands of 4 bytes: half the tile in the same shared memory.

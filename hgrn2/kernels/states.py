@@ -190,7 +190,7 @@ def chunk_states(
     )
     last = z.new_empty((b, h, k, v), dtype=torch.float32)
     x = z if q is None else q
-    dot, precision = dot_type(z.dtype)
+    dot, precision = dot_type(z.dtype, k, v)
 
     def walk(start: Tensor | None, end: Tensor, decay: Tensor, *, summary: bool) -> None:
         hgrn2_fwd_states_kernel[(b * h * segments * tiles,)](

@@ -115,6 +115,11 @@ def test_every_gate(scale, shift, bound):
     check(case, skip=skip)
 
 
+@pytest.mark.parametrize(("k", "v"), [(64, 64), (16, 32)])
+def test_closed_gates_in_fp32(k, v):
+    check(draw(1, 200, 2, k, v, torch.float32, scale=6, shift=-3, bound=0.05))
+
+
 @pytest.mark.parametrize("seed", range(12))
 def test_random_shapes_lengths_and_directions(seed):
     generator = torch.Generator().manual_seed(seed)
