@@ -48,7 +48,7 @@ def mqar_quick(device: torch.device) -> list[Task]:
             seed=0,
             data_seed=0,
         )
-        for d_model, lr in product((32, 64), (2e-3, 5e-3))
+        for d_model, lr in product((64, 32), (2e-3, 5e-3))
         for mixer in recall_mixers(d_model)
     ]
 
