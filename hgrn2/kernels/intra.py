@@ -102,8 +102,6 @@ def dyadic_gradient(
     token,
     valid,
     k,
-    BK: tl.constexpr,
-    C: tl.constexpr,
     LEVELS: tl.constexpr,
     REVERSE: tl.constexpr,
     TO_KEY: tl.constexpr,

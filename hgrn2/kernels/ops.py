@@ -179,6 +179,7 @@ def _backward_fake(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    del output
     ctx.save_for_backward(*inputs[:6])
     ctx.bidirectional = inputs[6]
     ctx.set_materialize_grads(False)

@@ -145,14 +145,14 @@ def test_bidirectional(t, regime):
 
 def test_segments_agree_with_one_walk(monkeypatch):
     case = draw(1, 192, 1, 16, 16, "ordinary", 0.3)
-    monkeypatch.setattr(Settings, "split", lambda _self, _programs, chunks: (2, 2))
+    monkeypatch.setattr(Settings, "split", lambda _self, _programs, _chunks: (2, 2))
     check(kernels(*case), oracle(*case))
     monkeypatch.setattr(Settings, "split", lambda _self, _programs, chunks: (chunks, 1))
     check(kernels(*case), oracle(*case))
 
 
 def test_strided_inputs_of_one_projection():
-    q, z, v, bound, state, dy, dlast = draw(1, 20, 2, 16, 16, "ordinary", 0.3)
+    q, z, v, bound, state, _, _ = draw(1, 20, 2, 16, 16, "ordinary", 0.3)
     fused = torch.cat([q, z, v], -1)
     views = fused.split(16, -1)
     assert not views[1].is_contiguous()
