@@ -9,9 +9,10 @@ autotuner keeps the first shape's choice for the whole process, so give it one s
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -29,7 +30,7 @@ def triton_path(q: Tensor, z: Tensor, v: Tensor, bound: Tensor) -> Tensor:
 
 def fla_path(q: Tensor, z: Tensor, v: Tensor, bound: Tensor) -> Tensor:
     """What flash-linear-attention's HGRN2 layer does between its projections."""
-    from fla.ops.gla import chunk_gla
+    chunk_gla = importlib.import_module("fla.ops.gla").chunk_gla
 
     g = torch.logaddexp(bound.log(), torch.log1p(-bound) + logsigmoid(z.float()))
     return chunk_gla(q, (1 - g.exp()).to(v.dtype), v, g, scale=1.0)[0]
@@ -46,7 +47,7 @@ def inputs(b: int, t: int, h: int, k: int, v: int, seed: int) -> list[Tensor]:
     return [normal(b, t, h, k), normal(b, t, h, k), normal(b, t, h, v), bound]
 
 
-def median_ms(calls: list[Callable[[], None]], repetitions: int) -> float:
+def median_ms(calls: Sequence[Callable[[], object]], repetitions: int) -> float:
     flush = torch.empty(256 << 20, dtype=torch.int8, device="cuda")
     for call in calls:
         call()
