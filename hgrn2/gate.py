@@ -34,7 +34,7 @@ class _TiedGate(torch.autograd.Function):
 
         dz = (1 - bound) sigmoid(z) sigmoid(-z) (df - dkey)    dbound = sum sigmoid(-z) (df - dkey)
 
-    autograd's own backward has 1 - sigmoid(z) in it, which is zero in fp32 from z = 17 on.
+    autograd's own backward has 1 - sigmoid(z) in it, which is zero in fp32 from z = 18 on.
     """
 
     @staticmethod

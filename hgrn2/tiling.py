@@ -1,8 +1,7 @@
 """Tiles: the part of [b t h k] tensors that the chunked form works on at a time.
 
 A tile is laid out as [r n c k]: r rows (a sequence and a head), n chunks in time, c tokens of a
-chunk. It is small enough for its dozen buffers to stay in a core's cache and for the allocator to
-hand the same memory out again.
+chunk.
 """
 
 from __future__ import annotations
@@ -14,8 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-# Numbers of one input in a tile.
+# Numbers of one input in a tile. On a CPU, few enough for a tile's dozen buffers to stay in cache
+# and for the allocator to hand the same memory out again; elsewhere, enough to fill the device.
 TILE = 1 << 18
+TILE_OF_ACCELERATORS = 1 << 24
 
 
 class Place(NamedTuple):
@@ -54,8 +55,9 @@ class Tiling(NamedTuple):
         # a short sequence is one chunk, its length rounded up to a power of two
         c = min(chunk, 1 << (t - 1).bit_length())
         one_chunk = h * c * max(k, v.shape[-1])
-        batch_step = min(b, max(1, TILE // one_chunk))
-        time_step = c * max(1, TILE // (batch_step * one_chunk))
+        tile = TILE if q.device.type == "cpu" else TILE_OF_ACCELERATORS
+        batch_step = min(b, max(1, tile // one_chunk))
+        time_step = c * max(1, tile // (batch_step * one_chunk))
         return cls(b, t, h, c, batch_step, time_step, dtype, tied)
 
     @property

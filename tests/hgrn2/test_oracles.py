@@ -65,7 +65,7 @@ def test_gate_and_key_are_the_formula():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_gate_keeps_the_keys_of_open_gates(dtype):
-    """1 - f would be zero from z = 17 on."""
+    """1 - f would be zero from z = 18 on."""
     z = torch.tensor([[[20.0, 40.0, 60.0]]], dtype=dtype)
     f, key = gate(z, torch.zeros(3, dtype=dtype))
     assert (f == 1).all()
