@@ -6,11 +6,11 @@ x += mixer(norm(x));  x += channel(norm(x));  ...;  logits = norm(x) @ head
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Float, Int
-from pydantic import PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -32,9 +32,12 @@ class Backbone(Frozen):
     """`none` is the bilinear unit of HGRN's language models."""
     glu_bias: bool = False
     norm: NormName = "layer"
+    """Of the blocks."""
+    final_norm: NormName | None = None
+    """Before the head; None: as in the blocks."""
     positions: Literal["none", "learned", "sinusoidal"] = "none"
     """Absolute positions added to the embedding."""
-    embed_dropout: float = 0.0
+    embed_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     embed_scale: bool = False
     """Multiply the embeddings by sqrt(d_model)."""
     tie_embeddings: bool = True
@@ -96,7 +99,7 @@ class LanguageModel(nn.Module):
         self.dropout = Dropout(backbone.embed_dropout)
         token_mixers = mixer.stack(d_model, n_layers, causal=causal, generator=generator)
         self.blocks = nn.ModuleList(Block(backbone, layer, generator) for layer in token_mixers)
-        self.norm = norm(backbone.norm, d_model)
+        self.norm = norm(backbone.final_norm or backbone.norm, d_model)
         self.head = (
             self.embedding
             if backbone.tie_embeddings

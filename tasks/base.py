@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
-from pydantic import SerializeAsAny
+from pydantic import SerializeAsAny, field_validator
 
 from mixers.base import Frozen, Mixer
 
@@ -56,6 +56,13 @@ class Task(Frozen):
 
     name: str
     mixer: SerializeAsAny[Mixer]
+
+    @field_validator("mixer")
+    @classmethod
+    def _is_a_real_mixer(cls, mixer: Mixer) -> Mixer:
+        if type(mixer) is Mixer:
+            raise ValueError(f"mixer is {mixer!r}; it should be built, such as HGRN2(...)")
+        return mixer
 
     timed: ClassVar[bool] = False
     """True: run alone on the device, in a fresh process."""

@@ -7,11 +7,11 @@ from typing import ClassVar, Literal
 import torch
 from pydantic import PositiveFloat, PositiveInt, model_validator
 
-from mixers.base import MixerLayer
+from mixers.base import Mixer, MixerLayer
 from tasks.base import Context, Metrics, Task, Unsupported
 from tasks.timing import spread, times_ms
 from tasks.training import seeded
-from tasks.workload import DTYPES
+from tasks.workload import DTYPES, expect_close, relative_error, token_by_token
 
 
 class Decode(Task):
@@ -38,17 +38,15 @@ class Decode(Task):
         reason = self.mixer.unsupported(device, dtype)
         if reason is not None:
             raise Unsupported(reason)
-        layer = self.mixer.stack(
-            self.d_model, 1, causal=True, generator=seeded(device, self.seed, "parameters")
-        )[0].to(dtype)
+        self._check(device)
+        layer = self._layer(self.mixer, device, dtype)
         tokens = seeded(device, self.seed, "tokens")
-        assert isinstance(layer, MixerLayer)
         x = torch.randn(self.batch, self.d_model, generator=tokens, device=device).to(dtype)
         with torch.no_grad():
             state = layer.start(self.batch, self.context + 1)
             for _ in range(self.context):
                 _, state = layer.step(x, state)
-            # A step from the same state each time: the cost at this context and no other.
+            # The same position each time: the cost at this context and no other.
             times, null_times = times_ms(
                 [lambda: layer.step(x, state), lambda: layer.step(x, state)],
                 device,
@@ -66,3 +64,25 @@ class Decode(Task):
             "tokens_per_s": 1e3 * self.batch / median,
             "state_bytes": held / self.batch,
         }
+
+    def _layer(self, mixer: Mixer, device: torch.device, dtype: torch.dtype) -> MixerLayer:
+        start = seeded(device, self.seed, "parameters")
+        layer = mixer.stack(self.d_model, 1, causal=True, generator=start)[0]
+        layer = layer.to(DTYPES[self.dtype]).to(dtype)
+        assert isinstance(layer, MixerLayer)
+        return layer
+
+    def _check(self, device: torch.device) -> None:
+        """Raise Wrong where decoding 32 tokens of 16 sequences is off, against the reference's
+        forward in fp64, by more than twice that forward's own error in the cell's dtype."""
+        dtype = DTYPES[self.dtype]
+        oracle_mixer = self.mixer.model_copy(update={"impl": "reference"})
+        tokens = seeded(device, self.seed, "checked tokens")
+        x = torch.randn(16, 32, self.d_model, generator=tokens, device=device).to(dtype)
+        with torch.no_grad():
+            exact = self._layer(oracle_mixer, device, torch.float64)(x.double())
+            same = self._layer(oracle_mixer, device, dtype)(x)
+            mine = token_by_token(self._layer(self.mixer, device, dtype), x)
+        allowed = 2 * relative_error(same, exact) + torch.finfo(dtype).eps
+        error = relative_error(mine, exact)
+        expect_close(f"decoding in {self.dtype}", self.mixer, error, allowed)

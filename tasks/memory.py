@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 from tasks.base import Context, Metrics
-from tasks.timing import peak_memory
+from tasks.timing import peak_memory, track_memory
 from tasks.workload import WorkloadTask
 
 
@@ -17,7 +17,10 @@ class Memory(WorkloadTask):
     timed: ClassVar[bool] = True
 
     def run(self, context: Context) -> Metrics:
-        work = self.workload(context.device)
+        track_memory(context.device)
+        self.refuse_unsupported(context.device)
+        self.check(context.device)
+        work = self.prepare(context.device)
         work.call()
         peak = peak_memory(work.call, context.device)
         return {"peak_mib": peak.peak_mib, "reserved_mib": peak.reserved_mib}

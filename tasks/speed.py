@@ -25,11 +25,14 @@ class Speed(WorkloadTask):
     timed: ClassVar[bool] = True
 
     def run(self, context: Context) -> Metrics:
-        work = self.workload(context.device)
+        self.refuse_unsupported(context.device)
         start = time.perf_counter()
+        work = self.prepare(context.device)
         work.call()
         synchronize(context.device)
+        # Of this process: kernels compiled and tuned, inputs made, one call.
         cold_start_s = time.perf_counter() - start
+        self.check(context.device)
         # The same call as two interleaved series: their difference is the noise floor.
         times, null_times = times_ms([work.call, work.call], context.device, budget_s=self.budget_s)
         p20, median, p80 = spread(times)

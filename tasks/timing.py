@@ -15,6 +15,7 @@ import torch
 
 from tasks.base import Unsupported
 
+_MALLOPT_MMAP_THRESHOLD, _MMAP_THRESHOLD_BYTES = -3, 64 * 2**10
 MIN_REPETITIONS, MAX_REPETITIONS = 5, 100
 FLUSH_BYTES = 256 * 2**20
 
@@ -109,12 +110,27 @@ class Peak(NamedTuple):
     """Highest memory taken from the system: the allocator's on a GPU, resident on a CPU."""
 
 
+def track_memory(device: torch.device) -> None:
+    """Make a CPU process's memory readable: call this before anything large is allocated.
+
+    From now on the C library maps every larger block by itself and returns it when it is freed, so
+    that the resident set is what is in use. Slows the process down: for measuring memory alone.
+    Raises Unsupported where that is not to be had.
+    """
+    if device.type == "cuda":
+        return
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError) as error:
+        raise Unsupported(f"peak memory of a CPU needs glibc's mallopt: {error}") from error
+    assert mallopt(_MALLOPT_MMAP_THRESHOLD, _MMAP_THRESHOLD_BYTES) == 1
+
+
 def peak_memory(call: Callable[[], object], device: torch.device) -> Peak:
     """Run `call` once and see how much memory it takes beyond what is there before it.
 
-    On a CPU this is the resident set, whose high-water mark Linux lets us reset, after the C
-    library has given back what it keeps of freed memory (else the call would find it there and
-    seem to take nothing). Raises Unsupported where either is not to be had.
+    On a CPU this is the resident set, after `track_memory`; Linux lets us reset its high-water
+    mark. Raises Unsupported where either is not to be had.
     """
     gc.collect()
     if device.type == "cuda":

@@ -12,10 +12,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
 import torch
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from mixers.base import Frozen
@@ -23,6 +23,11 @@ from mixers.layers import seed_dropout
 from tasks.base import Context, Metrics, Paused
 
 CHECKPOINT_EVERY_S = 60.0
+# An evaluation is not polled for a stop: what was trained before it is kept.
+CHECKPOINT_BEFORE_EVALUATION_S = 10.0
+
+
+Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Training(Frozen):
@@ -31,21 +36,21 @@ class Training(Frozen):
     lr: PositiveFloat
     epochs: PositiveInt = 64
     batch: PositiveInt = 512
-    weight_decay: float = 0.1
+    weight_decay: NonNegativeFloat = 0.1
     decay: Literal["all", "matrices"] = "all"
     """`all`: weight decay on every parameter, norms, biases and decay rates included (zoology).
-    `matrices`: on parameters of two or more axes that do not ask to be left out."""
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
+    `matrices`: on parameters of two or more axes."""
+    betas: tuple[Share, Share] = (0.9, 0.999)
+    eps: PositiveFloat = 1e-8
     schedule: Literal["constant", "cosine_epoch", "cosine_step", "inverse_sqrt"] = "cosine_epoch"
     """Cosine to 0 over all epochs, changed once an epoch or once a step; or lr / sqrt(step)."""
-    warmup_steps: int = 0
+    warmup_steps: NonNegativeInt = 0
     clip_norm: PositiveFloat | None = None
     precision: Literal["fp32", "tf32", "bf16_autocast"] = "fp32"
     """Of the training steps; evaluation is always fp32."""
     order: Literal["fixed", "shuffled"] = "fixed"
     """Of the batches: the same every epoch, or a new permutation of the examples each epoch."""
-    early_stop: float | None = None
+    early_stop: Share | None = None
     """Stop after the first epoch whose accuracy is above this."""
     report: Literal["last", "best"] = "last"
     """Which epoch's accuracy is `accuracy`."""
@@ -80,7 +85,8 @@ def train(
     """Train to the end, or to an early stop, and return the metrics of the run.
 
     Goes on from `context.checkpoint` if it is there; when `context.should_stop` says so, saves it
-    and raises Paused. A resumed run equals an uninterrupted one, bit for bit on a CPU.
+    and raises Paused. A resumed run equals an uninterrupted one; on a CPU bit for bit, where the
+    number of threads is the same.
     """
     run = _Run(model, training, problem, seed, context)
     if context.checkpoint is not None and context.checkpoint.exists():
@@ -114,6 +120,8 @@ class _Run:
             while self.step < steps:
                 self._one_step(steps)
                 self._keep_or_stop()
+            if time.monotonic() - self.saved > CHECKPOINT_BEFORE_EVALUATION_S:
+                self.save()
             self._end_epoch(float(self.loss_sum) / steps)
 
     def _keep_or_stop(self) -> None:
@@ -192,7 +200,7 @@ class _Run:
         if path is None:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(f".{os.getpid()}.part")
+        part = path.with_suffix(".part")
         torch.save(self._state(), part)
         os.replace(part, path)
 
@@ -240,8 +248,7 @@ def learning_rate(training: Training, epoch: int, step: int, steps_per_epoch: in
 def _optimizer(model: nn.Module, training: Training) -> torch.optim.AdamW:
     decayed, free = [], []
     for parameter in model.parameters():
-        keep = parameter.ndim >= 2 and not getattr(parameter, "no_weight_decay", False)
-        (decayed if training.decay == "all" or keep else free).append(parameter)
+        (decayed if training.decay == "all" or parameter.ndim >= 2 else free).append(parameter)
     groups = [
         {"params": decayed, "weight_decay": training.weight_decay},
         {"params": free, "weight_decay": 0.0},

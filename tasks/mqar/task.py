@@ -42,6 +42,7 @@ class MQAR(Task):
     seed: int = 123
     """Of the parameters and of everything drawn in training."""
     data_seed: int = 123
+    """Of the rows. They are drawn on the device: a CPU and a GPU see different ones."""
     over_lr: Literal["max", "mean"] = "max"
     """How a report chooses among learning rates."""
 
