@@ -81,12 +81,16 @@ def clocks(device: torch.device) -> Env:
 
 
 def device_name(device: torch.device) -> str:
-    """What names a device in the records: "NVIDIA H200", or the CPU's model."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
+    """What names a device in the records: "NVIDIA H200", or the CPU's model and how much of it
+    this process has, "Intel(R) Xeon(R) Processor @ 2.50GHz, 2 cores"."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    count = cores()
+    return f"{cpu_model()}, {count} core{'s' if count > 1 else ''}"
 
 
 @cache
-def cpu_name() -> str:
+def cpu_model() -> str:
     """The model of the CPU, or its architecture where the system does not tell."""
     if platform.system() == "Darwin":
         command = ["sysctl", "-n", "machdep.cpu.brand_string"]

@@ -49,7 +49,7 @@ class Record(BaseModel):
     metrics: dict[str, Metric]
     """Empty unless the status is ok."""
     env: dict[str, Any]
-    """What `environment.capture` saw; `device` is the name of the GPU, or of the CPU's model."""
+    """What `environment.capture` saw; `device` is `environment.device_name`'s."""
     started: str
     """UTC, as `utc_now` writes it."""
     ended: str
