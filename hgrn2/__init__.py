@@ -3,6 +3,7 @@
 from hgrn2.api import (
     IMPLS,
     Impl,
+    Operator,
     hgrn1,
     hgrn1_bidirectional,
     hgrn2,
@@ -14,6 +15,7 @@ from hgrn2.api import (
 __all__ = [
     "IMPLS",
     "Impl",
+    "Operator",
     "hgrn1",
     "hgrn1_bidirectional",
     "hgrn2",

@@ -26,13 +26,18 @@ from hgrn2 import reference
 
 Impl = Literal["reference", "triton"]
 IMPLS: tuple[Impl, ...] = get_args(Impl)
+Operator = Literal["hgrn2", "hgrn1"]
 HAS_TRITON = find_spec("triton") is not None
 
 
-def unsupported(impl: Impl, device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why `impl` cannot run there, in words; None when it can."""
+def unsupported(
+    operator: Operator, impl: Impl, device: torch.device, dtype: torch.dtype
+) -> str | None:
+    """Why the operator's `impl` cannot run there, in words; None when it can."""
     if impl == "reference":
         return None
+    if operator == "hgrn1":
+        return "impl='triton' has no HGRN1 scan yet: use impl='reference'"
     if device.type != "cuda":
         return f"impl='triton' needs a CUDA device, not {device}: use impl='reference'"
     if dtype not in (torch.bfloat16, torch.float16, torch.float32):
@@ -61,7 +66,7 @@ def hgrn2(
     Raises ValueError for shapes that do not fit and for an unknown or unsupported impl.
     """
     _check_hgrn2(q, z, v, bound, state, lengths)
-    _check_impl(impl, q)
+    _check_impl("hgrn2", impl, q)
     if impl == "triton":
         return _triton().hgrn2(q, z, v, bound, state=state, lengths=lengths)
     return reference.hgrn2_chunked(q, z, v, bound, state=state, lengths=lengths)
@@ -82,7 +87,7 @@ def hgrn2_bidirectional(
     returns y.
     """
     _check_hgrn2(q, z, v, bound, None, lengths)
-    _check_impl(impl, q)
+    _check_impl("hgrn2", impl, q)
     if impl == "triton":
         return _triton().hgrn2_bidirectional(q, z, v, bound, lengths=lengths)
     return reference.hgrn2_bidirectional(q, z, v, bound, lengths=lengths)
@@ -103,7 +108,7 @@ def hgrn2_step(
     Raises ValueError for shapes that do not fit and for an unknown or unsupported impl.
     """
     _check_step(q, z, v, bound, state)
-    _check_impl(impl, q)
+    _check_impl("hgrn2", impl, q)
     if impl == "triton":
         return _triton().hgrn2_step(q, z, v, bound, state)
     return reference.hgrn2_step(q, z, v, bound, state)
@@ -129,7 +134,7 @@ def hgrn1(
     Raises ValueError for shapes that do not fit and for an unknown or unsupported impl.
     """
     _check_hgrn1(v, z, bound, theta, state, lengths)
-    _check_hgrn1_impl(impl, v)
+    _check_impl("hgrn1", impl, v)
     return reference.hgrn1_scan(v, z, bound, theta=theta, state=state, lengths=lengths)
 
 
@@ -153,23 +158,17 @@ def hgrn1_bidirectional(
     if theta_backward is not None and theta is None:
         raise ValueError("theta_backward is given, but theta is None; give both, or neither")
     _expect("theta_backward", theta_backward, z.shape[-1:], "d")
-    _check_impl(impl, v)
+    _check_impl("hgrn1", impl, v)
     return reference.hgrn1_bidirectional(
         v, z, bound, theta=theta, theta_backward=theta_backward, lengths=lengths
     )
 
 
-def _check_impl(impl: Impl, x: Tensor) -> None:
+def _check_impl(operator: Operator, impl: Impl, x: Tensor) -> None:
     if impl not in IMPLS:
         raise ValueError(f"impl={impl!r} is unknown; it is one of {', '.join(IMPLS)}")
-    if (reason := unsupported(impl, x.device, x.dtype)) is not None:
+    if (reason := unsupported(operator, impl, x.device, x.dtype)) is not None:
         raise ValueError(reason)
-
-
-def _check_hgrn1_impl(impl: Impl, v: Tensor) -> None:
-    _check_impl(impl, v)
-    if impl == "triton":
-        raise ValueError("impl='triton' has no HGRN1 scan yet: use impl='reference'")
 
 
 def _triton() -> ModuleType:

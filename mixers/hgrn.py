@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-import hgrn2
+from hgrn2 import Impl
 from hgrn2.gate import arithmetic_dtype
 from mixers.base import Mixer
 from mixers.layers import Init
@@ -25,15 +25,12 @@ Bound = Literal["off", "cumsum", "exclusive"]
 class HGRN(Mixer):
     """The options that HGRN1 and HGRN2 share; not a mixer of its own."""
 
-    impl: hgrn2.Impl = "reference"
+    impl: Impl = "reference"
     """Which implementation of the recurrence runs."""
     lower_bound: Bound = "off"
     """How the forget gates of the upper layers are kept from closing."""
     init: Init = "torch"
     """How the linear maps start."""
-
-    def unsupported(self, device: torch.device, dtype: torch.dtype) -> str | None:
-        return hgrn2.unsupported(self.impl, device, dtype)
 
     def lower_bounds(self, d_model: int, n_layers: int, device: torch.device) -> LowerBounds | None:
         """The one module that a whole stack shares; None where the bound is off."""

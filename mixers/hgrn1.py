@@ -10,7 +10,7 @@ from pydantic import PositiveInt, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hgrn2 import Impl, hgrn1, hgrn1_bidirectional
+from hgrn2 import Impl, hgrn1, hgrn1_bidirectional, unsupported
 from hgrn2.gate import arithmetic_dtype
 from mixers.base import Mixer, Operator
 from mixers.hgrn import HGRN, HGRNLayer, LowerBounds, with_triton
@@ -55,6 +55,9 @@ class HGRN1(HGRN):
                 cls(kind="real", expand=2, lower_bound="cumsum", init="zoology"),
             ]
         )
+
+    def unsupported(self, device: torch.device, dtype: torch.dtype) -> str | None:
+        return unsupported("hgrn1", self.impl, device, dtype)
 
     def stack(
         self, d_model: int, n_layers: int, *, causal: bool, generator: torch.Generator

@@ -10,7 +10,7 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hgrn2 import Impl, hgrn2, hgrn2_bidirectional, hgrn2_step
+from hgrn2 import Impl, hgrn2, hgrn2_bidirectional, hgrn2_step, unsupported
 from hgrn2.gate import arithmetic_dtype
 from mixers.base import Mixer, Operator, expect_divisor
 from mixers.hgrn import HGRN, HGRNLayer, LowerBounds, with_triton
@@ -63,6 +63,9 @@ class HGRN2(HGRN):
 
     def check_width(self, d_model: int) -> None:
         expect_divisor("expand_ratio", self.expand_ratio, "d_model", d_model)
+
+    def unsupported(self, device: torch.device, dtype: torch.dtype) -> str | None:
+        return unsupported("hgrn2", self.impl, device, dtype)
 
     def stack(
         self, d_model: int, n_layers: int, *, causal: bool, generator: torch.Generator
