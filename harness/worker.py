@@ -19,6 +19,7 @@ import sys
 import threading
 import time
 import traceback
+from contextlib import AbstractContextManager, nullcontext
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from harness import environment
 from harness.cells import Cell, Setup
+from harness.exclusive import device_alone
 from harness.records import Metric, Record, Records, Status, utc_now
 from tasks.base import Context, Paused, Unsupported, Wrong
 
@@ -122,41 +124,59 @@ def _settle(
         if record := _settled_elsewhere(records, cell, setup):
             parent.say("settled", record.status, _headline(record))
             return
-        checkpoint = records.checkpoint(cell.key, device_name)
-        if setup.options.fresh:
-            checkpoint.unlink(missing_ok=True)
         device = torch.device(setup.device)
-        started = utc_now()
-        parent.say("started", started)
-        context = Context(
-            device=device,
-            checkpoint=checkpoint,
-            progress=parent.progress,
-            should_stop=parent.stop.is_set,
-        )
-        outcome = measure(cell.payload, context)
-        if outcome is None:
-            parent.say("paused")
-            return
-        status, metrics, error = outcome
-        record = Record(
-            key=cell.key,
-            grid=cell.grid,
-            task=cell.task,
-            status=status,
-            metrics=metrics,
-            env=env | environment.clocks(device),
-            started=started,
-            ended=utc_now(),
-            error=error,
-        )
-        try:
-            records.append(record)
-        except ValueError as unwritten:
-            raise ValueError(f"{unwritten}\n{record.line().decode()}") from unwritten
-        if status == "ok":
-            checkpoint.unlink(missing_ok=True)
-        parent.say("finished", status, _headline(record))
+        with _to_itself(cell, device, parent) as free:
+            if free:
+                _measure_and_record(cell, records, setup, env, parent)
+            else:
+                parent.say("paused")
+
+
+def _to_itself(cell: Cell, device: torch.device, parent: _Parent) -> AbstractContextManager[bool]:
+    """The device without another timed cell, if this one is timed; False after a stop."""
+    if not cell.timed:
+        return nullcontext(True)
+    return device_alone(device, parent.progress, parent.stop.is_set)
+
+
+def _measure_and_record(
+    cell: Cell, records: Records, setup: Setup, env: environment.Env, parent: _Parent
+) -> None:
+    checkpoint = records.checkpoint(cell.key, setup.options.machine.device_name)
+    if setup.options.fresh:
+        checkpoint.unlink(missing_ok=True)
+    device = torch.device(setup.device)
+    started = utc_now()
+    parent.say("started", started)
+    context = Context(
+        device=device,
+        checkpoint=checkpoint,
+        progress=parent.progress,
+        should_stop=parent.stop.is_set,
+    )
+    outcome = measure(cell.payload, context)
+    if outcome is None:
+        parent.say("paused")
+        return
+    status, metrics, error = outcome
+    record = Record(
+        key=cell.key,
+        grid=cell.grid,
+        task=cell.task,
+        status=status,
+        metrics=metrics,
+        env=env | environment.clocks(device),
+        started=started,
+        ended=utc_now(),
+        error=error,
+    )
+    try:
+        records.append(record)
+    except ValueError as unwritten:
+        raise ValueError(f"{unwritten}\n{record.line().decode()}") from unwritten
+    if status == "ok":
+        checkpoint.unlink(missing_ok=True)
+    parent.say("finished", status, _headline(record))
 
 
 def _settled_elsewhere(records: Records, cell: Cell, setup: Setup) -> Record | None:

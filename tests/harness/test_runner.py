@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from filelock import FileLock, Timeout
 
-from harness import processes
+from harness import exclusive, processes
 from harness.cells import Options as RunOptions
 from harness.cells import Plan
 from harness.records import Record, Records
@@ -209,6 +211,43 @@ def test_a_cell_that_another_process_holds_is_waited_for(
     assert time.monotonic() - began > 2
     assert summary.statuses == {"ok": 6}
     assert sorted(row.key for row in rows(tmp_path, "fine")) == sorted(row.key for row in done)
+
+
+@pytest.fixture
+def timed_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FileLock:
+    """The lock that another run's timed cell would hold, in a temporary folder of its own."""
+    lock = FileLock(tmp_path / "device.lock", thread_local=False)
+    monkeypatch.setattr(exclusive, "lock_file", lambda _: Path(lock.lock_file))
+    return lock
+
+
+def test_a_timed_cell_waits_for_another_runs(timed_elsewhere: FileLock) -> None:
+    timed_elsewhere.acquire()
+    said: list[str] = []
+    threading.Timer(1.0, timed_elsewhere.release).start()
+    began = time.monotonic()
+    with exclusive.device_alone(torch.device("cpu"), said.append, lambda: False) as alone:
+        assert alone
+        assert time.monotonic() - began > 0.9
+        with pytest.raises(Timeout):
+            timed_elsewhere.acquire(timeout=0)
+    assert set(said) == {"waits for another run's timed cell"}
+    timed_elsewhere.acquire(timeout=0)
+
+
+def test_a_stop_ends_the_wait_for_another_runs_timed_cell(timed_elsewhere: FileLock) -> None:
+    timed_elsewhere.acquire()
+    with exclusive.device_alone(torch.device("cpu"), print, lambda: True) as alone:
+        assert not alone
+
+
+def test_only_timed_cells_wait_and_the_budget_ends_it(run: Run, tmp_path: Path) -> None:
+    began = time.monotonic()
+    with FileLock(exclusive.lock_file(torch.device("cpu"))):
+        summary = run("mixed", deadline=began + 6)
+    assert time.monotonic() - began < 6 + GRACE_S / 2
+    assert (summary.statuses, summary.left, summary.stopped_by) == ({"ok": 3}, 3, "budget")
+    assert {row.task["name"] for row in rows(tmp_path, "mixed")} == {"toy"}
 
 
 def test_records_that_cannot_be_written_stop_the_run_before_it_starts(run: Run) -> None:
