@@ -69,3 +69,8 @@ def user_folder(spec: str) -> Path | None:
     """The folder of the file in `my_grids.py:my_grid`; None for a grid that is named."""
     path = spec.partition(":")[0]
     return Path(path).resolve().parent if path.endswith(".py") else None
+
+
+def grid_name(spec: str) -> str:
+    """Of the cells and records of a named grid, or of `my_grids.py:my_grid`."""
+    return spec.rpartition(":")[2]

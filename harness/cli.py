@@ -151,6 +151,7 @@ def report(grids: Grids, results: Results = RESULTS, any_device: AnyDevice = Fal
     Example:
       mixerbench report mqar_quick speed_quick
     """
+    from harness.cells import grid_name
     from harness.report import write_report
 
     for grid in grids:
@@ -172,6 +173,7 @@ def compare(
     Example:
       mixerbench compare speed_quick --baseline gla
     """
+    from harness.cells import grid_name
     from harness.compare import compare, show
 
     show(compare(grid_name(grid), results, baseline=baseline, any_device=any_device))
@@ -186,10 +188,12 @@ def grids(device: Device = None) -> None:
       mixerbench grids --device cpu
     """
     from harness import plan
-    from harness.grids import GRIDS
 
     first = plan.find_devices(device)[0]
-    rows = [(grid.__name__, len(plan.build(grid, first)), grid.__doc__ or "") for grid in GRIDS]
+    rows = [
+        (name, len(plan.build(name, grid, first)), grid.__doc__ or "")
+        for name, grid in plan.built_in().items()
+    ]
     width = max(len(name) for name, _, _ in rows)
     for name, count, caption in rows:
         print(f"{name:<{width}}  {count:>5} cells  {caption.strip().partition(chr(10))[0]}")
@@ -207,11 +211,6 @@ def doctor(device: Device = None) -> None:
 
     for line in examine(device):
         print(line)
-
-
-def grid_name(spec: str) -> str:
-    """Of the records of a named grid, or of `my_grids.py:my_grid`."""
-    return spec.rpartition(":")[2]
 
 
 def seconds(option: str, text: str | None) -> float | None:

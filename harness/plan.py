@@ -12,9 +12,10 @@ from pathlib import Path
 
 import torch
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from harness import grids
-from harness.cells import Cell, Machine, Plan, user_folder
+from harness.cells import Cell, Machine, Plan, grid_name, user_folder
 from harness.environment import checkout, cores, device_name
 from tasks.base import Task
 
@@ -28,8 +29,13 @@ def plan(specs: list[str], device: str | None) -> Plan:
     ValueError, in one line, for whatever the user could have meant otherwise.
     """
     devices = find_devices(device)
-    found = [find_grid(spec) for spec in specs]
-    cells = {grid.__name__: build(grid, devices[0]) for grid in found}
+    found: dict[str, Grid] = {}
+    for spec in specs:
+        name = grid_name(spec)
+        if name in found:
+            raise ValueError(f"grid {spec!r}: a grid {name!r} is named already; run one at a time")
+        found[name] = find_grid(spec)
+    cells = {name: build(name, grid, devices[0]) for name, grid in found.items()}
     return Plan(machine(devices), cells)
 
 
@@ -62,11 +68,16 @@ def find_devices(device: str | None) -> list[torch.device]:
     return devices
 
 
+def built_in() -> dict[str, Grid]:
+    """The grids of the suite by name."""
+    return {grid.__name__: grid for grid in grids.GRIDS}
+
+
 def find_grid(spec: str) -> Grid:
     """The grid function of that name, or of a user's file."""
     if user_folder(spec) is not None:
         return _user_grid(spec)
-    known = {grid.__name__: grid for grid in grids.GRIDS}
+    known = built_in()
     if spec in known:
         return known[spec]
     close = difflib.get_close_matches(spec, known, n=1)
@@ -80,6 +91,8 @@ def find_grid(spec: str) -> Grid:
 def _user_grid(spec: str) -> Grid:
     file, _, name = spec.partition(":")
     path = Path(file).resolve()
+    if name in built_in():
+        raise ValueError(f"grid {spec!r}: {name} is a grid of the suite; rename yours")
     if not path.is_file():
         raise ValueError(f"grid {spec!r}: there is no file {file}")
     try:
@@ -96,9 +109,8 @@ def _user_grid(spec: str) -> Grid:
     return grid
 
 
-def build(grid: Grid, device: torch.device) -> list[Cell]:
+def build(name: str, grid: Grid, device: torch.device) -> list[Cell]:
     """Call the grid and turn its tasks into cells; two equal cells are an error."""
-    name = grid.__name__
     try:
         tasks = list(grid(device))
     except ValidationError as error:
@@ -132,10 +144,18 @@ def _cell(grid: str, task: Task) -> Cell:
 
 
 def _fields(error: ValidationError) -> str:
-    """One line a field: what it is, what it was, what would be right."""
-    return "\n  ".join(
-        f"{error.title}.{'.'.join(map(str, detail['loc']))} = {detail['input']!r}: {detail['msg']}"
-        for detail in error.errors()
+    """One line a field: what it is, what it was, what would be right; names that are not known
+    first, since a typo also makes the name that was meant missing."""
+    details = sorted(error.errors(), key=lambda detail: detail["type"] != "extra_forbidden")
+    return "\n  ".join(_field(error.title, detail) for detail in details)
+
+
+def _field(title: str, detail: ErrorDetails) -> str:
+    place = ".".join([title, *map(str, detail["loc"])])
+    # There the input is all that was given, not the field's value.
+    whole = not detail["loc"] or detail["type"] == "missing"
+    return (
+        f"{place}: {detail['msg']}" if whole else f"{place} = {detail['input']!r}: {detail['msg']}"
     )
 
 

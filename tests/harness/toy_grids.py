@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import time
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import torch
+from pydantic import model_validator
 
 from mixers.base import Mixer
 from tasks.base import Context, Metrics, Paused, Task, Unsupported, Wrong
@@ -51,6 +52,19 @@ class Toy(Task):
             case "hangs":
                 time.sleep(600)
         raise AssertionError(self.ends)
+
+
+class Needy(Toy):
+    """A cell with a field that has to be given, and a rule for two of them."""
+
+    width: int
+    depth: int = 1
+
+    @model_validator(mode="after")
+    def _square(self) -> Self:
+        if self.depth > self.width:
+            raise ValueError("depth must not be above width")
+        return self
 
 
 class Steps(Task):
@@ -167,6 +181,26 @@ def misspelt(device: torch.device) -> list[Task]:
     """Two fields that are not right."""
     del device
     return [Toy.model_validate({"seed": "three", "sede": 3})]
+
+
+def mistyped_name(device: torch.device) -> list[Task]:
+    """A required field by another name."""
+    del device
+    return [Needy.model_validate({"widht": 3})]
+
+
+def unfit(device: torch.device) -> list[Task]:
+    """Fields that do not fit each other."""
+    del device
+    return [Needy(width=3, depth=4)]
+
+
+def speed_quick(device: torch.device) -> list[Task]:
+    """A grid with the name of one of the suite's."""
+    return fine(device)
+
+
+misspelt_too = misspelt
 
 
 def not_tasks(device: torch.device) -> list[Task]:
