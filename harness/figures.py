@@ -1,4 +1,4 @@
-"""Every figure function by the name of its grid or of its task. To add one: a function from the
+"""Every figure function by the name of its task. To add one: a function from the
 tidy frame to named plots, and its name here."""
 
 from __future__ import annotations
@@ -20,11 +20,9 @@ FIGURES: dict[str, Callable[[pd.DataFrame], dict[str, Plot]]] = {
 }
 
 
-def draw(grid: str, table: pd.DataFrame) -> dict[str, Plot]:
-    """The figures of a grid: those of its own name if there are any, else those of each of its
-    tasks. A task without figures has its table alone."""
-    if grid in FIGURES:
-        return FIGURES[grid](table)
+def draw(table: pd.DataFrame) -> dict[str, Plot]:
+    """The figures of a grid: those of each of its tasks. A task without figures has its table
+    alone."""
     plots: dict[str, Plot] = {}
     for task in sorted(set(table["task"]) & set(FIGURES)):
         found = FIGURES[task](_alone(table, task))

@@ -25,20 +25,29 @@ from harness.style import significant
 def write_report(grid: str, results: Path, *, any_device: bool = False) -> Path:
     """Write the report of `grid` into <results>/<grid>/, next to its records; return report.md.
 
-    Raises ValueError as `frames.frame` does. What a reader should beware of is in the report, and
-    said on stderr.
+    Raises ValueError as `frames.frame` does, and where nothing can be written. What a reader should
+    beware of is in the report, and said on stderr.
     """
     table = frame(grid, results, any_device=any_device)
-    folder = results / grid
-    plots = draw(grid, table)
+    plots = draw(table)
+    for line in cautions(table):
+        print(f"{grid}: {line}", file=sys.stderr)
+    try:
+        return _write(grid, results / grid, table, plots)
+    except OSError as error:
+        raise ValueError(
+            f"cannot write {error.filename or results / grid}: {error.strerror or error}; "
+            "make room, or copy the records to another folder and name it with --results"
+        ) from error
+
+
+def _write(grid: str, folder: Path, table: pd.DataFrame, plots: Mapping[str, Plot]) -> Path:
     for name, plot in plots.items():
         save(plot.figure, folder / name)
         plot.table.to_csv(folder / f"{name}.csv", index=False)
         (folder / f"{name}.md").write_text(f"{plot.caption}\n\n{_summary(plot)}\n")
     scalars = [name for name in table if not table[name].map(_is_container).any()]
     table[scalars].to_csv(folder / "table.csv", index=False)
-    for line in cautions(table):
-        print(f"{grid}: {line}", file=sys.stderr)
     path = folder / "report.md"
     path.write_text("\n\n".join(_sections(grid, table, plots)) + "\n")
     return path

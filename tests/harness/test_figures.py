@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from harness.crossover import crossovers
 from harness.curves import Cost, medians
-from harness.figures import FIGURES, draw
+from harness.figures import draw
 from harness.figures_recall import mqar, over_seeds, selected
 from harness.figures_speed import decode, memory, speed
 from harness.frames import tidy
@@ -252,7 +252,7 @@ def test_a_zero_is_in_the_table_and_not_on_the_log_axis():
 def test_a_grid_in_which_nothing_went_well_has_no_figures():
     task = mqar_task("gla", "fla", cell=(64, 4), d_model=64, lr=1e-3, seed=0)
     table = tidy([record(task, status="unsupported", error="no GPU")])
-    assert draw("mqar_synthetic", table) == {}
+    assert draw(table) == {}
 
 
 # Captions.
@@ -385,11 +385,9 @@ def test_the_same_records_give_the_same_svg(tmp_path):
 # The look-up.
 
 
-def test_a_new_grid_gets_the_figures_of_its_task_or_those_of_its_own_name(monkeypatch):
+def test_a_grids_figures_are_those_of_its_task():
     table = tidy(decode_records(contexts=(256, 4096)))
-    assert set(draw("decode_anything", table)) == {"decode_latency", "decode_state"}
-    monkeypatch.setitem(FIGURES, "decode_anything", lambda table: {"own": len(table)})
-    assert draw("decode_anything", table) == {"own": len(table)}
+    assert set(draw(table)) == {"decode_latency", "decode_state"}
 
 
 def test_a_grid_of_two_tasks_has_the_figures_of_both():
@@ -397,6 +395,6 @@ def test_a_grid_of_two_tasks_has_the_figures_of_both():
         *decode_records(contexts=(256,)),
         *memory_records(lengths=(512,)),
     ]
-    plots = draw("mixed", tidy(made))
+    plots = draw(tidy(made))
     assert set(plots) == {"decode_latency", "decode_state", "peak_memory"}
     assert "512.0" not in plots["peak_memory"].summary.to_string()

@@ -23,6 +23,7 @@ from tests.harness.synthetic import (
 )
 
 ROOT = Path(__file__).parent.parent.parent
+ONE = {"cell": (64, 4), "d_model": 64, "lr": 1e-3, "seed": 0}
 CELLS = {"cells": ((512, 64),), "lrs": (1e-4, 1e-3)}
 
 
@@ -148,3 +149,11 @@ def test_markdown_writes_numbers_to_the_right_and_four_digits():
         "|:-------|----------:|",
         r"| a\|b   |     1.235 |",
     ]
+
+
+def test_a_report_that_cannot_be_written_is_one_clear_line(tmp_path):
+    lost = record(mqar_task("gla", "fla", **ONE), status="oom", error="out of memory")
+    write(tmp_path, "mqar_synthetic", [lost])
+    (tmp_path / "mqar_synthetic" / "report.md").mkdir()
+    with pytest.raises(ValueError, match=r"cannot write .*report\.md: Is a directory.*--results"):
+        write_report("mqar_synthetic", tmp_path)
