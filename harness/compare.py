@@ -47,12 +47,13 @@ def compare(grid: str, results: Path, *, baseline: str, any_device: bool = False
     clocks, its memory layout and its tuned kernels: pooled as if they were independent, they
     promise more than a second run keeps. With three trials the interval is their whole range,
     which covers less often than 95 % suggests; take five or more for a claim. Where one side has
-    fewer than three, the repetitions are resampled for want of better, and `resampled` says so.
+    fewer than three, the repetitions are resampled for want of better, `resampled` says so, and
+    there is no verdict.
 
     `noise_floor` is the largest |null / time - 1| of the A/A null runs among all cells of the same
     size. The verdict is "no difference" when the interval or the noise floor covers 1, else
-    "faster" or "slower"; the status of a cell that gave no time; "no baseline" where that is what
-    is missing.
+    "faster" or "slower"; "no verdict (1 trial)" below three trials on a side; the status of a cell
+    that gave no time; "no baseline" where that is what is missing.
 
     Raises ValueError for a baseline that is not there, for a grid without timed cells, and as
     `frames.frame` does.
@@ -107,7 +108,8 @@ def _against(baseline: str, cells: pd.DataFrame) -> Iterator[dict[str, Any]]:
 
 
 def _speedup(base: pd.DataFrame, ours: pd.DataFrame, floor: float) -> dict[str, Any]:
-    trials = min(len(base), len(ours)) >= FEWEST_TRIALS
+    fewest = min(len(base), len(ours))
+    trials = fewest >= FEWEST_TRIALS
     samples = [_milliseconds(cells, trials=trials) for cells in (base, ours)]
     baseline_ms, time_ms = (float(np.median(sample)) for sample in samples)
     low, high = interval(*samples)
@@ -117,6 +119,8 @@ def _speedup(base: pd.DataFrame, ours: pd.DataFrame, floor: float) -> dict[str, 
         verdict = "faster"
     if high < 1 and 1 / speedup > 1 + floor:
         verdict = "slower"
+    if not trials:
+        verdict = f"no verdict ({fewest} trial{'s' if fewest > 1 else ''})"
     return {
         "time_ms": time_ms,
         "baseline_ms": baseline_ms,

@@ -89,14 +89,18 @@ def test_the_interval_is_that_of_the_trials_not_of_their_many_repetitions(tmp_pa
     assert row["verdict"] == "no difference"
 
 
-def test_fewer_than_three_trials_fall_back_on_repetitions_and_say_so(tmp_path):
+@pytest.mark.parametrize(("trials", "told"), [(1, "1 trial"), (2, "2 trials")])
+@pytest.mark.parametrize("fewer", ["attention", "hgrn2"])
+def test_fewer_than_three_trials_on_a_side_give_no_verdict(tmp_path, fewer, trials, told):
+    count = {"attention": 3, "hgrn2": 3, fewer: trials}
     table = verdicts(
         tmp_path,
-        cells("attention", 2.0, impl="sdpa", trials=3),
-        cells("hgrn2", 1.0, trials=1),
+        cells("attention", 2.0, impl="sdpa", trials=count["attention"]),
+        cells("hgrn2", 1.0, trials=count["hgrn2"]),
     )
     row = table.loc["HGRN2"]
-    assert (row["resampled"], row["trials"], row["verdict"]) == ("repetitions", 1, "faster")
+    assert (row["resampled"], row["verdict"]) == ("repetitions", f"no verdict ({told})")
+    assert row["speedup"] == pytest.approx(2, rel=0.02)
 
 
 def test_one_repetition_each_gives_no_interval_and_no_verdict():
