@@ -24,7 +24,11 @@ MAY_IMPORT = {
     "harness.doctor": {"harness", "mixers"},
 }
 # Reports build on a laptop without torch.
-TORCH_FREE = ("frames", "figures", "style", "sheet", "report", "compare", "records", "cli")
+TORCH_FREE = (
+    *("frames", "figures", "style", "sheet", "report", "compare", "records", "cli"),
+    *("curves", "crossover", "plot", "series", "selection", "cells", "runner", "processes"),
+    "progress",
+)
 PEERS = {"fla", "mamba_ssm", "causal_conv1d", "ray"}
 
 
