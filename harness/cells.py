@@ -50,8 +50,8 @@ class Options:
     """Of one cell."""
     deadline: float | None = None
     """`time.monotonic()` at which to stop."""
-    fresh: bool = False
-    """Only records of this run settle a cell."""
+    fresh_since: str | None = None
+    """UTC, as `records.utc_now` writes it: no record or checkpoint from before counts."""
 
 
 @dataclass(frozen=True)

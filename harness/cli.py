@@ -1,9 +1,11 @@
 """The command line. Imports what a command needs when it runs, so that --help is quick."""
 
+import itertools
 import re
 import shlex
 import sys
 import time
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -59,6 +61,10 @@ def run(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Measure again what has a record, from the start")
     ] = False,
+    fresh_since: Annotated[
+        str | None,
+        typer.Option(help="Go on with a --fresh run of that time: what is older does not count"),
+    ] = None,
     results: Results = RESULTS,
 ) -> None:
     """Measure the cells that have no ok record for this device yet; run again to resume.
@@ -76,6 +82,7 @@ def run(
     """
     started, limit = time.monotonic(), seconds("--budget", budget)
     timeout_s = seconds("--timeout", timeout)
+    since = _since(fresh, fresh_since)
     from harness import processes
     from harness.cells import Options, user_folder
 
@@ -92,7 +99,7 @@ def run(
         jobs=jobs,
         timeout_s=timeout_s,
         deadline=None if limit is None else started + limit,
-        fresh=fresh,
+        fresh_since=since,
     )
     cells = [cell for grid in plan.grids.values() for cell in grid]
     if where is not None:
@@ -113,11 +120,30 @@ def run(
         if summary.stopped_by:
             not_begun = list(by_grid.values())[place + 1 :]
             left = summary.left + sum(len(selection.pending(c, options)) for c in not_begun)
-            command = shlex.join(["mixerbench", *sys.argv[1:]])
+            # A --fresh of its own would start over.
+            again = ["--fresh-since", since or ""]
+            words = [again if word == "--fresh" else [word] for word in sys.argv[1:]]
+            command = shlex.join(["mixerbench", *itertools.chain(*words)])
             print(f"{left} cells left; to go on: {command}")
             status = INTERRUPTED.get(summary.stopped_by, status)
             break
     raise typer.Exit(status)
+
+
+def _since(fresh: bool, fresh_since: str | None) -> str | None:
+    """From when on records count, in UTC."""
+    from harness.records import utc, utc_now
+
+    if fresh_since is None:
+        return utc_now() if fresh else None
+    if fresh:
+        raise ValueError("--fresh starts over, --fresh-since goes on: use one of them")
+    try:
+        return utc(datetime.fromisoformat(fresh_since))
+    except ValueError:
+        raise ValueError(
+            f"--fresh-since {fresh_since!r}: write a time as 2024-04-11T09:00:00Z"
+        ) from None
 
 
 def _list(grid: str, cells: "list[Cell]", options: "Options") -> None:

@@ -86,7 +86,13 @@ def _finite(value: Any) -> Any:
 
 def utc_now() -> str:
     """The time in UTC to the millisecond: `2024-04-11T09:00:00.000Z`; sorts as text."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return utc(datetime.now(UTC))
+
+
+def utc(moment: datetime) -> str:
+    """As `utc_now` writes it; a time without a zone is the system's."""
+    text = moment.astimezone(UTC).isoformat(timespec="milliseconds")
+    return text.replace("+00:00", "Z")
 
 
 class Records:
@@ -118,10 +124,12 @@ class Records:
         self._read()
         return self._newest.get((key, device))
 
-    def settled(self, key: str, device: str) -> Record | None:
-        """The newest ok record of the cell on the device of that name."""
+    def settled(self, key: str, device: str, *, since: str | None = None) -> Record | None:
+        """The newest ok record of the cell on the device of that name; None if it was started
+        before `since`."""
         self._read()
-        return self._newest_ok.get((key, device))
+        found = self._newest_ok.get((key, device))
+        return None if found and since and found.started < since else found
 
     def append(self, record: Record) -> None:
         """Add one record: when this returns, it is on the disk."""

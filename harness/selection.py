@@ -53,9 +53,10 @@ def labels(cells: Sequence[Cell]) -> dict[str, str]:
 
 
 def pending(cells: Sequence[Cell], options: Options) -> list[Cell]:
-    """The cells that a run would measure: those without an ok record, or all of them if fresh."""
-    if options.fresh or not cells:
-        return list(cells)
+    """The cells that a run would measure: those without an ok record that counts."""
+    if not cells:
+        return []
     records = Records(options.results / cells[0].grid)
     device = options.machine.device_name
-    return [cell for cell in cells if not records.settled(cell.key, device)]
+    since = options.fresh_since
+    return [cell for cell in cells if not records.settled(cell.key, device, since=since)]

@@ -20,6 +20,7 @@ import threading
 import time
 import traceback
 from contextlib import AbstractContextManager, nullcontext
+from datetime import UTC, datetime
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from pydantic import TypeAdapter, ValidationError
 from harness import environment
 from harness.cells import Cell, Setup
 from harness.exclusive import device_alone
-from harness.records import Metric, Record, Records, Status, utc_now
+from harness.records import Metric, Record, Records, Status, utc, utc_now
 from tasks.base import Context, Paused, Unsupported, Wrong
 
 PROGRESS_EVERY_S = 0.5
@@ -143,8 +144,9 @@ def _measure_and_record(
     cell: Cell, records: Records, setup: Setup, env: environment.Env, parent: _Parent
 ) -> None:
     checkpoint = records.checkpoint(cell.key, setup.options.machine.device_name)
-    if setup.options.fresh:
-        checkpoint.unlink(missing_ok=True)
+    since = setup.options.fresh_since
+    if since and checkpoint.exists() and _changed(checkpoint) < since:
+        checkpoint.unlink()
     device = torch.device(setup.device)
     started = utc_now()
     parent.say("started", started)
@@ -186,7 +188,11 @@ def _settled_elsewhere(records: Records, cell: Cell, setup: Setup) -> Record | N
     newest = records.newest(cell.key, device_name)
     if newest and newest.started >= setup.run_started:
         return newest
-    return None if setup.options.fresh else records.settled(cell.key, device_name)
+    return records.settled(cell.key, device_name, since=setup.options.fresh_since)
+
+
+def _changed(path: Path) -> str:
+    return utc(datetime.fromtimestamp(path.stat().st_mtime, UTC))
 
 
 Outcome = tuple[Status, dict[str, Metric], str | None]

@@ -116,6 +116,20 @@ def test_the_budget_ends_with_status_0_and_says_what_is_left(mixerbench: Mixerbe
     assert not Path("results/fine").exists()
 
 
+def test_a_stopped_fresh_run_goes_on_where_it_stopped(mixerbench: Mixerbench) -> None:
+    mixerbench("run", toy("fine"))
+    two = ("run", toy("fine"), toy("long"))
+    said = mixerbench(*two, "--fresh", "--budget", "5s", "--jobs", "1")
+    told = re.search(rf"(\d) cells left; to go on: mixerbench {' '.join(two)} (.*)", said.out)
+    assert told, said.out
+    left, options = int(told[1]), told[2].split()
+    assert options[0] == "--fresh-since"
+    # Two of half a minute each are left, and what the first grid has measured is not.
+    assert 2 <= left < 8
+    listed = mixerbench(*two, *options, "--dry-run").out
+    assert sum(map(int, re.findall(r"(\d) of \d cells would run", listed))) == left
+
+
 def test_timeout(mixerbench: Mixerbench) -> None:
     said = mixerbench("run", toy("hanging"), "--timeout", "1s")
     assert said.status == 1
@@ -150,7 +164,8 @@ def test_timeout(mixerbench: Mixerbench) -> None:
         (["run", toy("fine"), "--device", "cuda:x"], "--device 'cuda:x': use cpu, cuda or cuda:N"),
         (["run", toy("fine"), "--device", "cuda:99"], "--device 'cuda:99': "),
         (["run", toy("fine"), "--results", str(TOYS)], "cannot read .*records.jsonl"),
-        (["run", toy("fine"), "--results", str(TOYS), "--fresh"], "cannot write .*records.jsonl"),
+        (["run", toy("fine"), "--fresh-since", "noon"], "--fresh-since 'noon': write a time as"),
+        (["run", toy("fine"), "--fresh", "--fresh-since", "2026-01-01"], "use one of them"),
         (["run", toy("fine"), "--jobs", "0"], "--jobs"),
         (["run"], "grids"),
     ],

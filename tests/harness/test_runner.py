@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from harness import exclusive, processes
 from harness.cells import Options as RunOptions
 from harness.cells import Plan
-from harness.records import Record, Records
+from harness.records import Record, Records, utc_now
 from harness.runner import GRACE_S, Summary, run_grid
 
 TOYS = Path(__file__).parent / "toy_grids.py"
@@ -102,8 +102,11 @@ def test_nothing_is_measured_twice_unless_fresh(run: Run, tmp_path: Path) -> Non
     summary = run("fine")
     assert (summary.settled_before, summary.statuses.total(), summary.left) == (6, 0, 0)
     assert (tmp_path / "fine" / "records.jsonl").read_bytes() == before
-    assert run("fine", fresh=True).statuses == {"ok": 6}
+    since = utc_now()
+    assert run("fine", fresh_since=since).statuses == {"ok": 6}
     assert len(rows(tmp_path, "fine")) == 12
+    again = run("fine", fresh_since=since)
+    assert (again.settled_before, again.statuses.total()) == (6, 0)
 
 
 def test_a_torn_last_line_is_measured_again(run: Run, tmp_path: Path) -> None:
@@ -172,8 +175,16 @@ def test_fresh_forgets_the_checkpoint(run: Run, tmp_path: Path) -> None:
         run("long", deadline=time.monotonic() + 1)
     for path in checkpoints.glob("*.pt"):
         path.write_text("2500")
-    run("long", deadline=time.monotonic() + 1, fresh=True)
+    # File times come from a coarser clock.
+    time.sleep(0.05)
+    since = utc_now()
+    run("long", deadline=time.monotonic() + 1, fresh_since=since)
     assert all(int(path.read_text()) < 2500 for path in checkpoints.glob("*.pt"))
+    # The run that goes on with a fresh one keeps what that one has saved.
+    for path in checkpoints.glob("*.pt"):
+        path.write_text("2990")
+    assert run("long", fresh_since=since).statuses == {"ok": 2}
+    assert [row.metrics["resumed_at"] for row in rows(tmp_path, "long")] == [2990, 2990]
 
 
 def test_a_spent_budget_starts_nothing(run: Run, tmp_path: Path) -> None:
@@ -250,11 +261,16 @@ def test_only_timed_cells_wait_and_the_budget_ends_it(run: Run, tmp_path: Path) 
     assert {row.task["name"] for row in rows(tmp_path, "mixed")} == {"toy"}
 
 
-def test_records_that_cannot_be_written_stop_the_run_before_it_starts(run: Run) -> None:
+def test_records_that_cannot_be_written_stop_the_run_before_it_starts(
+    run: Run, tmp_path: Path
+) -> None:
     with pytest.raises(ValueError, match=r"cannot read .*records\.jsonl: Not a directory"):
         run("fine", results=TOYS)
+    unwritable = tmp_path / "unwritable"
+    (unwritable / "fine").mkdir(parents=True)
+    (unwritable / "fine" / ".claims").write_text("no folder")
     with pytest.raises(ValueError, match=r"cannot write .*records\.jsonl: .*--results"):
-        run("fine", results=TOYS, fresh=True)
+        run("fine", results=unwritable)
 
 
 RUN_AND_LOOK = """
