@@ -128,6 +128,31 @@ def speed_quick(device: torch.device) -> list[Task]:
     return [*layers, *memory, *decode]
 
 
+def speed_vs_length(device: torch.device) -> list[Task]:
+    """Speed of HGRN2's operator and of attention over length: 32,768 tokens a call, 16 heads of 128.
+
+    For a GPU: bf16, from raw forget logits without a lower bound, against SDPA.
+    """
+    mixers = (HGRN2(expand_ratio=128, impl=hgrn2_impl(device)), Attention(n_heads=16))
+    return [
+        Speed.model_validate(
+            {
+                "mixer": mixer,
+                "level": "op",
+                "mode": mode,
+                "seq_len": seq_len,
+                "batch": 32_768 // seq_len,
+                "d_model": 2048,
+                "dtype": "bf16",
+                "trial": trial,
+            }
+        )
+        for trial in range(3)
+        for seq_len, mode in product((512, 2048, 8192, 32_768), ("fwd", "fwd_bwd"))
+        for mixer in mixers
+    ]
+
+
 def timed_mixers(device: torch.device) -> list[Mixer]:
     """The five mixers with two heads of 32 where they have heads."""
     return [
@@ -174,6 +199,7 @@ def hgrn2_impl(device: torch.device) -> Impl:
 GRIDS: tuple[Grid, ...] = (
     mqar_quick,
     speed_quick,
+    speed_vs_length,
     mqar_iclr2024,
     mqar_fig3,
     mqar_capacity,
