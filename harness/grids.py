@@ -137,7 +137,7 @@ def speed_quick(device: torch.device) -> list[Task]:
 
 
 def speed_vs_length(device: torch.device) -> list[Task]:
-    """Speed of HGRN2's operator and of attention over length: 32,768 tokens a call, 16 heads of 128.
+    """HGRN2's operator and attention over length: 32,768 tokens a call, 16 heads of 128.
 
     For a GPU: bf16, from raw forget logits without a lower bound, against SDPA.
     """
