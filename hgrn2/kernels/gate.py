@@ -10,8 +10,12 @@ LOG2E = tl.constexpr(1.4426950408889634)
 MIN_LOG2 = tl.constexpr(-126.0)
 # exp(80) and its reciprocal are both normal in fp32.
 MAX_LOGIT = tl.constexpr(80.0)
+# dbound divides dlnf by f without a factor that vanishes too: where f is smaller, rounding is all
+# that is left, and it is not blown up any further. Bounds that are trained lie far above it.
+MAX_INVERSE = tl.constexpr(2.0**20)
 
-
+# 2^-112 times a q or a key of at least 2^-14 is normal in fp32, and 2^112 times a key is finite.
+MAX_BITS = tl.constexpr(112.0)
 # A padding token is a wide-open gate: f = 1 and a key of 2^-115.
 OPEN = tl.constexpr(1e4)
 
@@ -25,6 +29,45 @@ def load_tile(pointer, tokens, channels, stride_t, valid, other=0.0):
 
 
 @triton.jit
+def as_products(x, FAST: tl.constexpr):
+    """x [c k] in fp32. FAST (bf16): as a product with the identity, which is exact.
+
+    What is combined with matrix products is best formed in their layout. Triton would move x there
+    once for every use, and form gates anew each time; the result of a product stays where it is.
+    """
+    if FAST:
+        channel = tl.arange(0, x.shape[1])
+        identity = (channel[:, None] == channel[None, :]).to(tl.bfloat16)
+        wide = tl.dot(x, identity)
+    else:
+        wide = x.to(tl.float32)
+    return wide
+
+
+@triton.jit
+def limited(z, FAST: tl.constexpr):
+    """z within +-MAX_LOGIT; a NaN stays one. FAST: two bf16 at once."""
+    if FAST:
+        z = tl.inline_asm_elementwise(
+            """{
+            .reg .b32 top, bottom;
+            mov.b32 top, 0x42A042A0;
+            mov.b32 bottom, 0xC2A0C2A0;
+            min.NaN.bf16x2 $0, $1, top;
+            max.NaN.bf16x2 $0, $0, bottom;
+            }""",
+            "=r,r",
+            [z],
+            dtype=tl.bfloat16,
+            is_pure=True,
+            pack=2,
+        )
+    else:
+        z = tl.clamp(z.to(tl.float32), -MAX_LOGIT, MAX_LOGIT, propagate_nan=tl.PropagateNan.ALL)
+    return z
+
+
+@triton.jit
 def power(x, FAST: tl.constexpr):
     """2^x; FAST flushes what is below fp32's normal range to 0, in one instruction."""
     if FAST:
@@ -32,6 +75,29 @@ def power(x, FAST: tl.constexpr):
             "ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
         )
     return tl.exp2(x)
+
+
+@triton.jit
+def reciprocal(x, FAST: tl.constexpr):
+    """1 / x; FAST: in one instruction, within one unit in the last place."""
+    if FAST:
+        return tl.inline_asm_elementwise(
+            "rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
+        )
+    return 1.0 / x
+
+
+@triton.jit
+def operand(x, DOT: tl.constexpr, PRECISION: tl.constexpr):
+    """x in the precision of a matrix product's operands, rounded to nearest.
+
+    Single tf32 products drop an operand's last 13 bits by themselves; rounded here, what is
+    multiplied elsewhere is the same number.
+    """
+    if PRECISION == "tf32" and DOT.is_fp32():
+        bits = x.to(tl.int32, bitcast=True)
+        x = ((bits + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
+    return x.to(DOT)
 
 
 @triton.jit
@@ -91,29 +157,95 @@ def key_and_log2_gate(z, bound, FAST: tl.constexpr):
 
 
 @triton.jit
-def sums(which, g, SPLIT: tl.constexpr):
-    """which [c c] (0 or 1) times g [c k]: sums of log gates over sets of tokens.
+def gated_tile(z, bound, token, channels, stride_t, valid, FAST: tl.constexpr):
+    """The key and log2 f [c k]."""
+    z_tile = load_tile(z, token, channels, stride_t, valid, OPEN).to(tl.float32)
+    return key_and_log2_gate(z_tile, tl.load(bound + channels)[None, :], FAST)
+
+
+@triton.jit
+def to_start(G, FAST: tl.constexpr):
+    """2^-G, held finite: rows beyond MAX_BITS do not use it."""
+    return power(tl.minimum(-G, MAX_BITS), FAST)
+
+
+@triton.jit
+def gate_gradient(z, bound, dlnf, dkey, FAST: tl.constexpr):
+    """dz, and a token's part of dbound, from the gradients of ln f and of the key.
+
+    z as `limited` leaves it. With u = exp(z), sigmoid(-z) / f = 1 / (bound + u), and
+    r = sigmoid(z) / f = u / (bound + u):
+
+        dz = key (r dlnf - sigmoid(z) dkey)        dbound = dlnf / (bound + u) - sigmoid(-z) dkey
+    """
+    u = power(z * LOG2E, FAST)
+    closed = reciprocal(1.0 + u, FAST)
+    inverse = reciprocal(bound + u, FAST)
+    dz = (1.0 - bound) * closed * (u * inverse * dlnf - u * closed * dkey)
+    return dz, tl.minimum(inverse, MAX_INVERSE) * dlnf - closed * dkey
+
+
+@triton.jit
+def _add(a, b):
+    return a + b
+
+
+@triton.jit
+def rows_to_tokens(C: tl.constexpr, GROUP: tl.constexpr):
+    """The token of each row of a tile: every GROUP-th part of the rows holds each GROUP-th token.
+
+    Triton spreads a tile's rows over lanes and warps first, so a thread then holds runs of GROUP
+    tokens, and sums over tokens are mostly its own.
+    """
+    row = tl.arange(0, C)
+    return row % (C // GROUP) * GROUP + row // (C // GROUP)
+
+
+@triton.jit
+def running_sums(g, C: tl.constexpr, BK: tl.constexpr, REVERSE: tl.constexpr, GROUP: tl.constexpr):
+    """Sums of g [c k] over the tokens up to each one, itself included, over those beyond it, in the
+    direction of the recurrence, and over all [k]; rows as in `rows_to_tokens`.
+
+    GROUP > 1 takes one from the other by differences of sums: good to 2^-24 of the chunk's sum.
+    """
+    if GROUP == 1:
+        total = tl.sum(g, 0)
+        before = tl.cumsum(g, 0)
+        after = tl.cumsum(g, 0, reverse=True)
+        up, beyond = (after, before - g) if REVERSE else (before, after - g)
+    else:
+        groups = tl.reshape(g, [GROUP, C // GROUP, BK])
+        totals = tl.sum(groups, 0)
+        total = tl.sum(totals, 0)
+        others = tl.associative_scan(totals, 0, _add) - totals
+        inside = tl.associative_scan(groups, 0, _add)
+        before = tl.reshape(inside + others[None, :, :], [C, BK])
+        after = total[None, :] - before
+        up, beyond = (after + g, before - g) if REVERSE else (before, after)
+    return up, beyond, total
+
+
+@triton.jit
+def sums(ones, g, SPLIT: tl.constexpr):
+    """ones [c c] (0 or 1) times g [c k]: sums of log gates over sets of tokens.
 
     Every set is summed by itself, so an exponent never comes from the difference of two large
     sums. SPLIT: two bf16 halves of g keep 16 bits of it, on the tensor cores' fast path.
     """
     if SPLIT:
-        high = g.to(tl.bfloat16)
-        low = (g - high.to(tl.float32)).to(tl.bfloat16)
-        ones = tl.where(which, 1.0, 0.0).to(tl.bfloat16)
-        return tl.dot(ones, low, tl.dot(ones, high))
-    return tl.dot(tl.where(which, 1.0, 0.0), g, input_precision="tf32x3")
+        # Cut off, not rounded: a mask costs less than a conversion and its way back.
+        high = (g.to(tl.int32, bitcast=True) & -0x10000).to(tl.float32, bitcast=True)
+        low = (g - high).to(tl.bfloat16)
+        total = tl.dot(ones, low, tl.dot(ones, high.to(tl.bfloat16)))
+    else:
+        total = tl.dot(ones, g, input_precision="tf32x3")
+    return total
 
 
 @triton.jit
-def sums_transposed(g, which, SPLIT: tl.constexpr):
-    """g [k c] times which [c c] (0 or 1), as `sums`."""
-    if SPLIT:
-        high = g.to(tl.bfloat16)
-        low = (g - high.to(tl.float32)).to(tl.bfloat16)
-        ones = tl.where(which, 1.0, 0.0).to(tl.bfloat16)
-        return tl.dot(low, ones, tl.dot(high, ones))
-    return tl.dot(g, tl.where(which, 1.0, 0.0), input_precision="tf32x3")
+def indicator(which, SPLIT: tl.constexpr):
+    """1 where `which` holds, else 0, as `sums` takes it."""
+    return which.to(tl.bfloat16 if SPLIT else tl.float32)
 
 
 @triton.jit

@@ -1,4 +1,12 @@
-"""y of one chunk: what the state at its border gives, and the scores inside it."""
+"""y of one chunk: what the state at its border gives, and the scores inside it.
+
+    A_ij = sum_k q_ik key_jk 2^(G_ik - G_jk),   j <= i,   G the inclusive sums of log2 f
+
+is one product anchored at the chunk's start, (q 2^G) (key 2^-G)^T. Row i is exact as long as no
+channel has decayed by more than MAX_BITS up to row i; bf16 and tf32 keep fp32's exponent range, so
+until then the anchor costs no precision. Other rows are left to `deep`, which a flag tells of.
+A row depends on no token after it, and neither does the choice: y is strictly causal, bit for bit.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +14,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hgrn2.kernels.gate import load_tile, power, up_to
-from hgrn2.kernels.intra import MAX_BITS, dyadic_scores, gated_tile, to_start
-from hgrn2.kernels.settings import CHUNK, LEVELS, Settings, cdiv, dot_type
+from hgrn2.kernels.gate import (
+    MAX_BITS,
+    gated_tile,
+    load_tile,
+    operand,
+    power,
+    rows_to_tokens,
+    running_sums,
+    to_start,
+    up_to,
+)
+from hgrn2.kernels.settings import CHUNK, Settings, cdiv, dot_type
 
 
 @triton.jit(do_not_specialize=["T", "chunks"])
@@ -21,6 +38,8 @@ def hgrn2_fwd_output_kernel(
     states,
     states_reverse,
     y,
+    scores,
+    deep,
     q_stride_b,
     q_stride_t,
     q_stride_h,
@@ -38,21 +57,25 @@ def hgrn2_fwd_output_kernel(
     BK: tl.constexpr,
     BV: tl.constexpr,
     C: tl.constexpr,
-    LEVELS: tl.constexpr,
+    GROUP: tl.constexpr,
     BIDIRECTIONAL: tl.constexpr,
     HAS_LENGTHS: tl.constexpr,
+    STORE_SCORES: tl.constexpr,
     DOT: tl.constexpr,
     FAST: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """y [C BV] = sum over blocks of channels of (q 2^G) S, plus A v."""
+    """y [C BV] = sum over blocks of channels of (q 2^G) S, plus A v. scores [b n h C C]: A.
+
+    deep [b n h]: whether a row of the chunk has decayed too far.
+    """
     program = tl.program_id(0)
     v_tile = program % (V // BV)
     head = program // (V // BV) % H
     chunk = program // (V // BV) // H % chunks
     batch = (program // (V // BV) // H // chunks).to(tl.int64)
 
-    token = tl.arange(0, C)
+    token = rows_to_tokens(C, GROUP)
     start = chunk.to(tl.int64) * C
     end = tl.minimum(tl.load(lengths + batch), T).to(tl.int32) if HAS_LENGTHS else T
     valid = token < end - chunk * C
@@ -60,23 +83,24 @@ def hgrn2_fwd_output_kernel(
     q += batch * q_stride_b + start * q_stride_t + head * q_stride_h
     z += batch * z_stride_b + start * z_stride_t + head * z_stride_h
     v += batch * v_stride_b + start * v_stride_t + head * v_stride_h
-    border = ((batch * chunks + chunk) * H + head) * K * V
+    place = (batch * chunks + chunk) * H + head
+    border = place * K * V
 
     bound += head * K
 
     row, column = token[:, None], token[None, :]
     acc = tl.zeros([C, BV], tl.float32)
     A = tl.zeros([C, C], tl.float32)
+    lowest = tl.zeros([C], tl.float32)
     for direction in tl.static_range(2 if BIDIRECTIONAL else 1):
         block = tl.zeros([C, C], tl.float32)
-        lowest = tl.zeros([C], tl.float32)
         for k_block in range(0, K, BK):
             k = k_block + tl.arange(0, BK)
             key, g = gated_tile(z, bound, token, k, z_stride_t, valid, FAST)
             q_tile = load_tile(q, token, k, q_stride_t, valid).to(tl.float32)
-            G = tl.cumsum(g, 0, reverse=direction == 1)
-            q_start = (q_tile * power(G, FAST)).to(DOT)
-            key_start = (key * to_start(G, FAST)).to(DOT)
+            G, _, _ = running_sums(g, C, BK, direction == 1, GROUP)
+            q_start = operand(q_tile * power(G, FAST), DOT, PRECISION)
+            key_start = operand(key * to_start(G, FAST), DOT, PRECISION)
             block = tl.dot(q_start, tl.trans(key_start), block, input_precision=PRECISION)
             lowest = tl.minimum(lowest, tl.min(G, 1))
             S = tl.load(
@@ -84,33 +108,18 @@ def hgrn2_fwd_output_kernel(
                 + (border + k[:, None] * V + value[None, :])
             )
             acc = tl.dot(q_start, S.to(DOT), acc, input_precision=PRECISION)
-        block = tl.where(up_to(row, column, direction == 1), block, 0.0)
-        if tl.min(lowest, 0) < -MAX_BITS:
-            exact = dyadic_scores(
-                q,
-                z,
-                bound,
-                q_stride_t,
-                z_stride_t,
-                token,
-                valid,
-                K,
-                BK,
-                C,
-                LEVELS,
-                direction == 1,
-                False,
-                DOT,
-                FAST,
-                PRECISION,
-            )
-            block = tl.where((lowest >= -MAX_BITS)[:, None], block, exact)
-        A += block
-    v_tile = load_tile(v, token, value, v_stride_t, valid)
-    acc = tl.dot(A.to(DOT), v_tile.to(DOT), acc, input_precision=PRECISION)
+        A += tl.where(up_to(row, column, direction == 1), block, 0.0)
+    if v_tile == 0:
+        tl.store(deep + place, (tl.min(lowest, 0) < -MAX_BITS).to(tl.int8))
+    A_operand = operand(A, DOT, PRECISION)
+    if STORE_SCORES and v_tile == 0:
+        square = tl.arange(0, C)[:, None] * C + tl.arange(0, C)[None, :]
+        tl.store(scores + place * C * C + square, A_operand)
+    values = load_tile(v, token, value, v_stride_t, valid)
+    acc = tl.dot(A_operand, values.to(DOT), acc, input_precision=PRECISION)
     y += ((batch * T + start) * H + head) * V
     tl.store(
-        y + token[:, None] * (H * V) + value[None, :],
+        y + row * (H * V) + value[None, :],
         acc.to(y.dtype.element_ty),
         mask=(token < T - chunk * C)[:, None],
     )
@@ -125,10 +134,14 @@ def chunk_output(
     states_reverse: Tensor | None,
     lengths: Tensor | None,
     settings: Settings,
+    *,
+    deep: Tensor,
+    scores: Tensor | None,
 ) -> Tensor:
     """y [b t h v] in v's dtype, from the states [b n h k v] at the chunks' borders.
 
-    With `states_reverse`, both directions are summed.
+    With `states_reverse`, both directions are summed. `scores` [b n h c c] takes A, its rows and
+    columns in the order of `rows_to_tokens`; `deep` int8 [b n h] the flags.
     """
     b, t, h, k = q.shape
     width = v.shape[-1]
@@ -145,6 +158,8 @@ def chunk_output(
         states,
         states if states_reverse is None else states_reverse,
         y,
+        states if scores is None else scores,
+        deep,
         *q.stride()[:3],
         *z.stride()[:3],
         *v.stride()[:3],
@@ -156,9 +171,10 @@ def chunk_output(
         BK=launch.bk,
         BV=launch.bv,
         C=CHUNK,
-        LEVELS=LEVELS,
+        GROUP=settings.group,
         BIDIRECTIONAL=states_reverse is not None,
         HAS_LENGTHS=lengths is not None,
+        STORE_SCORES=scores is not None,
         DOT=dot,
         FAST=dot == tl.bfloat16,
         PRECISION=precision,

@@ -31,7 +31,10 @@ class Settings:
     output: Launch
     bwd_value: Launch
     bwd_gate: Launch
+    deep: Launch
     programs: int
+    group: int
+    """Consecutive tokens that a thread holds (`gate.rows_to_tokens`)."""
 
     def split(self, programs: int, chunks: int) -> tuple[int, int]:
         """How many segments to walk side by side, and chunks in each."""
@@ -85,8 +88,11 @@ def settings(k: int, v: int, dtype: torch.dtype, capability: tuple[int, int]) ->
             states=Launch(bk, bv, 4, 2),
             output=Launch(bk, bv, 4, 2 if capability[0] < 9 else 3),
             bwd_value=Launch(bk, bv, 4, 2),
-            bwd_gate=Launch(bk, bv, 4, 1),
+            bwd_gate=Launch(bk, min(v, 64), 4, 2),
+            deep=Launch(bk, min(v, 64), 4, 1),
             programs=264,
+            # Of 64 x 64 channels, 8 a thread, four warps cover 16 rows at a time.
+            group=4,
         )
     # Operands of 4 bytes: half the tile in the same shared memory.
     bk, bv = min(k, 32), min(v, 64)
@@ -95,5 +101,8 @@ def settings(k: int, v: int, dtype: torch.dtype, capability: tuple[int, int]) ->
         output=Launch(bk, bv, 4, 2),
         bwd_value=Launch(bk, bv, 4, 1),
         bwd_gate=Launch(bk, min(v, 32), 4, 1),
+        deep=Launch(bk, min(v, 32), 4, 1),
         programs=264,
+        # Differences of sums would cost fp32 digits.
+        group=1,
     )

@@ -16,7 +16,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hgrn2.kernels.gate import OPEN, beyond, key_and_log2_gate, power, sums_transposed, up_to
+from hgrn2.kernels.gate import (
+    OPEN,
+    key_and_log2_gate,
+    load_tile,
+    operand,
+    power,
+    rows_to_tokens,
+    running_sums,
+)
 from hgrn2.kernels.settings import CHUNK, Settings, cdiv, dot_type
 
 
@@ -50,6 +58,7 @@ def hgrn2_fwd_states_kernel(
     BK: tl.constexpr,
     BV: tl.constexpr,
     C: tl.constexpr,
+    GROUP: tl.constexpr,
     REVERSE: tl.constexpr,
     GRADIENT: tl.constexpr,
     HAS_FIRST: tl.constexpr,
@@ -76,15 +85,12 @@ def hgrn2_fwd_states_kernel(
 
     k = k_tile * BK + tl.arange(0, BK)
     v = v_tile * BV + tl.arange(0, BV)
-    token = tl.arange(0, C)
-    b = tl.load(bound + head * K + k)[:, None]
+    token = rows_to_tokens(C, GROUP)
+    x += batch * x_stride_b + head * x_stride_h
+    z += batch * z_stride_b + head * z_stride_h
+    y += batch * y_stride_b + head * y_stride_h
+    b = tl.load(bound + head * K + k)[None, :]
     end = tl.minimum(tl.load(lengths + batch), T).to(tl.int32) if HAS_LENGTHS else T
-
-    # In a chunk: keys are carried to the far border, queries back to the near one.
-    if GRADIENT:
-        which = up_to(token[None, :], token[:, None], REVERSE)
-    else:
-        which = beyond(token[None, :], token[:, None], REVERSE)
 
     state_tile = ((batch * H + head) * segments + segment) * K * V
     state_offsets = state_tile + k[:, None] * V + v[None, :]
@@ -102,27 +108,21 @@ def hgrn2_fwd_states_kernel(
         if STORE_BORDERS:
             border = ((batch * chunks + chunk) * H + head) * K * V
             tl.store(borders + border + k[:, None] * V + v[None, :], S.to(borders.dtype.element_ty))
-        z_base = z + batch * z_stride_b + start * z_stride_t + head * z_stride_h
-        z_tile = tl.load(
-            z_base + token[None, :] * z_stride_t + k[:, None], mask=valid[None, :], other=OPEN
-        )
+        z_tile = load_tile(z + start * z_stride_t, token, k, z_stride_t, valid, OPEN)
         key, g = key_and_log2_gate(z_tile.to(tl.float32), b, FAST)
-        E = power(sums_transposed(g, which, FAST), FAST)
+        # In a chunk: keys are carried to the far border, queries back to the near one.
+        up_to, beyond, whole = running_sums(g, C, BK, REVERSE, GROUP)
         if GRADIENT:
-            x_base = x + batch * x_stride_b + start * x_stride_t + head * x_stride_h
-            x_tile = tl.load(
-                x_base + token[None, :] * x_stride_t + k[:, None], mask=valid[None, :], other=0.0
-            )
-            carried = x_tile.to(tl.float32) * E
+            x_tile = load_tile(x + start * x_stride_t, token, k, x_stride_t, valid)
+            carried = x_tile.to(tl.float32) * power(up_to, FAST)
         else:
-            carried = key * E
-        y_base = y + batch * y_stride_b + start * y_stride_t + head * y_stride_h
-        y_tile = tl.load(
-            y_base + token[:, None] * y_stride_t + v[None, :], mask=valid[:, None], other=0.0
-        )
-        whole = tl.sum(g, 1)
+            carried = key * power(beyond, FAST)
+        y_tile = load_tile(y + start * y_stride_t, token, v, y_stride_t, valid)
         S = tl.dot(
-            carried.to(DOT), y_tile.to(DOT), S * tl.exp2(whole)[:, None], input_precision=PRECISION
+            tl.trans(operand(carried, DOT, PRECISION)),
+            y_tile.to(DOT),
+            S * power(whole, FAST)[:, None],
+            input_precision=PRECISION,
         )
         total += whole
     if STORE_LAST:
@@ -164,20 +164,21 @@ def chunk_states(
     z: Tensor,
     y: Tensor,
     bound: Tensor,
+    borders: Tensor,
     *,
     q: Tensor | None,
     first: Tensor | None,
     lengths: Tensor | None,
     reverse: bool,
     settings: Settings,
-) -> tuple[Tensor, Tensor]:
-    """States at every chunk's border, [b n h k v], and the last one, fp32 [b h k v].
+) -> Tensor:
+    """Fills `borders` [b n h k v] with the state at every chunk's border; returns the last one,
+    fp32 [b h k v].
 
     z [b t h k], y [b t h v], bound [h k] fp32, first fp32 [b h k v] or None. Without q, y is v and
     the states are the recurrence's own, each before its chunk. With q [b t h k], y is dy and they
     are the states' gradients, each after its chunk; `first` is then the last state's gradient.
-    Borders have z's dtype (fp32 for fp16, whose range is too small). `reverse`: the recurrence
-    runs from the last token to the first.
+    `reverse`: the recurrence runs from the last token to the first.
     """
     b, t, h, k = z.shape
     v = y.shape[-1]
@@ -185,9 +186,6 @@ def chunk_states(
     launch = settings.states
     tiles = (k // launch.bk) * (v // launch.bv)
     segments, segment_chunks = settings.split(b * h * tiles, chunks)
-    borders = z.new_empty(
-        (b, chunks, h, k, v), dtype=z.dtype if z.dtype == torch.bfloat16 else torch.float32
-    )
     last = z.new_empty((b, h, k, v), dtype=torch.float32)
     x = z if q is None else q
     dot, precision = dot_type(z.dtype, k, v)
@@ -216,6 +214,7 @@ def chunk_states(
             BK=launch.bk,
             BV=launch.bv,
             C=CHUNK,
+            GROUP=settings.group,
             REVERSE=reverse,
             GRADIENT=q is not None,
             HAS_FIRST=start is not None,
@@ -232,7 +231,7 @@ def chunk_states(
 
     if segments == 1:
         walk(first, last, last, summary=False)
-        return borders, last
+        return last
     starts = z.new_empty((b, h, segments, k, v), dtype=torch.float32)
     decay = z.new_empty((b, h, segments, k), dtype=torch.float32)
     walk(None, starts, decay, summary=True)
@@ -251,4 +250,4 @@ def chunk_states(
         num_warps=4,
     )
     walk(starts, last, decay, summary=False)
-    return borders, last
+    return last

@@ -16,15 +16,17 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from hgrn2.kernels import backward, decode, output, states
+from hgrn2.kernels import backward_gate, backward_value, decode, deep, ops, output, states
 from hgrn2.kernels.settings import settings
 
 KERNELS = (
     (states, "hgrn2_fwd_states_kernel"),
     (states, "hgrn2_fwd_segments_kernel"),
     (output, "hgrn2_fwd_output_kernel"),
-    (backward, "hgrn2_bwd_gate_kernel"),
-    (backward, "hgrn2_bwd_value_kernel"),
+    (backward_gate, "hgrn2_bwd_gate_kernel"),
+    (backward_value, "hgrn2_bwd_value_kernel"),
+    (deep, "hgrn2_fwd_deep_kernel"),
+    (deep, "hgrn2_bwd_deep_kernel"),
     (decode, "hgrn2_fwd_step_kernel"),
 )
 # Shared memory that one program may use, in bytes (CUDA programming guide, compute capabilities).
@@ -34,6 +36,7 @@ NAMES = {
     torch.float16: "fp16",
     torch.float32: "fp32",
     torch.int64: "i64",
+    torch.int8: "i8",
 }
 
 
@@ -90,11 +93,16 @@ def launches(k: int, v: int, dtype: torch.dtype, architecture: int) -> list[Laun
     bound, state = meta(2, k), meta(1, 2, k, v)
     table = settings(k, v, dtype, divmod(architecture, 10))
     shared = {"first": None, "lengths": None, "reverse": False, "settings": table}
+    S, _, A, flags = ops._kept(q, x, False)
+    inputs = (q, z, x, x, bound, (S, S), None, None)
     with recorded() as found:
-        S, _ = states.chunk_states(z, x, bound, q=None, **shared)
-        output.chunk_output(q, z, x, bound, S, None, None, table)
-        states.chunk_states(z, x, bound, q=q, **shared)
-        backward.chunk_gradients(q, z, x, x, bound, (S, S), None, None, table)
+        states.chunk_states(z, x, bound, S, q=None, **shared)
+        y = output.chunk_output(q, z, x, bound, S, None, None, table, deep=flags, scores=A)
+        deep.deep_output(q, z, x, bound, S, None, None, y, flags, A, table)
+        states.chunk_states(z, x, bound, S, q=q, **shared)
+        backward_value.value_gradient(z, x, x, bound, A, S, None, None, table)
+        gradients = backward_gate.gate_gradients(*inputs, table)
+        deep.deep_gradients(*inputs, flags, gradients, table)
         decode.step(q[:, 0], z[:, 0], x[:, 0], bound, state)
     return found
 

@@ -1,0 +1,253 @@
+"""dq, dz and dbound of one chunk, from the states and the states' gradients at its borders.
+
+The key, log f and their gradients live in registers only (README, "Gradients in closed form").
+The log gate of token t moves the decay of every pair that it lies between, so
+
+    dlnf_t = carry + sum over s >= t of (q_s dq_s - key_s dkey_s)
+
+where pairs inside the sum cancel. They cancel exactly, since q dq and key dkey are formed of the
+same rounded operands: independent roundings would add up to several times bf16's own error.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from hgrn2.kernels.gate import (
+    OPEN,
+    as_products,
+    gate_gradient,
+    indicator,
+    key_and_log2_gate,
+    limited,
+    load_tile,
+    operand,
+    power,
+    sums,
+    to_start,
+    up_to,
+)
+from hgrn2.kernels.settings import CHUNK, Settings, cdiv, dot_type
+
+
+@triton.jit
+def chunk_products(
+    v,
+    dy,
+    S,
+    dS,
+    v_stride_t,
+    dy_stride_t,
+    token,
+    valid,
+    V: tl.constexpr,
+    C: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    REVERSE: tl.constexpr,
+    DOT: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """dA = dy v^T [c c] and its transpose, each masked, dy S^T and v dS^T [c k], and the diagonal
+    [k] of S dS^T. Pointers are at the chunk's first token and at the tile of channels."""
+    channel = tl.arange(0, BK)
+    dA = tl.zeros([C, C], tl.float32)
+    dAT = tl.zeros([C, C], tl.float32)
+    to_q = tl.zeros([C, BK], tl.float32)
+    to_key = tl.zeros([C, BK], tl.float32)
+    both = tl.zeros([BK, BK], tl.float32)
+    for v_block in range(0, V, BV):
+        value = v_block + tl.arange(0, BV)
+        dy_tile = load_tile(dy, token, value, dy_stride_t, valid).to(DOT)
+        v_tile = load_tile(v, token, value, v_stride_t, valid).to(DOT)
+        S_tile = tl.load(S + channel[:, None] * V + value[None, :]).to(DOT)
+        dS_tile = tl.load(dS + channel[:, None] * V + value[None, :]).to(DOT)
+        both = tl.dot(S_tile, tl.trans(dS_tile), both, input_precision=PRECISION)
+        dA = tl.dot(dy_tile, tl.trans(v_tile), dA, input_precision=PRECISION)
+        dAT = tl.dot(v_tile, tl.trans(dy_tile), dAT, input_precision=PRECISION)
+        to_q = tl.dot(dy_tile, tl.trans(S_tile), to_q, input_precision=PRECISION)
+        to_key = tl.dot(v_tile, tl.trans(dS_tile), to_key, input_precision=PRECISION)
+    row, column = token[:, None], token[None, :]
+    dA = tl.where(up_to(row, column, REVERSE), dA, 0.0)
+    dAT = tl.where(up_to(column, row, REVERSE), dAT, 0.0)
+    diagonal = tl.sum(tl.where(channel[:, None] == channel[None, :], both, 0.0), 0)
+    return dA, dAT, to_q, to_key, diagonal
+
+
+@triton.jit(do_not_specialize=["T", "chunks"])
+def hgrn2_bwd_gate_kernel(
+    q,
+    z,
+    v,
+    dy,
+    bound,
+    lengths,
+    states,
+    dstates,
+    states_reverse,
+    dstates_reverse,
+    dq,
+    dz,
+    dbound,
+    q_stride_b,
+    q_stride_t,
+    q_stride_h,
+    z_stride_b,
+    z_stride_t,
+    z_stride_h,
+    v_stride_b,
+    v_stride_t,
+    v_stride_h,
+    dy_stride_b,
+    dy_stride_t,
+    dy_stride_h,
+    T,
+    H,
+    chunks,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    C: tl.constexpr,
+    BIDIRECTIONAL: tl.constexpr,
+    HAS_LENGTHS: tl.constexpr,
+    DOT: tl.constexpr,
+    FAST: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """dq, dz [C BK], and the chunk's part of dbound [BK]; of deep chunks, what `deep` replaces."""
+    program = tl.program_id(0)
+    k_tile = program % (K // BK)
+    head = program // (K // BK) % H
+    chunk = program // (K // BK) // H % chunks
+    batch = (program // (K // BK) // H // chunks).to(tl.int64)
+
+    token = tl.arange(0, C)
+    start = chunk.to(tl.int64) * C
+    end = tl.minimum(tl.load(lengths + batch), T).to(tl.int32) if HAS_LENGTHS else T
+    valid = token < end - chunk * C
+    k = k_tile * BK + tl.arange(0, BK)
+    q += batch * q_stride_b + start * q_stride_t + head * q_stride_h
+    z += batch * z_stride_b + start * z_stride_t + head * z_stride_h
+    v += batch * v_stride_b + start * v_stride_t + head * v_stride_h
+    dy += batch * dy_stride_b + start * dy_stride_t + head * dy_stride_h
+    place = (batch * chunks + chunk) * H + head
+    border = place * K * V + k_tile * BK * V
+
+    bound += head * K
+    row, column = token[:, None], token[None, :]
+    offsets = ((batch * T + start) * H + head) * K + row * (H * K) + k[None, :]
+    stored = (token < T - chunk * C)[:, None]
+
+    b = tl.load(bound + k)[None, :]
+    dq_tile = tl.zeros([C, BK], tl.float32)
+    dkey = tl.zeros([C, BK], tl.float32)
+    dlnf = tl.zeros([C, BK], tl.float32)
+    for direction in tl.static_range(2 if BIDIRECTIONAL else 1):
+        dA, dAT, to_q, to_key, carry = chunk_products(
+            v,
+            dy,
+            (states_reverse if direction == 1 else states) + border,
+            (dstates_reverse if direction == 1 else dstates) + border,
+            v_stride_t,
+            dy_stride_t,
+            token,
+            valid,
+            V,
+            C,
+            BK,
+            BV,
+            direction == 1,
+            DOT,
+            PRECISION,
+        )
+        dA = operand(dA, DOT, PRECISION)
+        dAT = operand(dAT, DOT, PRECISION)
+        z_tile = load_tile(z, token, k, z_stride_t, valid, OPEN)
+        # A product with an infinity would be a NaN for the token's other channels too.
+        z_tile = as_products(limited(z_tile, FAST), FAST)
+        key, g = key_and_log2_gate(z_tile, b, FAST)
+        whole = power(tl.sum(g, 0), FAST)
+        up = indicator(up_to(row, column, direction == 1), FAST)
+        G = sums(up, g, FAST)
+        q_tile = as_products(load_tile(q, token, k, q_stride_t, valid), FAST)
+        q_start = operand(q_tile * power(G, FAST), DOT, PRECISION)
+        key_start = operand(key * to_start(G, FAST), DOT, PRECISION)
+        to_q = tl.dot(dA, key_start, to_q, input_precision=PRECISION)
+        # The decay of the whole chunk reaches the outputs behind it through the state alone.
+        to_key *= whole[None, :]
+        carry = carry * whole + tl.sum(key_start.to(tl.float32) * to_key, 0)
+        to_key = tl.dot(dAT, q_start, to_key, input_precision=PRECISION)
+        moved = q_start.to(tl.float32) * to_q - key_start.to(tl.float32) * to_key
+        dq_tile += to_q * power(G, FAST)
+        dkey += to_key * to_start(G, FAST)
+        dlnf += carry[None, :] + sums(tl.trans(up), moved, FAST)
+
+    tl.store(dq + offsets, dq_tile.to(dq.dtype.element_ty), mask=stored)
+    z_tile = load_tile(z, token, k, z_stride_t, valid, OPEN)
+    z_tile = as_products(limited(z_tile, FAST), FAST)
+    dz_tile, to_bound = gate_gradient(z_tile, b, dlnf, dkey, FAST)
+    dz_tile = tl.where(valid[:, None], dz_tile, 0.0)
+    tl.store(dz + offsets, dz_tile.to(dz.dtype.element_ty), mask=stored)
+    tl.store(dbound + place * K + k, tl.sum(to_bound, 0))
+
+
+def gate_gradients(
+    q: Tensor,
+    z: Tensor,
+    v: Tensor,
+    dy: Tensor,
+    bound: Tensor,
+    forward: tuple[Tensor, Tensor],
+    backward: tuple[Tensor, Tensor] | None,
+    lengths: Tensor | None,
+    settings: Settings,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """dq, dz [b t h k] in the inputs' dtypes, and every chunk's part of dbound, fp32 [b n h k].
+
+    `forward` holds the states and the states' gradients at the chunks' borders, [b n h k v];
+    `backward` the same of the reverse direction, if there is one.
+    """
+    b, t, h, k = q.shape
+    width = v.shape[-1]
+    chunks = cdiv(t, CHUNK)
+    launch = settings.bwd_gate
+    dq, dz = q.new_empty(q.shape), z.new_empty(z.shape)
+    dbound = bound.new_empty((b, chunks, h, k), dtype=torch.float32)
+    dot, precision = dot_type(z.dtype, k, width)
+    hgrn2_bwd_gate_kernel[(b * h * chunks * (k // launch.bk),)](
+        q,
+        z,
+        v,
+        dy,
+        bound,
+        z if lengths is None else lengths,
+        *forward,
+        *(forward if backward is None else backward),
+        dq,
+        dz,
+        dbound,
+        *q.stride()[:3],
+        *z.stride()[:3],
+        *v.stride()[:3],
+        *dy.stride()[:3],
+        t,
+        h,
+        chunks,
+        K=k,
+        V=width,
+        BK=launch.bk,
+        BV=launch.bv,
+        C=CHUNK,
+        BIDIRECTIONAL=backward is not None,
+        HAS_LENGTHS=lengths is not None,
+        DOT=dot,
+        FAST=dot == tl.bfloat16,
+        PRECISION=precision,
+        num_warps=launch.num_warps,
+        num_stages=launch.num_stages,
+    )
+    return dq, dz, dbound

@@ -1,0 +1,140 @@
+"""dv of one chunk, from the scores that the forward kept and the states' gradients."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from hgrn2.kernels.gate import (
+    gated_tile,
+    load_tile,
+    operand,
+    power,
+    rows_to_tokens,
+    running_sums,
+)
+from hgrn2.kernels.settings import CHUNK, Settings, cdiv, dot_type
+
+
+@triton.jit(do_not_specialize=["T", "chunks"])
+def hgrn2_bwd_value_kernel(
+    z,
+    dy,
+    bound,
+    lengths,
+    scores,
+    dstates,
+    dstates_reverse,
+    dv,
+    z_stride_b,
+    z_stride_t,
+    z_stride_h,
+    dy_stride_b,
+    dy_stride_t,
+    dy_stride_h,
+    T,
+    H,
+    chunks,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    C: tl.constexpr,
+    GROUP: tl.constexpr,
+    BIDIRECTIONAL: tl.constexpr,
+    HAS_LENGTHS: tl.constexpr,
+    DOT: tl.constexpr,
+    FAST: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """dv [C BV] = A^T dy plus the sum over blocks of channels of (key to the border) dS."""
+    program = tl.program_id(0)
+    v_tile = program % (V // BV)
+    head = program // (V // BV) % H
+    chunk = program // (V // BV) // H % chunks
+    batch = (program // (V // BV) // H // chunks).to(tl.int64)
+
+    token = rows_to_tokens(C, GROUP)
+    start = chunk.to(tl.int64) * C
+    end = tl.minimum(tl.load(lengths + batch), T).to(tl.int32) if HAS_LENGTHS else T
+    valid = token < end - chunk * C
+    value = v_tile * BV + tl.arange(0, BV)
+    z += batch * z_stride_b + start * z_stride_t + head * z_stride_h
+    dy += batch * dy_stride_b + start * dy_stride_t + head * dy_stride_h
+    bound += head * K
+    place = (batch * chunks + chunk) * H + head
+    border = place * K * V
+
+    square = tl.arange(0, C)[:, None] * C + tl.arange(0, C)[None, :]
+    A = tl.load(scores + place * C * C + square)
+    dy_tile = load_tile(dy, token, value, dy_stride_t, valid)
+    acc = tl.dot(tl.trans(A), dy_tile.to(DOT), input_precision=PRECISION)
+    for direction in tl.static_range(2 if BIDIRECTIONAL else 1):
+        for k_block in range(0, K, BK):
+            k = k_block + tl.arange(0, BK)
+            key, g = gated_tile(z, bound, token, k, z_stride_t, valid, FAST)
+            _, to_end, _ = running_sums(g, C, BK, direction == 1, GROUP)
+            key_end = operand(key * power(to_end, FAST), DOT, PRECISION)
+            dS = tl.load(
+                (dstates_reverse if direction == 1 else dstates)
+                + (border + k[:, None] * V + value[None, :])
+            )
+            acc = tl.dot(key_end, dS.to(DOT), acc, input_precision=PRECISION)
+    dv += ((batch * T + start) * H + head) * V
+    # A's columns end with the valid tokens; keys of padding do not vanish altogether.
+    tl.store(
+        dv + token[:, None] * (H * V) + value[None, :],
+        tl.where(valid[:, None], acc, 0.0).to(dv.dtype.element_ty),
+        mask=(token < T - chunk * C)[:, None],
+    )
+
+
+def value_gradient(
+    z: Tensor,
+    v: Tensor,
+    dy: Tensor,
+    bound: Tensor,
+    scores: Tensor,
+    dstates: Tensor,
+    dstates_reverse: Tensor | None,
+    lengths: Tensor | None,
+    settings: Settings,
+) -> Tensor:
+    """dv [b t h v] in v's dtype, from `scores` [b n h c c] as `chunk_output` leaves them, and the
+    states' gradients [b n h k v] at the chunks' borders."""
+    b, t, h, k = z.shape
+    width = v.shape[-1]
+    chunks = cdiv(t, CHUNK)
+    launch = settings.bwd_value
+    dv = v.new_empty(v.shape)
+    dot, precision = dot_type(z.dtype, k, width)
+    hgrn2_bwd_value_kernel[(b * h * chunks * (width // launch.bv),)](
+        z,
+        dy,
+        bound,
+        z if lengths is None else lengths,
+        scores,
+        dstates,
+        dstates if dstates_reverse is None else dstates_reverse,
+        dv,
+        *z.stride()[:3],
+        *dy.stride()[:3],
+        t,
+        h,
+        chunks,
+        K=k,
+        V=width,
+        BK=launch.bk,
+        BV=launch.bv,
+        C=CHUNK,
+        GROUP=settings.group,
+        BIDIRECTIONAL=dstates_reverse is not None,
+        HAS_LENGTHS=lengths is not None,
+        DOT=dot,
+        FAST=dot == tl.bfloat16,
+        PRECISION=precision,
+        num_warps=launch.num_warps,
+        num_stages=launch.num_stages,
+    )
+    return dv

@@ -1,0 +1,390 @@
+"""The chunks that the forward flagged: there some row has decayed by more than MAX_BITS.
+
+Such rows of y and of the scores, and such chunks' dq, dz and dbound, are formed anew by dyadic
+splitting, which is exact for every gate, over what the other kernels have left there. One launch
+looks at every flag, so that the host need not know them.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from hgrn2.kernels.backward_gate import chunk_products
+from hgrn2.kernels.gate import (
+    MAX_BITS,
+    OPEN,
+    beyond,
+    gate_gradient,
+    gated_tile,
+    indicator,
+    limited,
+    load_tile,
+    operand,
+    power,
+    rows_to_tokens,
+    sums,
+    up_to,
+)
+from hgrn2.kernels.intra import dyadic_gradients, dyadic_scores
+from hgrn2.kernels.settings import CHUNK, LEVELS, Settings, cdiv, dot_type
+
+# Flags that one program looks at: few programs, so that a launch with nothing to do is short.
+PER_PROGRAM = 16
+
+
+@triton.jit
+def flagged(deep, first, count, places):
+    """Whether any of the program's chunks is deep."""
+    place = first + tl.arange(0, count)
+    return tl.max(tl.load(deep + place, mask=place < places, other=0).to(tl.int32), 0) > 0
+
+
+@triton.jit(do_not_specialize=["T", "chunks", "places"])
+def hgrn2_fwd_deep_kernel(
+    q,
+    z,
+    v,
+    bound,
+    lengths,
+    states,
+    states_reverse,
+    y,
+    scores,
+    deep,
+    q_stride_b,
+    q_stride_t,
+    q_stride_h,
+    z_stride_b,
+    z_stride_t,
+    z_stride_h,
+    v_stride_b,
+    v_stride_t,
+    v_stride_h,
+    T,
+    H,
+    chunks,
+    places,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    C: tl.constexpr,
+    LEVELS: tl.constexpr,
+    GROUP: tl.constexpr,
+    PER_PROGRAM: tl.constexpr,
+    BIDIRECTIONAL: tl.constexpr,
+    HAS_LENGTHS: tl.constexpr,
+    STORE_SCORES: tl.constexpr,
+    DOT: tl.constexpr,
+    FAST: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """The rows of y and of the scores that `hgrn2_fwd_output_kernel` could not form."""
+    first = tl.program_id(0).to(tl.int64) * PER_PROGRAM
+    if not flagged(deep, first, PER_PROGRAM, places):
+        return
+    token = rows_to_tokens(C, GROUP)
+    row, column = token[:, None], token[None, :]
+    square = tl.arange(0, C)[:, None] * C + tl.arange(0, C)[None, :]
+    for place in range(first, tl.minimum(first + PER_PROGRAM, places)):
+        if tl.load(deep + place) != 0:
+            head = place % H
+            chunk = place // H % chunks
+            batch = place // H // chunks
+            start = chunk * C
+            end = tl.minimum(tl.load(lengths + batch), T) if HAS_LENGTHS else T
+            valid = start + token < end
+            q_chunk = q + batch * q_stride_b + start * q_stride_t + head * q_stride_h
+            z_chunk = z + batch * z_stride_b + start * z_stride_t + head * z_stride_h
+            v_chunk = v + batch * v_stride_b + start * v_stride_t + head * v_stride_h
+            A = tl.zeros([C, C], tl.float32)
+            lowest = tl.zeros([C], tl.float32)
+            for direction in tl.static_range(2 if BIDIRECTIONAL else 1):
+                A += dyadic_scores(
+                    q_chunk,
+                    z_chunk,
+                    bound + head * K,
+                    q_stride_t,
+                    z_stride_t,
+                    token,
+                    valid,
+                    K,
+                    BK,
+                    C,
+                    LEVELS,
+                    direction == 1,
+                    DOT,
+                    FAST,
+                    PRECISION,
+                )
+                up = indicator(up_to(row, column, direction == 1), FAST)
+                for k_block in range(0, K, BK):
+                    k = k_block + tl.arange(0, BK)
+                    _, g = gated_tile(z_chunk, bound + head * K, token, k, z_stride_t, valid, FAST)
+                    lowest = tl.minimum(lowest, tl.min(sums(up, g, FAST), 1))
+            far = lowest < -MAX_BITS
+            if STORE_SCORES:
+                A_operand = operand(A, DOT, PRECISION)
+                tl.store(scores + place * C * C + square, A_operand, mask=far[:, None])
+            for v_block in range(0, V, BV):
+                value = v_block + tl.arange(0, BV)
+                v_tile = load_tile(v_chunk, token, value, v_stride_t, valid).to(DOT)
+                acc = tl.dot(operand(A, DOT, PRECISION), v_tile, input_precision=PRECISION)
+                for direction in tl.static_range(2 if BIDIRECTIONAL else 1):
+                    S = (states_reverse if direction == 1 else states) + place * K * V
+                    up = indicator(up_to(row, column, direction == 1), FAST)
+                    for k_block in range(0, K, BK):
+                        k = k_block + tl.arange(0, BK)
+                        _, g = gated_tile(
+                            z_chunk, bound + head * K, token, k, z_stride_t, valid, FAST
+                        )
+                        q_tile = load_tile(q_chunk, token, k, q_stride_t, valid).to(tl.float32)
+                        q_start = operand(q_tile * power(sums(up, g, FAST), FAST), DOT, PRECISION)
+                        S_tile = tl.load(S + k[:, None] * V + value[None, :]).to(DOT)
+                        acc = tl.dot(q_start, S_tile, acc, input_precision=PRECISION)
+                tl.store(
+                    y + ((batch * T + start + row) * H + head) * V + value[None, :],
+                    acc.to(y.dtype.element_ty),
+                    mask=((start + token < T) & far)[:, None],
+                )
+
+
+@triton.jit(do_not_specialize=["T", "chunks", "places"])
+def hgrn2_bwd_deep_kernel(
+    q,
+    z,
+    v,
+    dy,
+    bound,
+    lengths,
+    states,
+    dstates,
+    states_reverse,
+    dstates_reverse,
+    deep,
+    dq,
+    dz,
+    dbound,
+    q_stride_b,
+    q_stride_t,
+    q_stride_h,
+    z_stride_b,
+    z_stride_t,
+    z_stride_h,
+    v_stride_b,
+    v_stride_t,
+    v_stride_h,
+    dy_stride_b,
+    dy_stride_t,
+    dy_stride_h,
+    T,
+    H,
+    chunks,
+    places,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    C: tl.constexpr,
+    LEVELS: tl.constexpr,
+    PER_PROGRAM: tl.constexpr,
+    BIDIRECTIONAL: tl.constexpr,
+    HAS_LENGTHS: tl.constexpr,
+    DOT: tl.constexpr,
+    FAST: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """dq, dz and the part of dbound of one tile of channels of the program's deep chunks."""
+    k_tile = tl.program_id(0) % (K // BK)
+    first = (tl.program_id(0) // (K // BK)).to(tl.int64) * PER_PROGRAM
+    if not flagged(deep, first, PER_PROGRAM, places):
+        return
+    token = tl.arange(0, C)
+    row, column = token[:, None], token[None, :]
+    k = k_tile * BK + tl.arange(0, BK)
+    for place in range(first, tl.minimum(first + PER_PROGRAM, places)):
+        if tl.load(deep + place) != 0:
+            head = place % H
+            chunk = place // H % chunks
+            batch = place // H // chunks
+            start = chunk * C
+            end = tl.minimum(tl.load(lengths + batch), T) if HAS_LENGTHS else T
+            valid = start + token < end
+            q_chunk = q + batch * q_stride_b + start * q_stride_t + head * q_stride_h
+            z_chunk = z + batch * z_stride_b + start * z_stride_t + head * z_stride_h
+            v_chunk = v + batch * v_stride_b + start * v_stride_t + head * v_stride_h
+            dy_chunk = dy + batch * dy_stride_b + start * dy_stride_t + head * dy_stride_h
+            border = place * K * V + k_tile * BK * V
+            q_tile = load_tile(q_chunk, token, k, q_stride_t, valid).to(tl.float32)
+            key, g = gated_tile(z_chunk, bound + head * K, token, k, z_stride_t, valid, FAST)
+            whole = power(tl.sum(g, 0), FAST)
+            dq_tile = tl.zeros([C, BK], tl.float32)
+            dkey = tl.zeros([C, BK], tl.float32)
+            dlnf = tl.zeros([C, BK], tl.float32)
+            for direction in tl.static_range(2 if BIDIRECTIONAL else 1):
+                dA, dAT, to_q, to_key, carry = chunk_products(
+                    v_chunk,
+                    dy_chunk,
+                    (states_reverse if direction == 1 else states) + border,
+                    (dstates_reverse if direction == 1 else dstates) + border,
+                    v_stride_t,
+                    dy_stride_t,
+                    token,
+                    valid,
+                    V,
+                    C,
+                    BK,
+                    BV,
+                    direction == 1,
+                    DOT,
+                    PRECISION,
+                )
+                up = indicator(up_to(row, column, direction == 1), FAST)
+                to_q *= power(sums(up, g, FAST), FAST)
+                after = indicator(beyond(row, column, direction == 1), FAST)
+                to_key *= power(sums(after, g, FAST), FAST)
+                carry = carry * whole + tl.sum(key * to_key, 0)
+                moved = q_tile * to_q - key * to_key
+                dq_inside, dkey_inside, moved_inside = dyadic_gradients(
+                    dA,
+                    dAT,
+                    q_chunk,
+                    z_chunk,
+                    bound + head * K,
+                    q_stride_t,
+                    z_stride_t,
+                    token,
+                    valid,
+                    k,
+                    LEVELS,
+                    direction == 1,
+                    DOT,
+                    FAST,
+                    PRECISION,
+                )
+                dq_tile += to_q + dq_inside
+                dkey += to_key + dkey_inside
+                dlnf += carry[None, :] + sums(tl.trans(up), moved + moved_inside, FAST)
+            z_tile = limited(load_tile(z_chunk, token, k, z_stride_t, valid, OPEN), FAST)
+            z_tile = z_tile.to(tl.float32)
+            b = tl.load(bound + head * K + k)[None, :]
+            dz_tile, to_bound = gate_gradient(z_tile, b, dlnf, dkey, FAST)
+            dz_tile = tl.where(valid[:, None], dz_tile, 0.0)
+            offsets = ((batch * T + start + row) * H + head) * K + k[None, :]
+            stored = (start + token < T)[:, None]
+            tl.store(dq + offsets, dq_tile.to(dq.dtype.element_ty), mask=stored)
+            tl.store(dz + offsets, dz_tile.to(dz.dtype.element_ty), mask=stored)
+            tl.store(dbound + place * K + k, tl.sum(to_bound, 0))
+
+
+def deep_output(
+    q: Tensor,
+    z: Tensor,
+    v: Tensor,
+    bound: Tensor,
+    states: Tensor,
+    states_reverse: Tensor | None,
+    lengths: Tensor | None,
+    y: Tensor,
+    deep: Tensor,
+    scores: Tensor | None,
+    settings: Settings,
+) -> None:
+    """Replaces what `chunk_output` has left in y and scores where rows have decayed too far."""
+    b, t, h, k = q.shape
+    width = v.shape[-1]
+    chunks = cdiv(t, CHUNK)
+    launch = settings.deep
+    dot, precision = dot_type(z.dtype, k, width)
+    hgrn2_fwd_deep_kernel[(cdiv(b * h * chunks, PER_PROGRAM),)](
+        q,
+        z,
+        v,
+        bound,
+        z if lengths is None else lengths,
+        states,
+        states if states_reverse is None else states_reverse,
+        y,
+        states if scores is None else scores,
+        deep,
+        *q.stride()[:3],
+        *z.stride()[:3],
+        *v.stride()[:3],
+        t,
+        h,
+        chunks,
+        b * h * chunks,
+        K=k,
+        V=width,
+        BK=launch.bk,
+        BV=launch.bv,
+        C=CHUNK,
+        LEVELS=LEVELS,
+        GROUP=settings.group,
+        PER_PROGRAM=PER_PROGRAM,
+        BIDIRECTIONAL=states_reverse is not None,
+        HAS_LENGTHS=lengths is not None,
+        STORE_SCORES=scores is not None,
+        DOT=dot,
+        FAST=dot == tl.bfloat16,
+        PRECISION=precision,
+        num_warps=launch.num_warps,
+        num_stages=launch.num_stages,
+    )
+
+
+def deep_gradients(
+    q: Tensor,
+    z: Tensor,
+    v: Tensor,
+    dy: Tensor,
+    bound: Tensor,
+    forward: tuple[Tensor, Tensor],
+    backward: tuple[Tensor, Tensor] | None,
+    lengths: Tensor | None,
+    deep: Tensor,
+    gradients: tuple[Tensor, Tensor, Tensor],
+    settings: Settings,
+) -> None:
+    """Replaces what `gate_gradients` has left in dq, dz and dbound [b n h k] of deep chunks."""
+    b, t, h, k = q.shape
+    width = v.shape[-1]
+    chunks = cdiv(t, CHUNK)
+    launch = settings.deep
+    dot, precision = dot_type(z.dtype, k, width)
+    hgrn2_bwd_deep_kernel[(cdiv(b * h * chunks, PER_PROGRAM) * (k // launch.bk),)](
+        q,
+        z,
+        v,
+        dy,
+        bound,
+        z if lengths is None else lengths,
+        *forward,
+        *(forward if backward is None else backward),
+        deep,
+        *gradients,
+        *q.stride()[:3],
+        *z.stride()[:3],
+        *v.stride()[:3],
+        *dy.stride()[:3],
+        t,
+        h,
+        chunks,
+        b * h * chunks,
+        K=k,
+        V=width,
+        BK=launch.bk,
+        BV=launch.bv,
+        C=CHUNK,
+        LEVELS=LEVELS,
+        PER_PROGRAM=PER_PROGRAM,
+        BIDIRECTIONAL=backward is not None,
+        HAS_LENGTHS=lengths is not None,
+        DOT=dot,
+        FAST=dot == tl.bfloat16,
+        PRECISION=precision,
+        num_warps=launch.num_warps,
+        num_stages=launch.num_stages,
+    )
