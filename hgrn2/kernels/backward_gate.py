@@ -17,6 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from hgrn2.kernels.gate import (
+    MAX_BITS,
     OPEN,
     as_products,
     gate_gradient,
@@ -26,15 +27,15 @@ from hgrn2.kernels.gate import (
     load_tile,
     operand,
     power,
+    reciprocal,
     sums,
-    to_start,
     up_to,
 )
 from hgrn2.kernels.settings import CHUNK, Settings, cdiv, dot_type
 
 
 @triton.jit
-def chunk_products(
+def state_products(
     v,
     dy,
     S,
@@ -47,15 +48,12 @@ def chunk_products(
     C: tl.constexpr,
     BK: tl.constexpr,
     BV: tl.constexpr,
-    REVERSE: tl.constexpr,
     DOT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """dA = dy v^T [c c] and its transpose, each masked, dy S^T and v dS^T [c k], and the diagonal
-    [k] of S dS^T. Pointers are at the chunk's first token and at the tile of channels."""
+    """dy S^T and v dS^T [c k], and the diagonal [k] of S dS^T. Pointers are at the chunk's first
+    token and at the tile of channels."""
     channel = tl.arange(0, BK)
-    dA = tl.zeros([C, C], tl.float32)
-    dAT = tl.zeros([C, C], tl.float32)
     to_q = tl.zeros([C, BK], tl.float32)
     to_key = tl.zeros([C, BK], tl.float32)
     both = tl.zeros([BK, BK], tl.float32)
@@ -66,15 +64,10 @@ def chunk_products(
         S_tile = tl.load(S + channel[:, None] * V + value[None, :]).to(DOT)
         dS_tile = tl.load(dS + channel[:, None] * V + value[None, :]).to(DOT)
         both = tl.dot(S_tile, tl.trans(dS_tile), both, input_precision=PRECISION)
-        dA = tl.dot(dy_tile, tl.trans(v_tile), dA, input_precision=PRECISION)
-        dAT = tl.dot(v_tile, tl.trans(dy_tile), dAT, input_precision=PRECISION)
         to_q = tl.dot(dy_tile, tl.trans(S_tile), to_q, input_precision=PRECISION)
         to_key = tl.dot(v_tile, tl.trans(dS_tile), to_key, input_precision=PRECISION)
-    row, column = token[:, None], token[None, :]
-    dA = tl.where(up_to(row, column, REVERSE), dA, 0.0)
-    dAT = tl.where(up_to(column, row, REVERSE), dAT, 0.0)
     diagonal = tl.sum(tl.where(channel[:, None] == channel[None, :], both, 0.0), 0)
-    return dA, dAT, to_q, to_key, diagonal
+    return to_q, to_key, diagonal
 
 
 @triton.jit(do_not_specialize=["T", "chunks"])
@@ -89,6 +82,7 @@ def hgrn2_bwd_gate_kernel(
     dstates,
     states_reverse,
     dstates_reverse,
+    dscores,
     dq,
     dz,
     dbound,
@@ -142,12 +136,12 @@ def hgrn2_bwd_gate_kernel(
     offsets = ((batch * T + start) * H + head) * K + row * (H * K) + k[None, :]
     stored = (token < T - chunk * C)[:, None]
 
-    b = tl.load(bound + k)[None, :]
+    LAST: tl.constexpr = 1 if BIDIRECTIONAL else 0
     dq_tile = tl.zeros([C, BK], tl.float32)
     dkey = tl.zeros([C, BK], tl.float32)
     dlnf = tl.zeros([C, BK], tl.float32)
     for direction in tl.static_range(2 if BIDIRECTIONAL else 1):
-        dA, dAT, to_q, to_key, carry = chunk_products(
+        to_q, to_key, carry = state_products(
             v,
             dy,
             (states_reverse if direction == 1 else states) + border,
@@ -160,35 +154,41 @@ def hgrn2_bwd_gate_kernel(
             C,
             BK,
             BV,
-            direction == 1,
             DOT,
             PRECISION,
         )
-        dA = operand(dA, DOT, PRECISION)
-        dAT = operand(dAT, DOT, PRECISION)
         z_tile = load_tile(z, token, k, z_stride_t, valid, OPEN)
         # A product with an infinity would be a NaN for the token's other channels too.
         z_tile = as_products(limited(z_tile, FAST), FAST)
-        key, g = key_and_log2_gate(z_tile, b, FAST)
-        whole = power(tl.sum(g, 0), FAST)
+        key, g = key_and_log2_gate(z_tile, tl.load(bound + k)[None, :], FAST)
         up = indicator(up_to(row, column, direction == 1), FAST)
-        G = sums(up, g, FAST)
-        q_tile = as_products(load_tile(q, token, k, q_stride_t, valid), FAST)
-        q_start = operand(q_tile * power(G, FAST), DOT, PRECISION)
-        key_start = operand(key * to_start(G, FAST), DOT, PRECISION)
-        to_q = tl.dot(dA, key_start, to_q, input_precision=PRECISION)
+        # Rows below are of deep chunks: kept finite, and replaced.
+        G = tl.maximum(sums(up, g, FAST), -MAX_BITS)
+        key_start = operand(key * power(-G, FAST), DOT, PRECISION)
+        from_start = power(G, FAST)
         # The decay of the whole chunk reaches the outputs behind it through the state alone.
+        whole = power(tl.sum(g, 0), FAST)
         to_key *= whole[None, :]
         carry = carry * whole + tl.sum(key_start.to(tl.float32) * to_key, 0)
-        to_key = tl.dot(dAT, q_start, to_key, input_precision=PRECISION)
-        moved = q_start.to(tl.float32) * to_q - key_start.to(tl.float32) * to_key
-        dq_tile += to_q * power(G, FAST)
-        dkey += to_key * to_start(G, FAST)
+        q_tile = as_products(load_tile(q, token, k, q_stride_t, valid), FAST)
+        q_start = operand(q_tile * from_start, DOT, PRECISION)
+
+        dA = tl.load(dscores + place * C * C + row * C + column)
+        dA = tl.where(up_to(row, column, direction == 1), dA, 0.0)
+        to_q = tl.dot(dA, key_start, to_q, input_precision=PRECISION)
+        moved = q_start.to(tl.float32) * to_q
+        dq_tile += to_q * from_start
+        if direction == LAST:
+            tl.store(dq + offsets, dq_tile.to(dq.dtype.element_ty), mask=stored)
+        to_key = tl.dot(tl.trans(dA), q_start, to_key, input_precision=PRECISION)
+        moved -= key_start.to(tl.float32) * to_key
+        # 1 / 2^G once more, not 2^-G: what is used twice stays in registers until then.
+        dkey += to_key * reciprocal(from_start, FAST)
         dlnf += carry[None, :] + sums(tl.trans(up), moved, FAST)
 
-    tl.store(dq + offsets, dq_tile.to(dq.dtype.element_ty), mask=stored)
     z_tile = load_tile(z, token, k, z_stride_t, valid, OPEN)
     z_tile = as_products(limited(z_tile, FAST), FAST)
+    b = tl.load(bound + k)[None, :]
     dz_tile, to_bound = gate_gradient(z_tile, b, dlnf, dkey, FAST)
     dz_tile = tl.where(valid[:, None], dz_tile, 0.0)
     tl.store(dz + offsets, dz_tile.to(dz.dtype.element_ty), mask=stored)
@@ -203,13 +203,15 @@ def gate_gradients(
     bound: Tensor,
     forward: tuple[Tensor, Tensor],
     backward: tuple[Tensor, Tensor] | None,
+    dscores: Tensor,
     lengths: Tensor | None,
     settings: Settings,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dq, dz [b t h k] in the inputs' dtypes, and every chunk's part of dbound, fp32 [b n h k].
 
     `forward` holds the states and the states' gradients at the chunks' borders, [b n h k v];
-    `backward` the same of the reverse direction, if there is one.
+    `backward` the same of the reverse direction, if there is one; `dscores` [b n h c c] the scores'
+    gradients, not yet masked.
     """
     b, t, h, k = q.shape
     width = v.shape[-1]
@@ -227,6 +229,7 @@ def gate_gradients(
         z if lengths is None else lengths,
         *forward,
         *(forward if backward is None else backward),
+        dscores,
         dq,
         dz,
         dbound,

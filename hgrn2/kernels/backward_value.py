@@ -1,7 +1,9 @@
-"""dv of one chunk, from the scores that the forward kept and the states' gradients."""
+"""dv of one chunk, from the scores that the forward kept and the states' gradients; and the scores'
+own gradients, for `backward_gate`: formed here once, not once for every tile of channels."""
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -20,6 +22,7 @@ from hgrn2.kernels.settings import CHUNK, Settings, cdiv, dot_type
 @triton.jit(do_not_specialize=["T", "chunks"])
 def hgrn2_bwd_value_kernel(
     z,
+    v,
     dy,
     bound,
     lengths,
@@ -27,9 +30,13 @@ def hgrn2_bwd_value_kernel(
     dstates,
     dstates_reverse,
     dv,
+    dscores,
     z_stride_b,
     z_stride_t,
     z_stride_h,
+    v_stride_b,
+    v_stride_t,
+    v_stride_h,
     dy_stride_b,
     dy_stride_t,
     dy_stride_h,
@@ -48,7 +55,10 @@ def hgrn2_bwd_value_kernel(
     FAST: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """dv [C BV] = A^T dy plus the sum over blocks of channels of (key to the border) dS."""
+    """dv [C BV] = A^T dy plus the sum over blocks of channels of (key to the border) dS.
+
+    dscores [b n h C C]: dA = dy v^T, all of it; rows and columns in the order of tokens.
+    """
     program = tl.program_id(0)
     v_tile = program % (V // BV)
     head = program // (V // BV) % H
@@ -61,11 +71,21 @@ def hgrn2_bwd_value_kernel(
     valid = token < end - chunk * C
     value = v_tile * BV + tl.arange(0, BV)
     z += batch * z_stride_b + start * z_stride_t + head * z_stride_h
+    v += batch * v_stride_b + start * v_stride_t + head * v_stride_h
     dy += batch * dy_stride_b + start * dy_stride_t + head * dy_stride_h
     bound += head * K
     place = (batch * chunks + chunk) * H + head
     border = place * K * V
 
+    if v_tile == 0:
+        dA = tl.zeros([C, C], tl.float32)
+        for v_block in range(0, V, BV):
+            channel = v_block + tl.arange(0, BV)
+            left = load_tile(dy, token, channel, dy_stride_t, valid).to(DOT)
+            right = load_tile(v, token, channel, v_stride_t, valid).to(DOT)
+            dA = tl.dot(left, tl.trans(right), dA, input_precision=PRECISION)
+        places = token[:, None] * C + token[None, :]
+        tl.store(dscores + place * C * C + places, operand(dA, DOT, PRECISION))
     square = tl.arange(0, C)[:, None] * C + tl.arange(0, C)[None, :]
     A = tl.load(scores + place * C * C + square)
     dy_tile = load_tile(dy, token, value, dy_stride_t, valid)
@@ -100,17 +120,21 @@ def value_gradient(
     dstates_reverse: Tensor | None,
     lengths: Tensor | None,
     settings: Settings,
-) -> Tensor:
-    """dv [b t h v] in v's dtype, from `scores` [b n h c c] as `chunk_output` leaves them, and the
-    states' gradients [b n h k v] at the chunks' borders."""
+) -> tuple[Tensor, Tensor]:
+    """dv [b t h v] in v's dtype, and the scores' gradients [b n h c c].
+
+    `scores` [b n h c c] as `chunk_output` leaves them, the states' gradients [b n h k v] at the
+    chunks' borders.
+    """
     b, t, h, k = z.shape
     width = v.shape[-1]
     chunks = cdiv(t, CHUNK)
     launch = settings.bwd_value
-    dv = v.new_empty(v.shape)
+    dv, dscores = v.new_empty(v.shape), torch.empty_like(scores)
     dot, precision = dot_type(z.dtype, k, width)
     hgrn2_bwd_value_kernel[(b * h * chunks * (width // launch.bv),)](
         z,
+        v,
         dy,
         bound,
         z if lengths is None else lengths,
@@ -118,7 +142,9 @@ def value_gradient(
         dstates,
         dstates if dstates_reverse is None else dstates_reverse,
         dv,
+        dscores,
         *z.stride()[:3],
+        *v.stride()[:3],
         *dy.stride()[:3],
         t,
         h,
@@ -137,4 +163,4 @@ def value_gradient(
         num_warps=launch.num_warps,
         num_stages=launch.num_stages,
     )
-    return dv
+    return dv, dscores

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hgrn2.kernels.backward_gate import chunk_products
+from hgrn2.kernels.backward_gate import state_products
 from hgrn2.kernels.gate import (
     MAX_BITS,
     OPEN,
@@ -163,6 +163,7 @@ def hgrn2_bwd_deep_kernel(
     dstates,
     states_reverse,
     dstates_reverse,
+    dscores,
     deep,
     dq,
     dz,
@@ -224,7 +225,7 @@ def hgrn2_bwd_deep_kernel(
             dkey = tl.zeros([C, BK], tl.float32)
             dlnf = tl.zeros([C, BK], tl.float32)
             for direction in tl.static_range(2 if BIDIRECTIONAL else 1):
-                dA, dAT, to_q, to_key, carry = chunk_products(
+                to_q, to_key, carry = state_products(
                     v_chunk,
                     dy_chunk,
                     (states_reverse if direction == 1 else states) + border,
@@ -237,7 +238,6 @@ def hgrn2_bwd_deep_kernel(
                     C,
                     BK,
                     BV,
-                    direction == 1,
                     DOT,
                     PRECISION,
                 )
@@ -247,9 +247,10 @@ def hgrn2_bwd_deep_kernel(
                 to_key *= power(sums(after, g, FAST), FAST)
                 carry = carry * whole + tl.sum(key * to_key, 0)
                 moved = q_tile * to_q - key * to_key
+                dA = tl.load(dscores + place * C * C + row * C + column)
+                dA = tl.where(up_to(row, column, direction == 1), dA, 0.0)
                 dq_inside, dkey_inside, moved_inside = dyadic_gradients(
                     dA,
-                    dAT,
                     q_chunk,
                     z_chunk,
                     bound + head * K,
@@ -343,6 +344,7 @@ def deep_gradients(
     bound: Tensor,
     forward: tuple[Tensor, Tensor],
     backward: tuple[Tensor, Tensor] | None,
+    dscores: Tensor,
     lengths: Tensor | None,
     deep: Tensor,
     gradients: tuple[Tensor, Tensor, Tensor],
@@ -363,6 +365,7 @@ def deep_gradients(
         z if lengths is None else lengths,
         *forward,
         *(forward if backward is None else backward),
+        dscores,
         deep,
         *gradients,
         *q.stride()[:3],

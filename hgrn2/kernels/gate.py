@@ -29,6 +29,19 @@ def load_tile(pointer, tokens, channels, stride_t, valid, other=0.0):
 
 
 @triton.jit
+def prefetch(pointers):
+    """Ask for the lines of 128 bytes at `pointers` to be brought into the L2 cache."""
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; mov.b32 $0, 0;",
+        "=r,l",
+        [pointers.to(tl.int64)],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
+    )
+
+
+@triton.jit
 def as_products(x, FAST: tl.constexpr):
     """x [c k] in fp32. FAST (bf16): as a product with the identity, which is exact.
 
@@ -37,7 +50,7 @@ def as_products(x, FAST: tl.constexpr):
     """
     if FAST:
         channel = tl.arange(0, x.shape[1])
-        identity = (channel[:, None] == channel[None, :]).to(tl.bfloat16)
+        identity = tl.where(channel[:, None] == channel[None, :], 1.0, 0.0).to(tl.bfloat16)
         wide = tl.dot(x, identity)
     else:
         wide = x.to(tl.float32)
@@ -118,7 +131,6 @@ def key_and_log2_gate(z, bound, FAST: tl.constexpr):
     """The key, and log2 f: where f is near 1 by a series, as log2 of a rounded f drifts over T.
 
     FAST: the same in 20 instructions of inline assembly, a fifth of what the plain form becomes.
-    Impure, so that it is not computed once more for every layout that reads it.
     """
     if FAST:
         return tl.inline_asm_elementwise(
@@ -148,7 +160,7 @@ def key_and_log2_gate(z, bound, FAST: tl.constexpr):
             "=&f,=&f,f,f",
             [z, bound],
             dtype=(tl.float32, tl.float32),
-            is_pure=False,
+            is_pure=True,
             pack=1,
         )
     _, _, key, f = gate(z, bound)
@@ -245,7 +257,7 @@ def sums(ones, g, SPLIT: tl.constexpr):
 @triton.jit
 def indicator(which, SPLIT: tl.constexpr):
     """1 where `which` holds, else 0, as `sums` takes it."""
-    return which.to(tl.bfloat16 if SPLIT else tl.float32)
+    return tl.where(which, 1.0, 0.0).to(tl.bfloat16 if SPLIT else tl.float32)
 
 
 @triton.jit

@@ -79,7 +79,6 @@ def dyadic_scores(
 @triton.jit
 def dyadic_gradients(
     dA,
-    dAT,
     q,
     z,
     bound,
@@ -94,25 +93,25 @@ def dyadic_gradients(
     FAST: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """dq and dkey [c k] from dA [c c] and its transpose, by levels, and q dq - key dkey without
-    the diagonal, where it is 0.
+    """dq and dkey [c k] from dA [c c] by levels, and q dq - key dkey without the diagonal, where it
+    is 0.
 
     Of a pair, q dq and key dkey are the same product of rounded operands: in sums of the
     difference, pairs that lie inside cancel exactly.
     """
     key, g = gated_tile(z, bound, token, k, z_stride_t, valid, FAST)
     q_tile = load_tile(q, token, k, q_stride_t, valid).to(tl.float32)
-    diagonal = tl.sum(tl.where(token[:, None] == token[None, :], dA, 0.0), 1)[:, None]
+    same = token[:, None] == token[None, :]
+    diagonal = tl.sum(tl.where(same, dA, 0.0).to(tl.float32), 1)[:, None]
     dq, dkey = diagonal * key, diagonal * q_tile
     moved = tl.zeros_like(key)
     for level in range(LEVELS):
         E, later, together = dyadic_level(g, token, 1 << level, REVERSE, FAST)
         right = operand(tl.where(later, q_tile * E, 0.0), DOT, PRECISION)
         left = operand(tl.where(later, 0.0, key * E), DOT, PRECISION)
-        block = operand(tl.where(together, dA, 0.0), DOT, PRECISION)
+        block = tl.where(together, dA, 0.0)
         to_right = tl.dot(block, left, input_precision=PRECISION)
-        block = operand(tl.where(together, dAT, 0.0), DOT, PRECISION)
-        to_left = tl.dot(block, right, input_precision=PRECISION)
+        to_left = tl.dot(tl.trans(block), right, input_precision=PRECISION)
         dq += tl.where(later, E, 0.0) * to_right
         dkey += tl.where(later, 0.0, E) * to_left
         moved += right.to(tl.float32) * to_right - left.to(tl.float32) * to_left

@@ -185,9 +185,9 @@ def _backward(
     with torch.cuda.device_of(q):
         dstates, dstate = walk(reverse=False)
         dreverse = walk(reverse=True)[0] if bidirectional else None
-        dv = value_gradient(z, v, dy, wide, scores, dstates, dreverse, lengths, table)
+        dv, dscores = value_gradient(z, v, dy, wide, scores, dstates, dreverse, lengths, table)
         backward = None if dreverse is None else (states_reverse, dreverse)
-        shared = (q, z, v, dy, wide, (states, dstates), backward, lengths)
+        shared = (q, z, v, dy, wide, (states, dstates), backward, dscores, lengths)
         dq, dz, dbound = gate_gradients(*shared, table)
         deep_gradients(*shared, deep, (dq, dz, dbound), table)
     return dq, dz, dv, dbound.sum((0, 1)).to(bound.dtype), dstate

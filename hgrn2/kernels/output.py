@@ -20,12 +20,17 @@ from hgrn2.kernels.gate import (
     load_tile,
     operand,
     power,
+    prefetch,
     rows_to_tokens,
     running_sums,
     to_start,
     up_to,
 )
 from hgrn2.kernels.settings import CHUNK, Settings, cdiv, dot_type
+
+
+import os
+PF = os.environ.get('PF') == '1'
 
 
 @triton.jit(do_not_specialize=["T", "chunks"])
@@ -61,6 +66,7 @@ def hgrn2_fwd_output_kernel(
     BIDIRECTIONAL: tl.constexpr,
     HAS_LENGTHS: tl.constexpr,
     STORE_SCORES: tl.constexpr,
+    PREFETCH: tl.constexpr,
     DOT: tl.constexpr,
     FAST: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -89,6 +95,11 @@ def hgrn2_fwd_output_kernel(
     bound += head * K
 
     row, column = token[:, None], token[None, :]
+    if PREFETCH:
+        # The values are read last.
+        line = v_tile * BV + tl.arange(0, BV // 64) * 64
+        seen = tl.minimum(row, T - 1 - chunk * C)
+        prefetch(v + seen * v_stride_t + line[None, :])
     acc = tl.zeros([C, BV], tl.float32)
     A = tl.zeros([C, C], tl.float32)
     lowest = tl.zeros([C], tl.float32)
@@ -175,6 +186,7 @@ def chunk_output(
         BIDIRECTIONAL=states_reverse is not None,
         HAS_LENGTHS=lengths is not None,
         STORE_SCORES=scores is not None,
+        PREFETCH=dot == tl.bfloat16 and PF,
         DOT=dot,
         FAST=dot == tl.bfloat16,
         PRECISION=precision,

@@ -85,9 +85,10 @@ def settings(k: int, v: int, dtype: torch.dtype, capability: tuple[int, int]) ->
         # 128 value channels a program: every further program gates the same tokens again.
         bk, bv = 64, min(v, 128)
         return Settings(
-            states=Launch(bk, bv, 4, 2),
-            output=Launch(bk, bv, 4, 2 if capability[0] < 9 else 3),
-            bwd_value=Launch(bk, bv, 4, 2),
+            # Triton 3.7 runs out of registers with the wide tile on Blackwell.
+            states=Launch(bk, bv if capability[0] < 10 else 64, 4, 3),
+            output=Launch(bk, bv, 4, 2),
+            bwd_value=Launch(bk, bv, 4, 3),
             bwd_gate=Launch(bk, min(v, 64), 4, 2),
             deep=Launch(bk, min(v, 64), 4, 1),
             programs=264,

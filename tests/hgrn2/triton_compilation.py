@@ -94,7 +94,7 @@ def launches(k: int, v: int, dtype: torch.dtype, architecture: int) -> list[Laun
     table = settings(k, v, dtype, divmod(architecture, 10))
     shared = {"first": None, "lengths": None, "reverse": False, "settings": table}
     S, _, A, flags = ops._kept(q, x, False)
-    inputs = (q, z, x, x, bound, (S, S), None, None)
+    inputs = (q, z, x, x, bound, (S, S), None, A, None)
     with recorded() as found:
         states.chunk_states(z, x, bound, S, q=None, **shared)
         y = output.chunk_output(q, z, x, bound, S, None, None, table, deep=flags, scores=A)
