@@ -27,6 +27,7 @@ from hgrn2.kernels.gate import (
     load_tile,
     operand,
     power,
+    prefetch,
     reciprocal,
     sums,
     up_to,
@@ -51,8 +52,8 @@ def state_products(
     DOT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """dy S^T and v dS^T [c k], and the diagonal [k] of S dS^T. Pointers are at the chunk's first
-    token and at the tile of channels."""
+    """dy S^T and v dS^T [c k], and S dS^T [k k] with its diagonal alone. Pointers are at the chunk's
+    first token and at the tile of channels."""
     channel = tl.arange(0, BK)
     to_q = tl.zeros([C, BK], tl.float32)
     to_key = tl.zeros([C, BK], tl.float32)
@@ -66,8 +67,7 @@ def state_products(
         both = tl.dot(S_tile, tl.trans(dS_tile), both, input_precision=PRECISION)
         to_q = tl.dot(dy_tile, tl.trans(S_tile), to_q, input_precision=PRECISION)
         to_key = tl.dot(v_tile, tl.trans(dS_tile), to_key, input_precision=PRECISION)
-    diagonal = tl.sum(tl.where(channel[:, None] == channel[None, :], both, 0.0), 0)
-    return to_q, to_key, diagonal
+    return to_q, to_key, tl.where(channel[:, None] == channel[None, :], both, 0.0)
 
 
 @triton.jit(do_not_specialize=["T", "chunks"])
@@ -108,6 +108,7 @@ def hgrn2_bwd_gate_kernel(
     C: tl.constexpr,
     BIDIRECTIONAL: tl.constexpr,
     HAS_LENGTHS: tl.constexpr,
+    PREFETCH: tl.constexpr,
     DOT: tl.constexpr,
     FAST: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -136,12 +137,18 @@ def hgrn2_bwd_gate_kernel(
     offsets = ((batch * T + start) * H + head) * K + row * (H * K) + k[None, :]
     stored = (token < T - chunk * C)[:, None]
 
+    if PREFETCH:
+        # What is read after the states. A token's BK channels are one line of 128 bytes or less.
+        seen = tl.minimum(token, T - 1 - chunk * C)
+        prefetch(z + seen * z_stride_t + k_tile * BK)
+        prefetch(q + seen * q_stride_t + k_tile * BK)
+        prefetch(dscores + place * C * C + token * C)
     LAST: tl.constexpr = 1 if BIDIRECTIONAL else 0
     dq_tile = tl.zeros([C, BK], tl.float32)
     dkey = tl.zeros([C, BK], tl.float32)
     dlnf = tl.zeros([C, BK], tl.float32)
     for direction in tl.static_range(2 if BIDIRECTIONAL else 1):
-        to_q, to_key, carry = state_products(
+        to_q, to_key, both = state_products(
             v,
             dy,
             (states_reverse if direction == 1 else states) + border,
@@ -168,12 +175,17 @@ def hgrn2_bwd_gate_kernel(
         from_start = power(G, FAST)
         # The decay of the whole chunk reaches the outputs behind it through the state alone.
         whole = power(tl.sum(g, 0), FAST)
+        through = key_start.to(tl.float32) * to_key
+        if C == BK:
+            # One sum over rows instead of two.
+            carry = whole * tl.sum(through + both, 0)
+        else:
+            carry = whole * (tl.sum(through, 0) + tl.sum(both, 0))
         to_key *= whole[None, :]
-        carry = carry * whole + tl.sum(key_start.to(tl.float32) * to_key, 0)
         q_tile = as_products(load_tile(q, token, k, q_stride_t, valid), FAST)
         q_start = operand(q_tile * from_start, DOT, PRECISION)
 
-        dA = tl.load(dscores + place * C * C + row * C + column)
+        dA = tl.load(dscores + place * C * C + row * C + column).to(DOT)
         dA = tl.where(up_to(row, column, direction == 1), dA, 0.0)
         to_q = tl.dot(dA, key_start, to_q, input_precision=PRECISION)
         moved = q_start.to(tl.float32) * to_q
@@ -247,6 +259,7 @@ def gate_gradients(
         C=CHUNK,
         BIDIRECTIONAL=backward is not None,
         HAS_LENGTHS=lengths is not None,
+        PREFETCH=dot == tl.bfloat16,
         DOT=dot,
         FAST=dot == tl.bfloat16,
         PRECISION=precision,

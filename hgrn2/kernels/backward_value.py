@@ -78,16 +78,19 @@ def hgrn2_bwd_value_kernel(
     border = place * K * V
 
     if v_tile == 0:
+        # In the order of tokens: `backward_gate` has its rows so.
+        plain = tl.arange(0, C)
+        inside = plain < end - chunk * C
         dA = tl.zeros([C, C], tl.float32)
         for v_block in range(0, V, BV):
             channel = v_block + tl.arange(0, BV)
-            left = load_tile(dy, token, channel, dy_stride_t, valid).to(DOT)
-            right = load_tile(v, token, channel, v_stride_t, valid).to(DOT)
+            left = load_tile(dy, plain, channel, dy_stride_t, inside).to(DOT)
+            right = load_tile(v, plain, channel, v_stride_t, inside).to(DOT)
             dA = tl.dot(left, tl.trans(right), dA, input_precision=PRECISION)
-        places = token[:, None] * C + token[None, :]
+        places = plain[:, None] * C + plain[None, :]
         tl.store(dscores + place * C * C + places, operand(dA, DOT, PRECISION))
     square = tl.arange(0, C)[:, None] * C + tl.arange(0, C)[None, :]
-    A = tl.load(scores + place * C * C + square)
+    A = tl.load(scores + place * C * C + square).to(DOT)
     dy_tile = load_tile(dy, token, value, dy_stride_t, valid)
     acc = tl.dot(tl.trans(A), dy_tile.to(DOT), input_precision=PRECISION)
     for direction in tl.static_range(2 if BIDIRECTIONAL else 1):

@@ -225,7 +225,7 @@ def hgrn2_bwd_deep_kernel(
             dkey = tl.zeros([C, BK], tl.float32)
             dlnf = tl.zeros([C, BK], tl.float32)
             for direction in tl.static_range(2 if BIDIRECTIONAL else 1):
-                to_q, to_key, carry = state_products(
+                to_q, to_key, both = state_products(
                     v_chunk,
                     dy_chunk,
                     (states_reverse if direction == 1 else states) + border,
@@ -245,9 +245,9 @@ def hgrn2_bwd_deep_kernel(
                 to_q *= power(sums(up, g, FAST), FAST)
                 after = indicator(beyond(row, column, direction == 1), FAST)
                 to_key *= power(sums(after, g, FAST), FAST)
-                carry = carry * whole + tl.sum(key * to_key, 0)
+                carry = whole * tl.sum(both, 0) + tl.sum(key * to_key, 0)
                 moved = q_tile * to_q - key * to_key
-                dA = tl.load(dscores + place * C * C + row * C + column)
+                dA = tl.load(dscores + place * C * C + row * C + column).to(DOT)
                 dA = tl.where(up_to(row, column, direction == 1), dA, 0.0)
                 dq_inside, dkey_inside, moved_inside = dyadic_gradients(
                     dA,

@@ -203,6 +203,12 @@ def _add(a, b):
 
 
 @triton.jit
+def _add_before(sum_a, last_a, sum_b, last_b):
+    """Sums of what comes before the last element: no bit of them depends on that element."""
+    return sum_a + last_a + sum_b, last_b
+
+
+@triton.jit
 def rows_to_tokens(C: tl.constexpr, GROUP: tl.constexpr):
     """The token of each row of a tile: every GROUP-th part of the rows holds each GROUP-th token.
 
@@ -229,7 +235,7 @@ def running_sums(g, C: tl.constexpr, BK: tl.constexpr, REVERSE: tl.constexpr, GR
         groups = tl.reshape(g, [GROUP, C // GROUP, BK])
         totals = tl.sum(groups, 0)
         total = tl.sum(totals, 0)
-        others = tl.associative_scan(totals, 0, _add) - totals
+        others, _ = tl.associative_scan((tl.zeros_like(totals), totals), 0, _add_before)
         inside = tl.associative_scan(groups, 0, _add)
         before = tl.reshape(inside + others[None, :, :], [C, BK])
         after = total[None, :] - before

@@ -10,6 +10,8 @@ A row depends on no token after it, and neither does the choice: y is strictly c
 
 from __future__ import annotations
 
+import os
+
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -28,9 +30,7 @@ from hgrn2.kernels.gate import (
 )
 from hgrn2.kernels.settings import CHUNK, Settings, cdiv, dot_type
 
-
-import os
-PF = os.environ.get('PF') == '1'
+PF = os.environ.get("PF") == "1"
 
 
 @triton.jit(do_not_specialize=["T", "chunks"])
