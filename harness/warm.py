@@ -1,0 +1,14 @@
+"""What a GPU worker would do at its first call, done once in the server that it is forked from.
+
+torch's custom operators and optimizers import `torch._dynamo` when first called, and Triton hashes
+its own shared library: two to three seconds of every fresh process, which no kernel needs. Nothing
+here touches a GPU. Without triton or without a GPU there is nothing to do.
+"""
+
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+
+if Path("/dev/nvidiactl").exists() and find_spec("triton"):
+    import_module("torch._dynamo")
+    import_module("triton.runtime.cache").triton_key()
