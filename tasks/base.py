@@ -10,8 +10,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from pydantic import SerializeAsAny, field_validator, model_serializer
-from pydantic.functional_serializers import SerializerFunctionWrapHandler
+from pydantic import (
+    SerializeAsAny,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+)
 
 from mixers.base import Frozen, Mixer
 

@@ -68,6 +68,26 @@ def _cuda_ms(call: Callable[[], object], flush: torch.Tensor) -> float:
     return start.elapsed_time(end)
 
 
+def replayed(call: Callable[[], object], device: torch.device) -> Callable[[], object]:
+    """The replay of `call`, captured once as a CUDA graph: one launch, whatever `call` launches.
+
+    Its inputs and outputs stay where they are. Raises Unsupported on a CPU.
+    """
+    if device.type != "cuda":
+        raise Unsupported(f"a graph is replayed on a CUDA device, not {device}: replay eagerly")
+    side, here = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+    side.wait_stream(here)
+    # What is allocated or tuned at a first call must not be captured.
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            call()
+    here.wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph.replay
+
+
 def spread(series: list[float]) -> tuple[float, float, float]:
     """The 20th percentile, the median and the 80th percentile."""
     tenths = quantiles(series, n=10, method="inclusive")
