@@ -105,6 +105,8 @@ def _without_caches(folder: Path) -> dict[str, str]:
         "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"),
         "CUDA_CACHE_PATH": str(folder / "cuda"),
         "FLA_CACHE_RESULTS": "0",
+        # As the mixers have it, which set it just before they import FLA.
+        "FLA_DISABLE_BACKEND_DISPATCH": os.environ.get("FLA_DISABLE_BACKEND_DISPATCH", "1"),
         # The mixer's class may be in a user's file.
         "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
     }

@@ -17,7 +17,7 @@ from tasks.timing import synchronize
 from tasks.workload import WorkloadTask
 
 IMPORTED = ("triton", "fla", "mamba_ssm")
-"""Implementations that are named after the package that they import."""
+"""Packages after which the implementations are named that import them."""
 
 
 class _Parts:
@@ -37,8 +37,9 @@ def main() -> None:
     device, parts = torch.device(sys.argv[1]), _Parts(float(sys.argv[2]))
     task: WorkloadTask = pickle.loads(sys.stdin.buffer.read())
     parts.end("interpreter_s")
-    if task.mixer.impl in IMPORTED:
-        import_module(task.mixer.impl)
+    for package in IMPORTED:
+        if task.mixer.impl.startswith(package):
+            import_module(package)
     parts.end("import_s")
     torch.zeros(1, device=device).add_(1)
     synchronize(device)
