@@ -9,7 +9,7 @@ import pandas as pd
 from harness.crossover import crossovers
 from harness.curves import Cost, curves, medians, panels, title
 from harness.plot import Plot, at
-from harness.series import origin, pages, setting, with_series
+from harness.series import head_sizes, origin, pages, setting, with_series
 from harness.style import length
 
 KIND = ["level", "mode"]
@@ -87,11 +87,7 @@ def peak_memory(table: pd.DataFrame) -> Plot:
 def by_head_size(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     """Parts of one size of heads, with the suffix of their figures: first the size of most cells,
     beside what has no heads; the others after it. With column `head_size` where they differ."""
-    size = pd.Series(float("nan"), index=table.index)
-    if "n_heads" in table:
-        size = table["d_model"] / table["n_heads"]
-    if "expand_ratio" in table:
-        size = table["expand_ratio"].fillna(size)
+    size = head_sizes(table)
     sizes = list(size.value_counts().index)
     if len(sizes) < 2:
         yield "", table

@@ -93,6 +93,9 @@ def test_several_devices_are_refused_unless_asked_for(tmp_path):
     with pytest.raises(ValueError, match=rf"2 devices: {CPU} \(20 cells\).*--any-device"):
         frame("speed", tmp_path)
     assert frame("speed", tmp_path, any_device=True)["device"].nunique() == 2
+    assert set(frame("speed", tmp_path, only_device="H200")["device"]) == {GPU}
+    with pytest.raises(ValueError, match=rf"called 'H100'; it has those of {CPU} \(20 cells\)"):
+        frame("speed", tmp_path, only_device="H100")
 
 
 @pytest.mark.parametrize("make", [False, True], ids=["absent", "empty"])
