@@ -33,6 +33,7 @@ class Speed(WorkloadTask):
         # Of this process: kernels compiled and tuned, inputs made, one call. A worker has some of
         # its imports from the server: ColdStart measures what a user waits for.
         cold_start_s = time.perf_counter() - start
+        # After the first call: a kernel that tunes itself does it at the first size it meets.
         self.check(context.device)
         check_s = time.perf_counter() - start - cold_start_s
         # The same call as two interleaved series: their difference is the noise floor.
