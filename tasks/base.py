@@ -10,12 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from pydantic import (
-    SerializeAsAny,
-    SerializerFunctionWrapHandler,
-    field_validator,
-    model_serializer,
-)
+from pydantic import SerializeAsAny, field_validator, model_serializer
 
 from mixers.base import Frozen, Mixer
 
@@ -77,7 +72,7 @@ class Task(Frozen):
     the cells of those records keep their keys."""
 
     @model_serializer(mode="wrap")
-    def _without_later_defaults(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _without_later_defaults(self, dump: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
         fields = type(self).model_fields
         unset = {name for name in self.later if getattr(self, name) == fields[name].default}
         return {name: value for name, value in dump(self).items() if name not in unset}
