@@ -22,9 +22,6 @@ WHAT = {"layer": "layer", "op": "layer's bare operator"}
 def decode(table: pd.DataFrame) -> dict[str, Plot]:
     """The cost of one more token over the context before it, and the state held for it: of the
     layer and of the bare operator apart."""
-    for name, before in (("level", "layer"), ("replay", "eager")):
-        # Cells from before there was a choice.
-        table = table.assign(**{name: table[name].fillna(before) if name in table else before})
     plots: dict[str, Plot] = {}
     levels = [level for level in WHAT if level in set(table["level"])]
     for level in levels:

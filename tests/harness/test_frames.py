@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from harness.frames import PROVENANCE, cautions, flatten, frame, settings, tidy
+from harness.frames import LATER, PROVENANCE, cautions, flatten, frame, settings, tidy
+from tasks.decode import Decode
 from tests.harness.synthetic import (
     CPU,
     GPU,
@@ -85,6 +86,14 @@ def test_a_metric_never_overwrites_a_setting():
     task = mqar_task("gla", "fla", cell=(64, 4), d_model=64, lr=1e-3, seed=0)
     table = tidy([record(task, {"accuracy": 0.5, "batch": 7})])
     assert (table["batch"][0], table["measured_batch"][0]) == (512, 7)
+
+
+def test_a_later_field_has_the_value_that_records_before_it_had():
+    row = flatten({"name": "decode", "context": 8})
+    assert (row["level"], row["replay"]) == ("layer", "eager")
+    assert flatten({"name": "decode", "context": 8, "replay": "graph"})["replay"] == "graph"
+    defaults = {name: Decode.model_fields[name].default for name in Decode.later}
+    assert LATER["decode"] == defaults
 
 
 def test_several_devices_are_refused_unless_asked_for(tmp_path):
