@@ -173,7 +173,7 @@ class Decode(Task):
         )
         names = ("the output", "the state")
         for what, exact, same, mine in zip(names, *results, strict=False):
-            allowed = 2 * relative_error(same, exact) + torch.finfo(mine.dtype).eps
+            allowed = 2 * relative_error(same, exact) + torch.finfo(DTYPES[self.dtype]).eps
             what = f"{what} of a step in {self.dtype}"
             expect_close(what, self.mixer, relative_error(mine, exact), allowed)
 
