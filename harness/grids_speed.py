@@ -27,8 +27,8 @@ TOKENS = 32_768
 """Of one call; one sequence where it is longer."""
 LENGTHS = tuple(2**power for power in range(9, 18))
 MEMORY_LENGTHS = tuple(2**power for power in (11, 13, 15, 17, 18, 19, 20, 21, 22))
-LONGEST_ATTENTION = 2**20
-"""At which a call takes half a minute; its memory has long shown its slope."""
+LONGEST_ATTENTION = 2**19
+"""In the grid of memory: a call takes seconds there, and four times as many at each doubling."""
 CONTEXTS = (512, 2048, 8192, 32_768, 131_072)
 FIRST = 2
 """How many of `gpu_mixers` come first: ours and its rival, before peers that tune for minutes."""
@@ -77,7 +77,7 @@ def _speed_trial(trial: int) -> Iterator[Speed]:
 def memory_vs_length(_device: torch.device) -> list[Task]:
     """Peak memory of one sequence's forward and backward over length, to where a GPU has no more.
 
-    The bare operator and the layer at width 2048, bf16. Attention stops at 1,048,576 tokens.
+    The bare operator and the layer at width 2048, bf16. Attention stops at 524,288 tokens.
     """
     return [
         Memory.model_validate(
