@@ -37,6 +37,9 @@ Device = Annotated[
 AnyDevice = Annotated[
     bool, typer.Option("--any-device", help="Put records of different devices side by side")
 ]
+OnlyDevice = Annotated[
+    str | None, typer.Option(help="Only records of devices with this in their name, as H100")
+]
 RESULTS = Path("results")
 
 
@@ -170,7 +173,12 @@ def _tell(grid: str, summary: "Summary", options: "Options") -> None:
 
 
 @app.command()
-def report(grids: Grids, results: Results = RESULTS, any_device: AnyDevice = False) -> None:
+def report(
+    grids: Grids,
+    results: Results = RESULTS,
+    any_device: AnyDevice = False,
+    only_device: OnlyDevice = None,
+) -> None:
     """Rebuild each grid's report from its records: report.md, tables and figures beside them.
 
     \b
@@ -181,7 +189,10 @@ def report(grids: Grids, results: Results = RESULTS, any_device: AnyDevice = Fal
     from harness.report import write_report
 
     for grid in grids:
-        print(write_report(grid_name(grid), results, any_device=any_device))
+        path = write_report(
+            grid_name(grid), results, any_device=any_device, only_device=only_device
+        )
+        print(path)
 
 
 @app.command()
@@ -192,6 +203,7 @@ def compare(
     ] = "attention",
     results: Results = RESULTS,
     any_device: AnyDevice = False,
+    only_device: OnlyDevice = None,
 ) -> None:
     """Compare a grid's times with a baseline's: speed-up, interval, noise floor and verdict.
 
@@ -202,7 +214,14 @@ def compare(
     from harness.cells import grid_name
     from harness.compare import compare, show
 
-    show(compare(grid_name(grid), results, baseline=baseline, any_device=any_device))
+    table = compare(
+        grid_name(grid),
+        results,
+        baseline=baseline,
+        any_device=any_device,
+        only_device=only_device,
+    )
+    show(table)
 
 
 @app.command()

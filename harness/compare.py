@@ -14,13 +14,13 @@ from scipy.stats import bootstrap
 from tabulate import tabulate
 
 from harness.frames import frame
-from harness.series import listed, with_series
+from harness.series import head_sizes, listed, with_series
 from harness.style import significant
 
 TIMED = ("speed", "decode")
 MATCHED = (
     *("task", "level", "mode", "seq_len", "context", "batch", "d_model", "dtype"),
-    *("compiled", "graph", "device"),
+    *("head_size", "glu_width", "replay", "device"),
 )
 """What a cell and its baseline agree in."""
 COLUMNS = (
@@ -33,7 +33,14 @@ CONFIDENCE = 0.95
 RESAMPLES = 2000
 
 
-def compare(grid: str, results: Path, *, baseline: str, any_device: bool = False) -> pd.DataFrame:
+def compare(
+    grid: str,
+    results: Path,
+    *,
+    baseline: str,
+    any_device: bool = False,
+    only_device: str | None = None,
+) -> pd.DataFrame:
     """The throughput of every series over the baseline's, for each size that the grid timed.
 
     `baseline` is a mixer ("attention"), a mixer and an implementation ("gla/fla"), or a series as
@@ -58,7 +65,7 @@ def compare(grid: str, results: Path, *, baseline: str, any_device: bool = False
     Raises ValueError for a baseline that is not there, for a grid without timed cells, and as
     `frames.frame` does.
     """
-    table = frame(grid, results, any_device=any_device)
+    table = frame(grid, results, any_device=any_device, only_device=only_device)
     tasks = sorted(set(table["task"]))
     table = table[table["task"].isin(TIMED)]
     if table.empty:
@@ -66,6 +73,10 @@ def compare(grid: str, results: Path, *, baseline: str, any_device: bool = False
             f"grid {grid!r} has no times to compare, its task is {', '.join(tasks)}: compare is "
             f"for grids of {' or '.join(TIMED)} cells; `mixerbench report {grid}` tabulates others"
         )
+    heads = head_sizes(table)
+    if heads.nunique() > 1:
+        # What has no heads is compared with those of the most common size.
+        table = table.assign(head_size=heads.fillna(heads.mode()[0]))
     matched = [name for name in MATCHED if name in table and table[name].notna().any()]
     table = with_series(table, [*matched, "trial", "seed", "budget_s"])
     chosen = find_series(table, baseline)

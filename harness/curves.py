@@ -24,8 +24,13 @@ LEVELS = {
     "decode_step": "Decode step",
 }
 MODES = {"fwd": ", forward", "fwd_bwd": ", forward + backward", "step": ""}
+REPLAYS = {"eager": ", eager", "graph": ", from a CUDA graph"}
 BAND = ("time_ms_p20", "time_ms_p80")
-MEDIANS = ("time_ms", *BAND, "tokens_per_s", "roofline_percent", "peak_mib", "reserved_mib")
+FLOORS = ("bytes_floor_ms", "flops_floor_ms")
+MEDIANS = (
+    *("time_ms", *BAND, *FLOORS, "tokens_per_s", "roofline_percent"),
+    *("peak_mib", "reserved_mib"),
+)
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,8 @@ class Cost:
     band: tuple[str, str] | None = None
     frontier: bool = True
     """Whether a cell out of memory is marked at the top (a cost) or at the bottom (a rate)."""
+    floor: str | None = None
+    """The column of what no implementation can go below, drawn thin and dotted."""
 
 
 def medians(table: pd.DataFrame, cost: Cost) -> pd.DataFrame:
@@ -77,6 +84,7 @@ def curves(table: pd.DataFrame, lines: pd.DataFrame, cost: Cost, sentences: Sequ
             ax.set(xscale="log", yscale="log", title=title(place), xlim=log_limits(sizes))
             runs = (at(ran, place), cost.y) if trials else None
             ends = draw_lines(ax, marks(table), here, cost.x, cost.y, points=runs, band=cost.band)
+            _floors(ax, table, here, cost)
             _limits(ax, here, cost, headroom="oom" in set(cells["status"]))
             crosses = _out_of_memory(ax, cells, here, cost)
             value_ticks(ax.xaxis, sizes)
@@ -100,20 +108,31 @@ def panels(table: pd.DataFrame, cost: Cost) -> list[dict[str, Any]]:
 
 def _rank(value: str | int) -> tuple[int, str | int]:
     """Levels and modes from the smallest to the largest, other values as they are."""
-    known = [*LEVELS, *MODES]
+    known = [*LEVELS, *MODES, *REPLAYS]
     return (0, known.index(value)) if value in known else (1, value)
 
 
 def title(place: dict[str, Any]) -> str:
-    """What a panel shows: `Layer, forward + backward`, or `Batch 64`."""
+    """What a panel shows: `Layer, forward + backward`, `Batch 64` or `Batch 64, eager`."""
     if "level" not in place:
-        return f"Batch {place['batch']}" if place else ""
+        return f"Batch {place['batch']}{REPLAYS.get(place.get('replay', ''), '')}" if place else ""
     level, mode = place["level"], place["mode"]
     return LEVELS.get(level, str(level)) + MODES.get(mode, f", {mode}")
 
 
+def _floors(ax: Axes, table: pd.DataFrame, lines: pd.DataFrame, cost: Cost) -> None:
+    if cost.floor is None:
+        return
+    for label, look in marks(table).items():
+        line = lines[lines["series"] == label].dropna(subset=[cost.floor]).sort_values(cost.x)
+        ax.plot(
+            line[cost.x], line[cost.floor], color=look.colour, linewidth=0.8, linestyle=(0, (1, 2))
+        )
+
+
 def _limits(ax: Axes, lines: pd.DataFrame, cost: Cost, *, headroom: bool) -> None:
     columns = [cost.y, f"{cost.y}_min", f"{cost.y}_max", *(cost.band or ())]
+    columns += [cost.floor] if cost.floor else []
     low, high = log_limits(lines[columns].to_numpy().ravel())
     if headroom:
         room = (high / low) ** 0.15

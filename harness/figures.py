@@ -7,8 +7,11 @@ from collections.abc import Callable
 
 import pandas as pd
 
+from harness.figures_accuracy import accuracy
+from harness.figures_cold_start import cold_start
+from harness.figures_decode import decode
 from harness.figures_recall import mqar
-from harness.figures_speed import decode, memory, speed
+from harness.figures_speed import memory, speed
 from harness.frames import settings
 from harness.plot import Plot
 
@@ -17,6 +20,8 @@ FIGURES: dict[str, Callable[[pd.DataFrame], dict[str, Plot]]] = {
     "speed": speed,
     "memory": memory,
     "decode": decode,
+    "cold_start": cold_start,
+    "accuracy": accuracy,
 }
 
 

@@ -1,4 +1,4 @@
-"""Figures of speed, memory and decode grids: time, throughput, roofline and memory over length."""
+"""Figures of speed and memory grids: time, throughput, roofline and peak memory over length."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pandas as pd
 from harness.crossover import crossovers
 from harness.curves import Cost, curves, medians, panels, title
 from harness.plot import Plot, at
-from harness.series import origin, pages, setting, with_series
+from harness.series import head_sizes, origin, pages, setting, with_series
 from harness.style import length
 
 KIND = ["level", "mode"]
@@ -21,29 +21,21 @@ def speed(table: pd.DataFrame) -> dict[str, Plot]:
     """Latency, throughput and, where floors were recorded, the roofline; peak memory where the
     same cells measured it."""
     plots: dict[str, Plot] = {}
-    for suffix, page, attention in _pages(table, [*KIND, "seq_len", "trial", "seed"]):
-        plots[f"latency{suffix}"] = latency(page, attention)
-        plots[f"throughput{suffix}"] = throughput(page)
-        if "bytes_floor_ms" in page:
-            plots[f"roofline{suffix}"] = roofline(page)
-        if "peak_mib" in page:
-            plots[f"peak_memory{suffix}"] = peak_memory(page)
+    for heads, part in by_head_size(table):
+        for suffix, page, attention in by_page(part, [*KIND, "seq_len", "trial", "seed"]):
+            plots[f"latency{heads}{suffix}"] = latency(page, attention)
+            plots[f"throughput{heads}{suffix}"] = throughput(page)
+            if "bytes_floor_ms" in page:
+                plots[f"roofline{heads}{suffix}"] = roofline(page)
+            if "peak_mib" in page:
+                plots[f"peak_memory{heads}{suffix}"] = peak_memory(page)
     return plots
 
 
 def memory(table: pd.DataFrame) -> dict[str, Plot]:
     """Peak memory over length."""
-    sheets = _pages(table, [*KIND, "seq_len", "seed"])
+    sheets = by_page(table, [*KIND, "seq_len", "seed"])
     return {f"peak_memory{suffix}": peak_memory(page) for suffix, page, _ in sheets}
-
-
-def decode(table: pd.DataFrame) -> dict[str, Plot]:
-    """The cost of one more token over the context before it, and the state held for it."""
-    plots: dict[str, Plot] = {}
-    for suffix, page, attention in _pages(table, ["context", "batch", "trial", "seed"]):
-        plots[f"decode_latency{suffix}"] = decode_latency(page, attention)
-        plots[f"decode_state{suffix}"] = decode_state(page)
-    return plots
 
 
 def latency(table: pd.DataFrame, attention: pd.DataFrame) -> Plot:
@@ -52,12 +44,12 @@ def latency(table: pd.DataFrame, attention: pd.DataFrame) -> Plot:
     lines = medians(table, cost)
     parts = [
         "Time of one call over sequence length.",
-        _trials(table),
+        trials(table),
         BAND_SENTENCE,
-        _null(table),
-        _faster(lines, medians(attention, cost), cost),
+        noise(table),
+        faster(lines, medians(attention, cost), cost),
     ]
-    return curves(table, lines, cost, [*parts, *_common(table)])
+    return curves(table, lines, cost, [*parts, *common(table)])
 
 
 def throughput(table: pd.DataFrame) -> Plot:
@@ -65,8 +57,8 @@ def throughput(table: pd.DataFrame) -> Plot:
     cost = Cost(
         KIND, "seq_len", "Sequence length", "tokens_per_s", "Tokens per second", frontier=False
     )
-    parts = ["Throughput over sequence length.", _trials(table), _null(table)]
-    return curves(table, medians(table, cost), cost, [*parts, *_common(table)])
+    parts = ["Throughput over sequence length.", trials(table), noise(table)]
+    return curves(table, medians(table, cost), cost, [*parts, *common(table)])
 
 
 def roofline(table: pd.DataFrame) -> Plot:
@@ -80,44 +72,33 @@ def roofline(table: pd.DataFrame) -> Plot:
         "Share of the roofline that is reached: the longer of the times that the bytes (each "
         "input read once, each output written once) and, where a formula counts them, the FLOPs "
         "take at this machine's measured copy bandwidth and matmul rate, over the time measured.",
-        _trials(table),
+        trials(table),
     ]
-    return curves(table, medians(table, cost), cost, [*parts, *_common(table)])
+    return curves(table, medians(table, cost), cost, [*parts, *common(table)])
 
 
 def peak_memory(table: pd.DataFrame) -> Plot:
     """MiB at the peak of one call, less its inputs, over length."""
     cost = Cost(KIND, "seq_len", "Sequence length", "peak_mib", "Peak memory (MiB)")
     parts = ["Memory at the peak of one call, inputs not counted, over sequence length."]
-    return curves(table, medians(table, cost), cost, [*parts, *_common(table)])
+    return curves(table, medians(table, cost), cost, [*parts, *common(table)])
 
 
-def decode_latency(table: pd.DataFrame, attention: pd.DataFrame) -> Plot:
-    """Milliseconds a token after a context, a panel for each batch."""
-    cost = Cost(["batch"], "context", "Context (tokens)", "time_ms", "Time per step (ms)", BAND)
-    lines = medians(table, cost)
-    parts = [
-        "Time of one decode step of one layer over the context before it.",
-        _trials(table),
-        BAND_SENTENCE,
-        _null(table),
-        _faster(lines, medians(attention, cost), cost),
-    ]
-    return curves(table, lines, cost, [*parts, *_common(table)])
+def by_head_size(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Parts of one size of heads, with the suffix of their figures: first the size of most cells,
+    beside what has no heads; the others after it. With column `head_size` where they differ."""
+    size = head_sizes(table)
+    sizes = list(size.value_counts().index)
+    if len(sizes) < 2:
+        yield "", table
+        return
+    table = table.assign(head_size=size)
+    yield "", table[(size == sizes[0]) | size.isna()]
+    for other in sorted(sizes[1:]):
+        yield f"_heads_{other:.0f}", table[size == other]
 
 
-def decode_state(table: pd.DataFrame) -> Plot:
-    """Bytes held to go on decoding one sequence, over the context before."""
-    cost = Cost([], "context", "Context (tokens)", "state_bytes", "State (bytes)")
-    parts = [
-        "State that one layer holds to decode one sequence, over the context before it (k = 1024)."
-    ]
-    # The same for every batch.
-    table = table[table["batch"] == table["batch"].min()]
-    return curves(table, medians(table, cost), cost, [*parts, *_common(table)])
-
-
-def _pages(
+def by_page(
     table: pd.DataFrame, axes: list[str]
 ) -> Iterator[tuple[str, pd.DataFrame, pd.DataFrame]]:
     """Parts that fit a figure, with their suffix and all of attention's rows of that device type:
@@ -134,7 +115,7 @@ def _pages(
                 yield f"{where}{suffix}", page, part[part["mixer"] == "attention"]
 
 
-def _trials(table: pd.DataFrame) -> str:
+def trials(table: pd.DataFrame) -> str:
     ran = table[table["status"] == "ok"]
     count = ran["trial"].nunique() if "trial" in ran else 1
     repetitions = ran["repetitions"].astype(int)
@@ -147,7 +128,7 @@ def _trials(table: pd.DataFrame) -> str:
     )
 
 
-def _null(table: pd.DataFrame) -> str:
+def noise(table: pd.DataFrame) -> str:
     """The noise floor: what the same call differs from itself by."""
     ran = table[table["status"] == "ok"]
     null = (ran["null_ms"] / ran["time_ms"] - 1).abs()
@@ -157,7 +138,7 @@ def _null(table: pd.DataFrame) -> str:
     )
 
 
-def _faster(lines: pd.DataFrame, attention: pd.DataFrame, cost: Cost) -> str:
+def faster(lines: pd.DataFrame, attention: pd.DataFrame, cost: Cost) -> str:
     """From which length on each mixer is faster than the fastest attention."""
     told: list[str] = []
     for place in panels(lines, cost):
@@ -167,9 +148,13 @@ def _faster(lines: pd.DataFrame, attention: pd.DataFrame, cost: Cost) -> str:
     return f"Faster than attention, of the lengths that both ran: {'; '.join(told)}." * bool(told)
 
 
-def _common(table: pd.DataFrame) -> list[str]:
+def common(table: pd.DataFrame) -> list[str]:
     oom = "×: out of memory." if "oom" in set(table["status"]) else ""
-    return [oom, _size(table), setting(table, "d_model", "Width {}."), origin(table)]
+    return [oom, _size(table), *_widths(table), origin(table)]
+
+
+def _widths(table: pd.DataFrame) -> list[str]:
+    return [setting(table, "d_model", "Width {}."), setting(table, "head_size", "Heads of {}.")]
 
 
 def _size(table: pd.DataFrame) -> str:

@@ -20,6 +20,10 @@ Leaf = str | int | float | bool | None
 RENAMED = {("name",): "task", ("mixer", "name"): "mixer", ("mixer", "impl"): "impl"}
 """Paths whose column is not the leaf's own name."""
 
+LATER = {"decode": {"level": "layer", "replay": "eager"}}
+"""Task -> fields that came after records had been made, as those records had them. A task's JSON
+leaves them out at that value (`Task.later`)."""
+
 PROVENANCE = ("device", "device_type", "commit", "dirty", "key", "env")
 """A frame's last columns; `env` holds the whole environment of the record."""
 
@@ -33,6 +37,8 @@ def flatten(task: Mapping[str, Any]) -> dict[str, Leaf]:
     so every value can be grouped by, queried and stored in a CSV. Raises ValueError where two
     fields would still share a column.
     """
+    since = LATER.get(task.get("name", ""), {})
+    task = {**task, **{name: value for name, value in since.items() if name not in task}}
     leaves = dict(_leaves(task, ()))
     names = Counter(path[-1] for path in leaves)
     taken = set(RENAMED.values())
@@ -58,11 +64,14 @@ def _leaves(
             yield (*path, name), value
 
 
-def frame(grid: str, results: Path, *, any_device: bool = False) -> pd.DataFrame:
+def frame(
+    grid: str, results: Path, *, any_device: bool = False, only_device: str | None = None
+) -> pd.DataFrame:
     """The cells of `grid` recorded under the folder `results`, as `tidy` makes them.
 
-    Raises ValueError where there is nothing to read, and where the records come from several
-    devices unless `any_device` asks for that: their numbers are not comparable.
+    `only_device` keeps the records of the devices with that in their name ("H100"). Raises
+    ValueError where there is nothing to read, and where the records come from several devices
+    unless `any_device` asks for that: their numbers are not comparable.
     """
     records = Records(results / grid).rows()
     if not records:
@@ -73,14 +82,25 @@ def frame(grid: str, results: Path, *, any_device: bool = False) -> pd.DataFrame
             f"grids with records there: {', '.join(found) or 'none'}"
         )
     table = tidy(records)
-    cells = Counter(table["device"])
-    if len(cells) > 1 and not any_device:
-        listed = ", ".join(f"{device} ({count} cells)" for device, count in sorted(cells.items()))
+    if only_device is not None:
+        chosen = [record for record in records if only_device in record.device]
+        if not chosen:
+            raise ValueError(
+                f"grid {grid!r} has no records of a device called {only_device!r}; "
+                f"it has those of {_devices(table)}"
+            )
+        table = tidy(chosen)
+    if table["device"].nunique() > 1 and not any_device:
         raise ValueError(
-            f"grid {grid!r} has records of {len(cells)} devices: {listed}. Ask for all of them "
-            "with --any-device, or report one from a results folder that holds only its lines"
+            f"grid {grid!r} has records of {table['device'].nunique()} devices: {_devices(table)}. "
+            "Choose one with --only-device NAME, or ask for all of them with --any-device"
         )
     return table
+
+
+def _devices(table: pd.DataFrame) -> str:
+    cells = sorted(Counter(table["device"]).items())
+    return ", ".join(f"{device} ({count} cells)" for device, count in cells)
 
 
 def tidy(records: Iterable[Record]) -> pd.DataFrame:

@@ -1,6 +1,7 @@
 """Every grid: a function from a device to a list of tasks, one figure's worth of cells.
 
-The docstring says what its figures show. To add a grid: a function here, and its name in GRIDS.
+The docstring says what its figures show. To add a grid: a function here (or, of speed, memory,
+decoding and accuracy, in `grids_speed`), and its name in GRIDS.
 """
 
 from __future__ import annotations
@@ -10,16 +11,21 @@ from itertools import product
 
 import torch
 
-from hgrn2 import Impl
+from harness.grids_speed import (
+    accuracy_vs_fp64,
+    cold_start,
+    decode_vs_context,
+    hgrn2_impl,
+    memory_vs_length,
+    speed_quick,
+    speed_vs_length,
+)
 from mixers import GLA, HGRN1, HGRN2, Attention, Mamba, Mixer
 from mixers.layers import Init
 from tasks.backbone import Backbone
 from tasks.base import Task
-from tasks.decode import Decode
-from tasks.memory import Memory
 from tasks.mqar import protocols
 from tasks.mqar.task import MQAR, Segment
-from tasks.speed import Speed
 from tasks.training import Training
 
 Grid = Callable[[torch.device], list[Task]]
@@ -96,82 +102,6 @@ def mqar_capacity(device: torch.device) -> list[Task]:
     ]
 
 
-def speed_quick(device: torch.device) -> list[Task]:
-    """Speed, peak memory and decoding of five mixers over length on a CPU, a layer of width 64.
-
-    Three trials, each in a process of its own, the mixers interleaved.
-    """
-    lengths = (128, 512, 2048)
-    layers = [
-        Speed(
-            mixer=mixer,
-            level="layer",
-            mode="fwd_bwd",
-            seq_len=seq_len,
-            batch=2048 // seq_len,
-            d_model=64,
-            trial=trial,
-        )
-        for trial in range(3)
-        for seq_len in lengths
-        for mixer in timed_mixers(device)
-    ]
-    memory = [
-        Memory(
-            mixer=mixer,
-            level="layer",
-            mode="fwd_bwd",
-            seq_len=seq_len,
-            batch=2048 // seq_len,
-            d_model=64,
-        )
-        for seq_len in lengths
-        for mixer in timed_mixers(device)
-    ]
-    decode = [
-        Decode(mixer=mixer, context=context, batch=8, d_model=64)
-        for context in (64, 512)
-        for mixer in timed_mixers(device)
-    ]
-    return [*layers, *memory, *decode]
-
-
-def speed_vs_length(device: torch.device) -> list[Task]:
-    """HGRN2's operator and attention over length: 32,768 tokens a call, 16 heads of 128.
-
-    For a GPU: bf16, from raw forget logits without a lower bound, against SDPA.
-    """
-    mixers = (HGRN2(expand_ratio=128, impl=hgrn2_impl(device)), Attention(n_heads=16))
-    return [
-        Speed.model_validate(
-            {
-                "mixer": mixer,
-                "level": "op",
-                "mode": mode,
-                "seq_len": seq_len,
-                "batch": 32_768 // seq_len,
-                "d_model": 2048,
-                "dtype": "bf16",
-                "trial": trial,
-            }
-        )
-        for trial in range(3)
-        for seq_len, mode in product((512, 2048, 8192, 32_768), ("fwd", "fwd_bwd"))
-        for mixer in mixers
-    ]
-
-
-def timed_mixers(device: torch.device) -> list[Mixer]:
-    """The five mixers with two heads of 32 where they have heads."""
-    return [
-        HGRN2(preset="lm", expand_ratio=32, lower_bound="cumsum", impl=hgrn2_impl(device)),
-        HGRN1(kind="complex", lower_bound="cumsum"),
-        GLA(n_heads=2),
-        Mamba(),
-        Attention(n_heads=2),
-    ]
-
-
 def recall_mixers(
     d_model: int, device: torch.device, init: Init = "torch", attention_heads: int = 1
 ) -> list[Mixer]:
@@ -199,15 +129,14 @@ def recall_mixers(
     ]
 
 
-def hgrn2_impl(device: torch.device) -> Impl:
-    """Our kernels where they run, the eager form on a CPU; the row says which one ran."""
-    return "triton" if device.type == "cuda" else "reference"
-
-
 GRIDS: tuple[Grid, ...] = (
     mqar_quick,
     speed_quick,
     speed_vs_length,
+    memory_vs_length,
+    decode_vs_context,
+    cold_start,
+    accuracy_vs_fp64,
     mqar_iclr2024,
     mqar_fig3,
     mqar_capacity,

@@ -35,7 +35,7 @@ _context = multiprocessing.get_context("forkserver")
 def start_server() -> None:
     """Let the server begin, in the background, to import torch and every task."""
     # typer: the command line's module is the main module, which every process imports anew.
-    _context.set_forkserver_preload(["harness.plan", "harness.worker", "typer"])
+    _context.set_forkserver_preload(["harness.plan", "harness.worker", "harness.warm", "typer"])
     # What is ignored now stays ignored in the server and its forks: Ctrl-C is the parent's.
     with on_interrupt(signal.SIG_IGN):
         forkserver.ensure_running()

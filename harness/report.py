@@ -22,13 +22,15 @@ from harness.sheet import save
 from harness.style import significant
 
 
-def write_report(grid: str, results: Path, *, any_device: bool = False) -> Path:
+def write_report(
+    grid: str, results: Path, *, any_device: bool = False, only_device: str | None = None
+) -> Path:
     """Write the report of `grid` into <results>/<grid>/, next to its records; return report.md.
 
     Raises ValueError as `frames.frame` does, and where nothing can be written. What a reader should
     beware of is in the report, and said on stderr.
     """
-    table = frame(grid, results, any_device=any_device)
+    table = frame(grid, results, any_device=any_device, only_device=only_device)
     plots = draw(table)
     for line in cautions(table):
         print(f"{grid}: {line}", file=sys.stderr)

@@ -81,6 +81,14 @@ def _setting(name: str, value: object) -> str:
     return f"{name} {value}" if isinstance(value, str | bool) else f"{name} {significant(value)}"
 
 
+def head_sizes(table: pd.DataFrame) -> pd.Series:
+    """Channels of a head of each row; NaN for a mixer without heads."""
+    size = pd.Series(float("nan"), index=table.index)
+    if "n_heads" in table:
+        size = table["d_model"] / table["n_heads"]
+    return table["expand_ratio"].fillna(size) if "expand_ratio" in table else size
+
+
 def marks(table: pd.DataFrame) -> dict[str, Mark]:
     """Label -> mark of every series, in their order."""
     lines = table[["series", "mixer", "impl", "variant"]].drop_duplicates()

@@ -38,6 +38,10 @@ DASHES: dict[str, Dash] = {
     "sdpa": "-",
     "reference": (0.0, (3.5, 1.2)),
     "fla": (0.0, (5.0, 1.2, 1.0, 1.2)),
+    "fla_chunk": (0.0, (5.0, 1.2, 1.0, 1.2)),
+    "fla_recurrent": (0.0, (5.0, 1.2, 1.0, 1.2, 1.0, 1.2)),
+    "sdpa_flash": (0.0, (7.0, 1.2)),
+    "sdpa_cudnn": (0.0, (2.0, 1.2)),
     "mamba_ssm": (0.0, (5.0, 1.2, 1.0, 1.2)),
 }
 """Implementation -> dash: ours solid, eager references dashed, peers dash-dotted, others dotted."""

@@ -98,7 +98,36 @@ class Attention(Mixer):
             return attend(q, k, v, causal=True, mask=None)
 
         pairs = batch * seq_len * (seq_len + 1) / 2
-        return Operator(run, (draw(), draw(), draw()), 4.0 * d_model * pairs)
+        inputs = (draw(), draw(), draw())
+        return Operator(run, inputs, 4.0 * d_model * pairs, ("q", "k", "v"))
+
+    def step_operator(
+        self,
+        d_model: int,
+        batch: int,
+        context: int,
+        *,
+        dtype: torch.dtype,
+        generator: torch.Generator,
+    ) -> Operator:
+        """q [b h k] and the caches k, v [b s h k] of the context and the token itself; operations
+        as in `operator`."""
+        self.check_width(d_model)
+        heads, width = self.n_heads, d_model // self.n_heads
+
+        def draw(*shape: int) -> Tensor:
+            # In its dtype at once: a cache in fp32 would not fit where this one does.
+            device = generator.device
+            return torch.randn(shape, generator=generator, device=device, dtype=dtype)
+
+        attend = sdpa if self.impl == "sdpa" else Eager(0.0)
+
+        def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return attend(q[:, None], k, v, causal=False, mask=None)[:, 0]
+
+        caches = (draw(batch, context + 1, heads, width) for _ in range(2))
+        flops = 4.0 * d_model * batch * (context + 1)
+        return Operator(run, (draw(batch, heads, width), *caches), flops, ("q", "k", "v"))
 
 
 def rope(x: Float[Tensor, "b t h k"], position: Int[Tensor, " t"]) -> Float[Tensor, "b t h k"]:

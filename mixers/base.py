@@ -40,6 +40,9 @@ class Operator(NamedTuple):
     """Random, with realistic gates; one dtype and device."""
     flops: float
     """Floating-point operations of one forward, by formula: matrix products count 2 m n k."""
+    names: tuple[str, ...] = ()
+    """Of the inputs: `z` is a forget gate's raw logit, `bound` its lower bound, `state` is written
+    as well as read."""
 
 
 class Mixer(Frozen):
@@ -86,6 +89,19 @@ class Mixer(Frozen):
         """The causal operator at this size, its inputs drawn from `generator` on its device."""
         raise NotImplementedError
 
+    def step_operator(
+        self,
+        d_model: int,
+        batch: int,
+        context: int,
+        *,
+        dtype: torch.dtype,
+        generator: torch.Generator,
+    ) -> Operator | None:
+        """One token of the bare operator after `context` tokens, its state or cache random and
+        among the inputs; `run` returns [b ...]. None where the mixer keeps no such form."""
+        return None
+
     def unsupported(self, device: torch.device, dtype: torch.dtype) -> str | None:
         """Why this mixer cannot run there, and the command that would make it so; else None."""
         return None
@@ -96,8 +112,8 @@ class MixerLayer(Protocol):
     """What `Mixer.stack` builds.
 
     `start` and `step` are there when `causal` was true. A state is a tuple of tensors whose
-    floating-point numbers are those that `state_size` counts; `step` returns the next one and may
-    reuse the memory of the last.
+    floating-point numbers are those that `state_size` counts, and whose integers, where it has
+    any, count the tokens seen; `step` returns the next one and may reuse the memory of the last.
     """
 
     def __call__(

@@ -95,7 +95,8 @@ class GLA(Mixer):
             return gated_chunked(q, key, v, gla_gate(z))[0]
 
         flops = 4.0 * batch * seq_len * self.n_heads * k * v
-        return Operator(run, (draw(k), draw(k), draw(k), draw(v)), flops)
+        inputs = (draw(k), draw(k), draw(k), draw(v))
+        return Operator(run, inputs, flops, ("q", "key", "z", "v"))
 
 
 def gla_gate(z: Float[Tensor, "*n k"]) -> Float[Tensor, "*n k"]:

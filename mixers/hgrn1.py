@@ -107,7 +107,8 @@ class HGRN1(HGRN):
             return hgrn1(v, z, bound, theta=theta, impl=self.impl)[0]
 
         flops = (12.0 if is_complex else 3.0) * batch * seq_len * width
-        return Operator(run, tuple(x.to(dtype) for x in inputs), flops)
+        rest = ("theta",) * is_complex + ("bound",) * (self.lower_bound != "off")
+        return Operator(run, tuple(x.to(dtype) for x in inputs), flops, ("v", "z", *rest))
 
 
 def angles(d_model: int, device: torch.device) -> Float[Tensor, " d"]:

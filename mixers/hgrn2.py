@@ -105,7 +105,35 @@ class HGRN2(HGRN):
             return hgrn2(q, z, v, bound, impl=self.impl)[0]
 
         flops = 4.0 * batch * seq_len * d_model * e
-        return Operator(run, tuple(x.to(dtype) for x in inputs), flops)
+        names = ("q", "z", "v", "bound")[: len(inputs)]
+        return Operator(run, tuple(x.to(dtype) for x in inputs), flops, names)
+
+    def step_operator(
+        self,
+        d_model: int,
+        batch: int,
+        context: int,
+        *,
+        dtype: torch.dtype,
+        generator: torch.Generator,
+    ) -> Operator:
+        """q, z, v [b h k], the bound [h k], at one half, and the state [b h k v], both as a layer
+        has them, in fp32; 5 operations a number of state."""
+        self.check_width(d_model)
+        heads, e = d_model // self.expand_ratio, self.expand_ratio
+        device = generator.device
+        q, z, v = (
+            torch.randn(batch, heads, e, generator=generator, device=device).to(dtype)
+            for _ in range(3)
+        )
+        bound = torch.full((heads, e), 0.5, device=device)
+        state = torch.randn(batch, heads, e, e, generator=generator, device=device)
+
+        def run(q: Tensor, z: Tensor, v: Tensor, bound: Tensor, state: Tensor) -> Tensor:
+            return hgrn2_step(q, z, v, bound, state, impl=self.impl)[0]
+
+        names = ("q", "z", "v", "bound", "state")
+        return Operator(run, (q, z, v, bound, state), 5.0 * batch * d_model * e, names)
 
 
 class HGRN2Layer(HGRNLayer):

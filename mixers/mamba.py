@@ -81,7 +81,8 @@ class Mamba(Mixer):
             return selective_scan(*inputs)[0]
 
         flops = batch * seq_len * channels * (6.0 * self.d_state + 2.0)
-        return Operator(run, tuple(y.to(dtype) for y in (x, dt, A_log, B, C, D)), flops)
+        inputs = tuple(y.to(dtype) for y in (x, dt, A_log, B, C, D))
+        return Operator(run, inputs, flops, ("x", "dt", "A_log", "B", "C", "D"))
 
 
 def dt_bias(channels: int, generator: torch.Generator) -> Float[Tensor, " c"]:

@@ -7,10 +7,10 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
-from pydantic import SerializeAsAny, field_validator
+from pydantic import SerializeAsAny, field_validator, model_serializer
 
 from mixers.base import Frozen, Mixer
 
@@ -67,12 +67,23 @@ class Task(Frozen):
     timed: ClassVar[bool] = False
     """True: run alone on the device, in a fresh process."""
 
+    later: ClassVar[tuple[str, ...]] = ()
+    """Fields that came after records had been made: left out of the JSON at their default, so that
+    the cells of those records keep their keys."""
+
+    @model_serializer(mode="wrap")
+    def _without_later_defaults(self, dump: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        fields = type(self).model_fields
+        unset = {name for name in self.later if getattr(self, name) == fields[name].default}
+        return {name: value for name, value in dump(self).items() if name not in unset}
+
     def run(self, context: Context) -> Metrics:
         """Measure. Raise Unsupported, Wrong or Paused where that is the outcome."""
         raise NotImplementedError
 
     def canonical(self) -> str:
-        """Canonical JSON of every field, sorted, without spaces."""
+        """Canonical JSON of every field (less `later` ones at their default), sorted, without
+        spaces."""
         return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import PositiveInt, model_validator
@@ -31,8 +31,9 @@ class Workload(NamedTuple):
     """One forward's result and, where the mode has a backward, every gradient."""
     bytes_moved: float
     """Each input read once and each output written once, gradients included."""
-    flops: float | None
-    """Of one call, by formula; None where no formula is kept."""
+    flops: Callable[[], float]
+    """Of one call, by formula: the operator's and the linear maps', twice as many in a backward as
+    in a forward. Draws the operator's inputs of one sequence."""
     stepped: Callable[[], Tensor] | None = None
     """The forward's result token by token, where the level is a layer."""
 
@@ -49,6 +50,10 @@ class WorkloadTask(Task):
     d_model: PositiveInt
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     seed: int = 0
+    glu_width: PositiveInt | None = None
+    """Of a training step's channel mixer; None: 8 d_model / 3, rounded down."""
+
+    later: ClassVar[tuple[str, ...]] = ("glu_width",)
 
     @model_validator(mode="after")
     def _mode_fits(self) -> WorkloadTask:
@@ -56,6 +61,11 @@ class WorkloadTask(Task):
             raise ValueError(
                 f"mode = {self.mode!r} does not fit level = {self.level!r}: a training_step has "
                 "mode 'step', an op or a layer 'fwd' or 'fwd_bwd'"
+            )
+        if self.glu_width is not None and self.level != "training_step":
+            raise ValueError(
+                f"glu_width = {self.glu_width} has no effect at level = {self.level!r}; leave it "
+                "out or use level = 'training_step'"
             )
         self.mixer.check_width(self.d_model)
         return self
@@ -100,16 +110,22 @@ class WorkloadTask(Task):
         # fp64 runs see the numbers that the cell's dtype sees.
         rounded = DTYPES[self.dtype]
         generator = seeded(device, self.seed, "inputs", batch, seq_len)
+        scale = 1.0 if self.mode == "fwd" else 3.0
         if self.level == "op":
             operator = mixer.operator(
                 self.d_model, batch, seq_len, dtype=rounded, generator=generator
             )
             inputs = [x.to(dtype).requires_grad_(self.mode != "fwd") for x in operator.inputs]
-            scale = 1.0 if self.mode == "fwd" else 3.0
-            return _forward_backward(lambda: operator.run(*inputs), inputs, scale * operator.flops)
+            run, flops = operator.run, scale * operator.flops
+            return _forward_backward(lambda: run(*inputs), inputs, lambda: flops)
         x = torch.randn(batch, seq_len, self.d_model, generator=generator, device=device)
         x = x.to(rounded).to(dtype)
         start = seeded(device, self.seed, "parameters")
+
+        def flops_around(module: nn.Module) -> float:
+            inside = mixer.operator(self.d_model, 1, seq_len, dtype=rounded, generator=generator)
+            return scale * batch * (inside.flops + 2.0 * seq_len * linear_weights(module))
+
         if self.level == "layer":
             layer = mixer.stack(self.d_model, 1, causal=True, generator=start)[0]
             layer = layer.to(rounded).to(dtype)
@@ -117,15 +133,21 @@ class WorkloadTask(Task):
             x.requires_grad_(self.mode != "fwd")
             layer.requires_grad_(self.mode != "fwd")
             leaves = [x, *layer.parameters()]
-            work = _forward_backward(lambda: layer(x), leaves, None)
+            work = _forward_backward(lambda: layer(x), leaves, lambda: flops_around(layer))
             return work._replace(stepped=lambda: token_by_token(layer, x))
-        backbone = Backbone(d_model=self.d_model, n_layers=1, norm="rms")
+        backbone = Backbone(d_model=self.d_model, n_layers=1, norm="rms", glu_width=self.glu_width)
         layer = mixer.stack(self.d_model, 1, causal=True, generator=start)[0]
-        return _training_step(Block(backbone, layer, start).to(rounded).to(dtype), x)
+        block = Block(backbone, layer, start).to(rounded).to(dtype)
+        return _training_step(block, x, lambda: flops_around(block))
+
+
+def linear_weights(module: nn.Module) -> int:
+    """Numbers in the linear maps' matrices: 2 operations each for a token."""
+    return sum(m.weight.numel() for m in module.modules() if isinstance(m, nn.Linear))
 
 
 def _forward_backward(
-    forward: Callable[[], Tensor], inputs: list[Tensor], flops: float | None
+    forward: Callable[[], Tensor], inputs: list[Tensor], flops: Callable[[], float]
 ) -> Workload:
     """One call; with a backward where the inputs ask for gradients (fresh ones each time)."""
     wanted = [x for x in inputs if x.requires_grad]
@@ -148,7 +170,7 @@ def _forward_backward(
     return Workload(outputs, outputs, moved, flops)
 
 
-def _training_step(block: nn.Module, x: Tensor) -> Workload:
+def _training_step(block: nn.Module, x: Tensor, flops: Callable[[], float]) -> Workload:
     parameters = list(block.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=True)
 
@@ -161,10 +183,11 @@ def _training_step(block: nn.Module, x: Tensor) -> Workload:
         block(x).square().mean().backward()
         optimizer.step()
 
+    # Forward and backward read x.
     moved = 2.0 * x.numel() * x.element_size()
     # AdamW reads and writes a parameter and two moments, and reads its gradient.
     moved += 7.0 * sum(p.numel() * p.element_size() for p in parameters)
-    return Workload(call, outputs, moved, None)
+    return Workload(call, outputs, moved, flops)
 
 
 def token_by_token(layer: MixerLayer, x: Tensor) -> Tensor:

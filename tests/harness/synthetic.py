@@ -243,13 +243,18 @@ def memory_records(
 
 
 def decode_records(
-    *, grid: str = "decode_synthetic", contexts: tuple[int, ...] = (256, 1024, 4096, 16_384)
+    *,
+    grid: str = "decode_synthetic",
+    contexts: tuple[int, ...] = (256, 1024, 4096, 16_384),
+    ways: tuple[dict[str, str], ...] = ({},),
 ) -> list[Record]:
-    """A grid: only attention's step and state grow with the context."""
+    """A grid: only attention's step and state grow with the context; `ways` are further fields."""
     state = {"hgrn2": 262_144, "hgrn1": 4096, "gla": 262_144, "mamba": 65_536}
     records: list[Record] = []
-    for (mixer, impl), batch, context, trial in product(MIXERS, (1, 64), contexts, range(3)):
-        task = {
+    for (mixer, impl), way, batch, context, trial in product(
+        MIXERS, ways, (1, 64), contexts, range(3)
+    ):
+        task = way | {
             "name": "decode",
             "mixer": {"name": mixer, "impl": impl},
             "context": context,
@@ -260,8 +265,57 @@ def decode_records(
         }
         rng = random.Random(f"{mixer}{batch}{context}{trial}")
         base = COST_MS.get(mixer, 0.1 + context / 8000) * (0.2 + batch / 200)
+        base *= 0.3 if way.get("replay") == "graph" else 1
         times, null = ([base * rng.gauss(1, 0.02) for _ in range(11)] for _ in range(2))
         metrics = timing(times, null, tokens=batch)
         metrics["state_bytes"] = 4 * state.get(mixer, 4096 * context)
+        metrics["bytes_floor_ms"] = base / 4
+        records.append(record(task, metrics, grid=grid))
+    return records
+
+
+def cold_start_records(*, grid: str = "cold_start_synthetic") -> list[Record]:
+    """A grid: one peer tunes for minutes, another never gets there."""
+    forward_s = {"hgrn2": 8.0, "hgrn1": 2.0, "gla": 102.0, "attention": 0.3}
+    records: list[Record] = []
+    for level, (mixer, impl), trial in product(("op", "layer"), MIXERS, range(2)):
+        task = speed_task(mixer, impl, level=level, mode="fwd_bwd", name="cold_start")
+        task |= {"trial": trial, "timeout_s": 900.0}
+        if mixer == "mamba":
+            made = record(task, grid=grid, status="error", error="TimeoutError: no forward")
+        else:
+            parts = {"interpreter_s": 2.0, "import_s": 17.0 if impl == "fla" else 0.1}
+            parts |= {"device_s": 0.3, "forward_s": forward_s[mixer] + trial}
+            parts |= {"backward_s": 2 * forward_s[mixer]}
+            made = record(task, {"cold_start_s": sum(parts.values())} | parts, grid=grid)
+        records.append(made)
+    return records
+
+
+def accuracy_records(*, grid: str = "accuracy_synthetic") -> list[Record]:
+    """A grid: HGRN2 by two implementations at two bounds, one of which overflows at closed gates;
+    GLA has no bound."""
+    regimes = ("ordinary", "spread", "open", "closed", "mixed", "resets")
+    kinds = (("hgrn2", "triton"), ("hgrn2", "fla"), ("gla", "fla"))
+    records: list[Record] = []
+    for (mixer, impl), regime, bound in product(kinds, regimes, (0.0, 0.5)):
+        if mixer == "gla" and bound:
+            continue
+        task = {
+            "name": "accuracy",
+            "mixer": {"name": mixer, "impl": impl},
+            "regime": regime,
+            "bound": None if mixer == "gla" else bound,
+            "seq_len": 1000,
+            "d_model": 256,
+            "dtype": "bf16",
+        }
+        names = ["y", "dq", "dz", "dv", *(["dbound"] if mixer == "hgrn2" else ["dkey"])]
+        broken = (impl, regime, bound, mixer) == ("fla", "closed", 0.0, "hgrn2")
+        rng = random.Random(f"{mixer}{impl}{regime}{bound}")
+        metrics: dict[str, Any] = {"nonfinite": float(broken)}
+        for name in names:
+            metrics[f"error_{name}"] = math.nan if broken else 4e-3 * rng.uniform(0.5, 4)
+            metrics[f"reference_error_{name}"] = 2e-3 * rng.uniform(0.9, 1.1)
         records.append(record(task, metrics, grid=grid))
     return records

@@ -168,3 +168,29 @@ def test_a_grid_without_times_is_told_what_compare_is_for(tmp_path):
     write(tmp_path, "mqar", mqar_records(cells=((64, 4),), widths=(64,), lrs=(1e-3,)))
     with pytest.raises(ValueError, match=r"'mqar' has no times.*mixerbench report mqar"):
         compare("mqar", tmp_path, baseline="attention")
+
+
+def test_heads_of_one_size_are_compared_with_each_other(tmp_path):
+    """At one width: HGRN2's by their size, attention's by their number; a mixer without heads
+    with those of the most common size."""
+    made = []
+    for size, ms in ((64, 1.0), (128, 2.0), (256, 4.0)):
+        for mixer, impl, field, value, factor in (
+            ("hgrn2", "triton", "expand_ratio", size, 1),
+            ("attention", "sdpa", "n_heads", 2048 // size, 2),
+            ("mamba", "mamba_ssm", "d_state", 16, 1),
+        ):
+            for seq_len in (512, 2048) if size == 128 else (512,):
+                task = speed_task(mixer, impl, seq_len=seq_len)
+                task |= {"mixer": task["mixer"] | {field: value}}
+                if mixer != "mamba" or size == 128:
+                    times = [factor * ms] * 5
+                    made.append(record(task, timing(times, times), grid=GRID))
+    table = verdicts(tmp_path, made).query("seq_len == 512").reset_index()
+    found = table[["series", "head_size", "baseline_ms", "speedup"]].to_records(index=False)
+    assert sorted(map(tuple, found)) == [
+        ("HGRN2", 64, 2.0, 2.0),
+        ("HGRN2", 128, 4.0, 2.0),
+        ("HGRN2", 256, 8.0, 2.0),
+        ("Mamba", 128, 4.0, 2.0),
+    ]

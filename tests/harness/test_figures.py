@@ -14,8 +14,9 @@ from matplotlib.figure import Figure
 from harness.crossover import crossovers
 from harness.curves import Cost, medians
 from harness.figures import draw
+from harness.figures_decode import decode
 from harness.figures_recall import mqar, over_seeds, selected
-from harness.figures_speed import decode, memory, speed
+from harness.figures_speed import memory, speed
 from harness.frames import tidy
 from harness.plot import Plot
 from harness.series import marks, not_drawn, pages, with_series

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from harness.frames import PROVENANCE, cautions, flatten, frame, settings, tidy
+from harness.frames import LATER, PROVENANCE, cautions, flatten, frame, settings, tidy
+from tasks.decode import Decode
 from tests.harness.synthetic import (
     CPU,
     GPU,
@@ -87,12 +88,23 @@ def test_a_metric_never_overwrites_a_setting():
     assert (table["batch"][0], table["measured_batch"][0]) == (512, 7)
 
 
+def test_a_later_field_has_the_value_that_records_before_it_had():
+    row = flatten({"name": "decode", "context": 8})
+    assert (row["level"], row["replay"]) == ("layer", "eager")
+    assert flatten({"name": "decode", "context": 8, "replay": "graph"})["replay"] == "graph"
+    defaults = {name: Decode.model_fields[name].default for name in Decode.later}
+    assert LATER["decode"] == defaults
+
+
 def test_several_devices_are_refused_unless_asked_for(tmp_path):
     write(tmp_path, "speed", speed_records(lengths=(512,), trials=1))
     write(tmp_path, "speed", speed_records(lengths=(512,), trials=1, device=CPU))
     with pytest.raises(ValueError, match=rf"2 devices: {CPU} \(20 cells\).*--any-device"):
         frame("speed", tmp_path)
     assert frame("speed", tmp_path, any_device=True)["device"].nunique() == 2
+    assert set(frame("speed", tmp_path, only_device="H200")["device"]) == {GPU}
+    with pytest.raises(ValueError, match=rf"called 'H100'; it has those of {CPU} \(20 cells\)"):
+        frame("speed", tmp_path, only_device="H100")
 
 
 @pytest.mark.parametrize("make", [False, True], ids=["absent", "empty"])

@@ -194,6 +194,8 @@ def check_state_size(mixer: Mixer) -> None:
         for held in (state, after):
             numbers = sum(x.numel() for x in held if x.is_floating_point())
             assert numbers == 3 * mixer.state_size(D, seq_len)
+        counts = [x for x in after if not x.is_floating_point()]
+        assert all((x == 1).all() for x in counts), "integers count the tokens seen"
 
 
 def check_autocast(mixer: Mixer) -> None:
@@ -211,6 +213,7 @@ def check_operator(mixer: Mixer) -> None:
     operator = mixer.operator(D, 2, 70, dtype=torch.float32, generator=generator(0))
     assert operator.flops > 0
     assert {x.dtype for x in operator.inputs} == {torch.float32}
+    assert len(operator.names) == len(operator.inputs)
     oracle = mixer.model_copy(update={"impl": "reference"})
     exact = oracle.operator(D, 2, 70, dtype=torch.float32, generator=generator(0))
     inputs = [x.requires_grad_() for x in operator.inputs]

@@ -9,9 +9,10 @@ import time
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import hgrn2.reference
-from mixers import HGRN2, MIXERS, Attention, Mixer
+from mixers import HGRN2, MIXERS, Attention, Mamba, Mixer
 from tasks.base import Context, Unsupported, Wrong
 from tasks.decode import Decode
 from tasks.memory import Memory
@@ -45,7 +46,54 @@ def test_every_mixer_has_a_speed(mixer_class, level, mode):
     assert metrics["tokens_per_s"] == pytest.approx(1e3 * 96 / metrics["time_ms"])
     assert metrics["null_ms"] > 0
     assert metrics["bytes_floor_ms"] > 0
-    assert ("flops_floor_ms" in metrics) == (level == "op")
+    assert metrics["flops_floor_ms"] > 0
+
+
+@pytest.mark.parametrize("level", ["layer", "training_step"])
+@pytest.mark.parametrize("mixer_class", MIXERS, ids=lambda m: m.__name__)
+def test_floating_point_operations_are_the_counters_around_the_operator(mixer_class, level):
+    """torch counts the linear maps right; what it counts of the operator is taken off, and
+    Mamba's short convolution, a few taps a channel, which it counts as a dense one."""
+    mixer, mode = small(mixer_class), "fwd" if level == "layer" else "step"
+    if isinstance(mixer, Attention):
+        mixer = Attention(impl="reference")
+    fields = {"mixer": mixer, "seq_len": 24, "batch": 2, "d_model": 32}
+    generator = torch.Generator().manual_seed(0)
+    operator = mixer.operator(32, 2, 24, dtype=torch.float32, generator=generator)
+    inputs = [x.requires_grad_() for x in operator.inputs]
+    with FlopCounterMode(display=False) as around:
+        y = operator.run(*inputs)
+        if mode == "step":
+            y.sum().backward()
+    task = Speed.model_validate(fields | {"level": level, "mode": mode})
+    work = task.prepare(CPU)
+    with FlopCounterMode(display=False) as counter:
+        work.call()
+    ours = work.flops() - (1 if mode == "fwd" else 3) * operator.flops
+    counts = counter.get_flop_counts()["Global"]
+    linear = sum(count for op, count in counts.items() if "conv" not in str(op))
+    assert ours == linear - around.get_total_flops()
+
+
+def test_causal_attention_counts_half_of_the_square():
+    generator = torch.Generator().manual_seed(0)
+    operator = Attention(impl="reference").operator(
+        32, 2, 24, dtype=torch.float32, generator=generator
+    )
+    with FlopCounterMode(display=False) as counter:
+        operator.run(*operator.inputs)
+    assert operator.flops == counter.get_total_flops() * 25 / 48
+
+
+def test_a_later_field_changes_no_key():
+    fields = {"mixer": Attention(), "seq_len": 8, "batch": 1, "d_model": 32, "mode": "step"}
+    task = Speed.model_validate(fields | {"level": "training_step"})
+    wider = Speed.model_validate(fields | {"level": "training_step", "glu_width": 48})
+    assert "glu_width" not in task.canonical()
+    assert wider.model_dump(mode="json")["glu_width"] == 48
+    assert task.key != wider.key
+    with pytest.raises(ValueError, match="glu_width = 48 has no effect at level = 'op'"):
+        Speed.model_validate(fields | {"level": "op", "mode": "fwd", "glu_width": 48})
 
 
 @pytest.mark.parametrize("mixer_class", MIXERS, ids=lambda m: m.__name__)
@@ -67,6 +115,54 @@ def test_every_mixer_decodes(mixer_class):
     assert metrics["time_ms"] > 0
     # A cache for the context and the token that is timed.
     assert metrics["state_bytes"] == 4 * mixer.state_size(32, 9)
+
+
+@pytest.mark.parametrize("mixer_class", [HGRN2, Attention], ids=lambda m: m.__name__)
+def test_the_bare_operator_of_a_step_has_a_floor(mixer_class):
+    task = Decode(mixer=small(mixer_class), context=8, batch=2, d_model=32, level="op")
+    metrics = task.model_copy(update={"budget_s": 0.01}).run(Context(CPU))
+    vectors, fp32 = 4 * 32 * 2, 4
+    if mixer_class is HGRN2:
+        assert metrics["state_bytes"] == fp32 * 32 * 16
+        # q, z, v, y, the bound; the state read and written
+        moved = 4 * vectors + fp32 * 32 + 2 * 2 * metrics["state_bytes"]
+    else:
+        assert metrics["state_bytes"] == fp32 * 2 * 32 * 9
+        moved = 2 * vectors + 2 * metrics["state_bytes"]
+    floor_s = moved / (1e9 * metrics["copy_gb_per_s"])
+    assert metrics["bytes_floor_ms"] == pytest.approx(1e3 * floor_s)
+
+
+def test_a_decode_step_is_timed_at_its_context_without_the_tokens_before_it():
+    """A full cache, and its position: what a step sees is the whole of it."""
+    seen = []
+
+    class Watched(Attention):
+        def stack(self, d_model, n_layers, *, causal, generator):
+            layers = super().stack(d_model, n_layers, causal=causal, generator=generator)
+            step = layers[0].step
+
+            def watched(x, state):
+                if state[0].shape[0] == 3:
+                    seen.append((int(state[2]), bool((state[0] != 0).all())))
+                return step(x, state)
+
+            layers[0].step = watched
+            return layers
+
+    Decode(mixer=Watched(), context=100, batch=3, d_model=32, budget_s=0.01).run(Context(CPU))
+    assert set(seen) == {(100, True)}
+    assert len(seen) < 100
+
+
+def test_what_cannot_be_replayed_or_has_no_bare_step_says_so():
+    fields = {"context": 4, "batch": 1, "d_model": 32}
+    for mixer, more, said in (
+        (Attention(), {"replay": "graph"}, "a graph is replayed on a CUDA device, not cpu"),
+        (Mamba(), {"level": "op"}, "mamba .reference. keeps no bare operator of one token"),
+    ):
+        with pytest.raises(Unsupported, match=said):
+            Decode.model_validate(fields | {"mixer": mixer} | more).run(Context(CPU))
 
 
 def test_quadratic_attention_takes_its_scores_worth_of_memory():

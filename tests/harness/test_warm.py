@@ -1,0 +1,24 @@
+"""What the server does for its workers leaves the GPU to them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+CODE = """
+from pathlib import Path
+Path.exists = lambda path: str(path) == "/dev/nvidiactl" or path.is_file() or path.is_dir()
+import torch
+import harness.warm
+import sys
+from triton.runtime.cache import triton_key
+assert "torch._dynamo" in sys.modules and triton_key.cache_info().currsize == 1
+assert not torch.cuda.is_initialized()
+"""
+
+
+def test_a_server_warms_up_without_a_gpu():
+    pytest.importorskip("triton")
+    subprocess.run([sys.executable, "-c", CODE], check=True)
