@@ -11,6 +11,8 @@ same rounded operands: independent roundings would add up to several times bf16'
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 import triton
 import triton.language as tl
@@ -20,6 +22,7 @@ from hgrn2.kernels.gate import (
     MAX_BITS,
     OPEN,
     as_products,
+    constant,
     gate_gradient,
     indicator,
     key_and_log2_gate,
@@ -27,7 +30,8 @@ from hgrn2.kernels.gate import (
     load_tile,
     operand,
     power,
-    prefetch,
+    prefetch_block,
+    prefetch_rows,
     reciprocal,
     sums,
     up_to,
@@ -52,8 +56,10 @@ def state_products(
     DOT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """dy S^T and v dS^T [c k], and S dS^T [k k] with its diagonal alone. Pointers are at the chunk's
-    first token and at the tile of channels."""
+    """dy S^T and v dS^T [c k], and S dS^T [k k] with its diagonal alone.
+
+    Pointers are at the chunk's first token and at the tile of channels.
+    """
     channel = tl.arange(0, BK)
     to_q = tl.zeros([C, BK], tl.float32)
     to_key = tl.zeros([C, BK], tl.float32)
@@ -83,6 +89,7 @@ def hgrn2_bwd_gate_kernel(
     states_reverse,
     dstates_reverse,
     dscores,
+    constants,
     dq,
     dz,
     dbound,
@@ -108,7 +115,7 @@ def hgrn2_bwd_gate_kernel(
     C: tl.constexpr,
     BIDIRECTIONAL: tl.constexpr,
     HAS_LENGTHS: tl.constexpr,
-    PREFETCH: tl.constexpr,
+    AHEAD: tl.constexpr,
     DOT: tl.constexpr,
     FAST: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -125,6 +132,7 @@ def hgrn2_bwd_gate_kernel(
     end = tl.minimum(tl.load(lengths + batch), T).to(tl.int32) if HAS_LENGTHS else T
     valid = token < end - chunk * C
     k = k_tile * BK + tl.arange(0, BK)
+    all_q, all_z, all_v, all_dy = q, z, v, dy
     q += batch * q_stride_b + start * q_stride_t + head * q_stride_h
     z += batch * z_stride_b + start * z_stride_t + head * z_stride_h
     v += batch * v_stride_b + start * v_stride_t + head * v_stride_h
@@ -137,12 +145,28 @@ def hgrn2_bwd_gate_kernel(
     offsets = ((batch * T + start) * H + head) * K + row * (H * K) + k[None, :]
     stored = (token < T - chunk * C)[:, None]
 
-    if PREFETCH:
-        # What is read after the states. A token's BK channels are one line of 128 bytes or less.
-        seen = tl.minimum(token, T - 1 - chunk * C)
-        prefetch(z + seen * z_stride_t + k_tile * BK)
-        prefetch(q + seen * q_stride_t + k_tile * BK)
-        prefetch(dscores + place * C * C + token * C)
+    if AHEAD:
+        # What the program that takes this one's place will read.
+        then = program + AHEAD
+        if then < tl.num_programs(0):
+            k_tile = then % (K // BK)
+            head = then // (K // BK) % H
+            chunk = then // (K // BK) // H % chunks
+            batch = (then // (K // BK) // H // chunks).to(tl.int64)
+            seen = tl.minimum(chunk * C + token, T - 1)
+            place = (batch * chunks + chunk) * H + head
+            z_ahead = batch * z_stride_b + head * z_stride_h + k_tile * BK
+            prefetch_rows(all_z + z_ahead, seen, z_stride_t, BK)
+            q_ahead = batch * q_stride_b + head * q_stride_h + k_tile * BK
+            prefetch_rows(all_q + q_ahead, seen, q_stride_t, BK)
+            v_ahead = batch * v_stride_b + head * v_stride_h
+            prefetch_rows(all_v + v_ahead, seen, v_stride_t, V)
+            dy_ahead = batch * dy_stride_b + head * dy_stride_h
+            prefetch_rows(all_dy + dy_ahead, seen, dy_stride_t, V)
+            border = (place * K + k_tile * BK) * V
+            prefetch_block(states + border, BK * V)
+            prefetch_block(dstates + border, BK * V)
+            prefetch_block(dscores + place * C * C, C * C)
     LAST: tl.constexpr = 1 if BIDIRECTIONAL else 0
     dq_tile = tl.zeros([C, BK], tl.float32)
     dkey = tl.zeros([C, BK], tl.float32)
@@ -166,9 +190,13 @@ def hgrn2_bwd_gate_kernel(
         )
         z_tile = load_tile(z, token, k, z_stride_t, valid, OPEN)
         # A product with an infinity would be a NaN for the token's other channels too.
-        z_tile = as_products(limited(z_tile, FAST), FAST)
+        z_tile = as_products(limited(z_tile, FAST), constants, FAST)
         key, g = key_and_log2_gate(z_tile, tl.load(bound + k)[None, :], FAST)
-        up = indicator(up_to(row, column, direction == 1), FAST)
+        if FAST:
+            up = constant(constants, 0, C)
+            up = tl.trans(up) if direction == 1 else up
+        else:
+            up = indicator(up_to(row, column, direction == 1), FAST)
         # Rows below are of deep chunks: kept finite, and replaced.
         G = tl.maximum(sums(up, g, FAST), -MAX_BITS)
         key_start = operand(key * power(-G, FAST), DOT, PRECISION)
@@ -182,11 +210,12 @@ def hgrn2_bwd_gate_kernel(
         else:
             carry = whole * (tl.sum(through, 0) + tl.sum(both, 0))
         to_key *= whole[None, :]
-        q_tile = as_products(load_tile(q, token, k, q_stride_t, valid), FAST)
+        q_tile = as_products(load_tile(q, token, k, q_stride_t, valid), constants, FAST)
         q_start = operand(q_tile * from_start, DOT, PRECISION)
 
         dA = tl.load(dscores + place * C * C + row * C + column).to(DOT)
-        dA = tl.where(up_to(row, column, direction == 1), dA, 0.0)
+        if BIDIRECTIONAL:
+            dA = tl.where(up_to(row, column, direction == 1), dA, 0.0)
         to_q = tl.dot(dA, key_start, to_q, input_precision=PRECISION)
         moved = q_start.to(tl.float32) * to_q
         dq_tile += to_q * from_start
@@ -199,12 +228,29 @@ def hgrn2_bwd_gate_kernel(
         dlnf += carry[None, :] + sums(tl.trans(up), moved, FAST)
 
     z_tile = load_tile(z, token, k, z_stride_t, valid, OPEN)
-    z_tile = as_products(limited(z_tile, FAST), FAST)
+    z_tile = as_products(limited(z_tile, FAST), constants, FAST)
     b = tl.load(bound + k)[None, :]
     dz_tile, to_bound = gate_gradient(z_tile, b, dlnf, dkey, FAST)
     dz_tile = tl.where(valid[:, None], dz_tile, 0.0)
     tl.store(dz + offsets, dz_tile.to(dz.dtype.element_ty), mask=stored)
     tl.store(dbound + place * K + k, tl.sum(to_bound, 0))
+
+
+def constants(device: torch.device) -> Tensor:
+    """What `gate.constant` reads, [2 c c], made once a device.
+
+    In a CUDA graph it is made anew: what a capture allocates holds nothing before a replay.
+    """
+    capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+    return _made(device) if capturing else _kept(device)
+
+
+def _made(device: torch.device) -> Tensor:
+    identity = torch.eye(CHUNK, dtype=torch.bfloat16, device=device)
+    return torch.stack([torch.ones_like(identity).tril(), identity])
+
+
+_kept = cache(_made)
 
 
 def gate_gradients(
@@ -223,7 +269,7 @@ def gate_gradients(
 
     `forward` holds the states and the states' gradients at the chunks' borders, [b n h k v];
     `backward` the same of the reverse direction, if there is one; `dscores` [b n h c c] the scores'
-    gradients, not yet masked.
+    gradients, masked where there is one direction.
     """
     b, t, h, k = q.shape
     width = v.shape[-1]
@@ -242,6 +288,7 @@ def gate_gradients(
         *forward,
         *(forward if backward is None else backward),
         dscores,
+        dscores if dot == tl.float32 else constants(q.device),
         dq,
         dz,
         dbound,
@@ -259,7 +306,7 @@ def gate_gradients(
         C=CHUNK,
         BIDIRECTIONAL=backward is not None,
         HAS_LENGTHS=lengths is not None,
-        PREFETCH=dot == tl.bfloat16,
+        AHEAD=settings.ahead,
         DOT=dot,
         FAST=dot == tl.bfloat16,
         PRECISION=precision,

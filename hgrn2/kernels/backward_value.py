@@ -13,6 +13,8 @@ from hgrn2.kernels.gate import (
     load_tile,
     operand,
     power,
+    prefetch_block,
+    prefetch_rows,
     rows_to_tokens,
     running_sums,
 )
@@ -51,13 +53,15 @@ def hgrn2_bwd_value_kernel(
     GROUP: tl.constexpr,
     BIDIRECTIONAL: tl.constexpr,
     HAS_LENGTHS: tl.constexpr,
+    AHEAD: tl.constexpr,
     DOT: tl.constexpr,
     FAST: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """dv [C BV] = A^T dy plus the sum over blocks of channels of (key to the border) dS.
 
-    dscores [b n h C C]: dA = dy v^T, all of it; rows and columns in the order of tokens.
+    dscores [b n h C C]: dA = dy v^T, rows and columns in the order of tokens; of one direction
+    what the mask keeps, of two all of it.
     """
     program = tl.program_id(0)
     v_tile = program % (V // BV)
@@ -70,6 +74,7 @@ def hgrn2_bwd_value_kernel(
     end = tl.minimum(tl.load(lengths + batch), T).to(tl.int32) if HAS_LENGTHS else T
     valid = token < end - chunk * C
     value = v_tile * BV + tl.arange(0, BV)
+    all_z, all_v, all_dy = z, v, dy
     z += batch * z_stride_b + start * z_stride_t + head * z_stride_h
     v += batch * v_stride_b + start * v_stride_t + head * v_stride_h
     dy += batch * dy_stride_b + start * dy_stride_t + head * dy_stride_h
@@ -87,8 +92,24 @@ def hgrn2_bwd_value_kernel(
             left = load_tile(dy, plain, channel, dy_stride_t, inside).to(DOT)
             right = load_tile(v, plain, channel, v_stride_t, inside).to(DOT)
             dA = tl.dot(left, tl.trans(right), dA, input_precision=PRECISION)
+        if not BIDIRECTIONAL:
+            dA = tl.where(plain[:, None] >= plain[None, :], dA, 0.0)
         places = plain[:, None] * C + plain[None, :]
         tl.store(dscores + place * C * C + places, operand(dA, DOT, PRECISION))
+    if AHEAD:
+        # What the program that takes this one's place will read.
+        then = program + AHEAD
+        if then < tl.num_programs(0):
+            head = then // (V // BV) % H
+            chunk = then // (V // BV) // H % chunks
+            batch = (then // (V // BV) // H // chunks).to(tl.int64)
+            seen = tl.minimum(chunk * C + tl.arange(0, C), T - 1)
+            ahead = (batch * chunks + chunk) * H + head
+            prefetch_rows(all_z + batch * z_stride_b + head * z_stride_h, seen, z_stride_t, K)
+            prefetch_rows(all_v + batch * v_stride_b + head * v_stride_h, seen, v_stride_t, V)
+            prefetch_rows(all_dy + batch * dy_stride_b + head * dy_stride_h, seen, dy_stride_t, V)
+            prefetch_block(scores + ahead * C * C, C * C)
+            prefetch_block(dstates + ahead * K * V, K * V)
     square = tl.arange(0, C)[:, None] * C + tl.arange(0, C)[None, :]
     A = tl.load(scores + place * C * C + square).to(DOT)
     dy_tile = load_tile(dy, token, value, dy_stride_t, valid)
@@ -160,6 +181,7 @@ def value_gradient(
         GROUP=settings.group,
         BIDIRECTIONAL=dstates_reverse is not None,
         HAS_LENGTHS=lengths is not None,
+        AHEAD=settings.ahead,
         DOT=dot,
         FAST=dot == tl.bfloat16,
         PRECISION=precision,

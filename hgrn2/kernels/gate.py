@@ -42,19 +42,36 @@ def prefetch(pointers):
 
 
 @triton.jit
-def as_products(x, FAST: tl.constexpr):
-    """x [c k] in fp32. FAST (bf16): as a product with the identity, which is exact.
+def prefetch_rows(pointer, token, stride_t, WIDTH: tl.constexpr):
+    """`prefetch` of WIDTH bf16 channels of each token."""
+    line = 64 * tl.arange(0, WIDTH // 64)
+    prefetch(pointer + token.to(tl.int64)[:, None] * stride_t + line[None, :])
+
+
+@triton.jit
+def prefetch_block(pointer, SIZE: tl.constexpr):
+    """`prefetch` of SIZE bf16 numbers in a row."""
+    prefetch(pointer + 64 * tl.arange(0, SIZE // 64))
+
+
+@triton.jit
+def as_products(x, constants, FAST: tl.constexpr):
+    """x [c k] in fp32. FAST (bf16, k = 64): as a product with the identity, which is exact.
 
     What is combined with matrix products is best formed in their layout. Triton would move x there
     once for every use, and form gates anew each time; the result of a product stays where it is.
     """
-    if FAST:
-        channel = tl.arange(0, x.shape[1])
-        identity = tl.where(channel[:, None] == channel[None, :], 1.0, 0.0).to(tl.bfloat16)
-        wide = tl.dot(x, identity)
-    else:
-        wide = x.to(tl.float32)
-    return wide
+    return tl.dot(x, constant(constants, 1, x.shape[1])) if FAST else x.to(tl.float32)
+
+
+@triton.jit
+def constant(constants, which, SIDE: tl.constexpr):
+    """Of `constants` [2 c c] in bf16: 0, ones on and below the diagonal; 1, the identity.
+
+    Read, not formed: Triton would write a formed one to shared memory number by number.
+    """
+    side = tl.arange(0, SIDE)
+    return tl.load(constants + which * SIDE * SIDE + side[:, None] * SIDE + side[None, :])
 
 
 @triton.jit
@@ -251,10 +268,11 @@ def sums(ones, g, SPLIT: tl.constexpr):
     sums. SPLIT: two bf16 halves of g keep 16 bits of it, on the tensor cores' fast path.
     """
     if SPLIT:
-        # Cut off, not rounded: a mask costs less than a conversion and its way back.
-        high = (g.to(tl.int32, bitcast=True) & -0x10000).to(tl.float32, bitcast=True)
-        low = (g - high).to(tl.bfloat16)
-        total = tl.dot(ones, low, tl.dot(ones, high.to(tl.bfloat16)))
+        # Cut off, not rounded: cutting is free, where a conversion is slow.
+        bits = g.to(tl.int32, bitcast=True)
+        high = (bits >> 16).to(tl.int16).to(tl.bfloat16, bitcast=True)
+        low = g - (bits & -0x10000).to(tl.float32, bitcast=True)
+        total = tl.dot(ones, low.to(tl.bfloat16), tl.dot(ones, high))
     else:
         total = tl.dot(ones, g, input_precision="tf32x3")
     return total

@@ -10,8 +10,6 @@ A row depends on no token after it, and neither does the choice: y is strictly c
 
 from __future__ import annotations
 
-import os
-
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -22,15 +20,14 @@ from hgrn2.kernels.gate import (
     load_tile,
     operand,
     power,
-    prefetch,
+    prefetch_block,
+    prefetch_rows,
     rows_to_tokens,
     running_sums,
     to_start,
     up_to,
 )
 from hgrn2.kernels.settings import CHUNK, Settings, cdiv, dot_type
-
-PF = os.environ.get("PF") == "1"
 
 
 @triton.jit(do_not_specialize=["T", "chunks"])
@@ -66,7 +63,7 @@ def hgrn2_fwd_output_kernel(
     BIDIRECTIONAL: tl.constexpr,
     HAS_LENGTHS: tl.constexpr,
     STORE_SCORES: tl.constexpr,
-    PREFETCH: tl.constexpr,
+    AHEAD: tl.constexpr,
     DOT: tl.constexpr,
     FAST: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -86,6 +83,7 @@ def hgrn2_fwd_output_kernel(
     end = tl.minimum(tl.load(lengths + batch), T).to(tl.int32) if HAS_LENGTHS else T
     valid = token < end - chunk * C
     value = v_tile * BV + tl.arange(0, BV)
+    all_q, all_z, all_v = q, z, v
     q += batch * q_stride_b + start * q_stride_t + head * q_stride_h
     z += batch * z_stride_b + start * z_stride_t + head * z_stride_h
     v += batch * v_stride_b + start * v_stride_t + head * v_stride_h
@@ -95,11 +93,19 @@ def hgrn2_fwd_output_kernel(
     bound += head * K
 
     row, column = token[:, None], token[None, :]
-    if PREFETCH:
-        # The values are read last.
-        line = v_tile * BV + tl.arange(0, BV // 64) * 64
-        seen = tl.minimum(row, T - 1 - chunk * C)
-        prefetch(v + seen * v_stride_t + line[None, :])
+    if AHEAD:
+        # What the program that takes this one's place will read.
+        then = program + AHEAD
+        if then < tl.num_programs(0):
+            head = then // (V // BV) % H
+            chunk = then // (V // BV) // H % chunks
+            batch = (then // (V // BV) // H // chunks).to(tl.int64)
+            seen = tl.minimum(chunk * C + tl.arange(0, C), T - 1)
+            ahead = (batch * chunks + chunk) * H + head
+            prefetch_rows(all_q + batch * q_stride_b + head * q_stride_h, seen, q_stride_t, K)
+            prefetch_rows(all_z + batch * z_stride_b + head * z_stride_h, seen, z_stride_t, K)
+            prefetch_rows(all_v + batch * v_stride_b + head * v_stride_h, seen, v_stride_t, V)
+            prefetch_block(states + ahead * K * V, K * V)
     acc = tl.zeros([C, BV], tl.float32)
     A = tl.zeros([C, C], tl.float32)
     lowest = tl.zeros([C], tl.float32)
@@ -186,7 +192,7 @@ def chunk_output(
         BIDIRECTIONAL=states_reverse is not None,
         HAS_LENGTHS=lengths is not None,
         STORE_SCORES=scores is not None,
-        PREFETCH=dot == tl.bfloat16 and PF,
+        AHEAD=settings.ahead,
         DOT=dot,
         FAST=dot == tl.bfloat16,
         PRECISION=precision,
