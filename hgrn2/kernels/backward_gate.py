@@ -146,27 +146,27 @@ def hgrn2_bwd_gate_kernel(
     stored = (token < T - chunk * C)[:, None]
 
     if AHEAD:
-        # What the program that takes this one's place will read.
+        # What the program that takes this one's next_place will read.
         then = program + AHEAD
         if then < tl.num_programs(0):
-            k_tile = then % (K // BK)
-            head = then // (K // BK) % H
-            chunk = then // (K // BK) // H % chunks
-            batch = (then // (K // BK) // H // chunks).to(tl.int64)
-            seen = tl.minimum(chunk * C + token, T - 1)
-            place = (batch * chunks + chunk) * H + head
-            z_ahead = batch * z_stride_b + head * z_stride_h + k_tile * BK
+            next_k_tile = then % (K // BK)
+            next_head = then // (K // BK) % H
+            next_chunk = then // (K // BK) // H % chunks
+            next_batch = (then // (K // BK) // H // chunks).to(tl.int64)
+            seen = tl.minimum(next_chunk * C + token, T - 1)
+            next_place = (next_batch * chunks + next_chunk) * H + next_head
+            z_ahead = next_batch * z_stride_b + next_head * z_stride_h + next_k_tile * BK
             prefetch_rows(all_z + z_ahead, seen, z_stride_t, BK)
-            q_ahead = batch * q_stride_b + head * q_stride_h + k_tile * BK
+            q_ahead = next_batch * q_stride_b + next_head * q_stride_h + next_k_tile * BK
             prefetch_rows(all_q + q_ahead, seen, q_stride_t, BK)
-            v_ahead = batch * v_stride_b + head * v_stride_h
+            v_ahead = next_batch * v_stride_b + next_head * v_stride_h
             prefetch_rows(all_v + v_ahead, seen, v_stride_t, V)
-            dy_ahead = batch * dy_stride_b + head * dy_stride_h
+            dy_ahead = next_batch * dy_stride_b + next_head * dy_stride_h
             prefetch_rows(all_dy + dy_ahead, seen, dy_stride_t, V)
-            border = (place * K + k_tile * BK) * V
-            prefetch_block(states + border, BK * V)
-            prefetch_block(dstates + border, BK * V)
-            prefetch_block(dscores + place * C * C, C * C)
+            next_border = (next_place * K + next_k_tile * BK) * V
+            prefetch_block(states + next_border, BK * V)
+            prefetch_block(dstates + next_border, BK * V)
+            prefetch_block(dscores + next_place * C * C, C * C)
     LAST: tl.constexpr = 1 if BIDIRECTIONAL else 0
     dq_tile = tl.zeros([C, BK], tl.float32)
     dkey = tl.zeros([C, BK], tl.float32)

@@ -97,17 +97,23 @@ def hgrn2_bwd_value_kernel(
         places = plain[:, None] * C + plain[None, :]
         tl.store(dscores + place * C * C + places, operand(dA, DOT, PRECISION))
     if AHEAD:
-        # What the program that takes this one's place will read.
+        # What the program that takes this one's next_place will read.
         then = program + AHEAD
         if then < tl.num_programs(0):
-            head = then // (V // BV) % H
-            chunk = then // (V // BV) // H % chunks
-            batch = (then // (V // BV) // H // chunks).to(tl.int64)
-            seen = tl.minimum(chunk * C + tl.arange(0, C), T - 1)
-            ahead = (batch * chunks + chunk) * H + head
-            prefetch_rows(all_z + batch * z_stride_b + head * z_stride_h, seen, z_stride_t, K)
-            prefetch_rows(all_v + batch * v_stride_b + head * v_stride_h, seen, v_stride_t, V)
-            prefetch_rows(all_dy + batch * dy_stride_b + head * dy_stride_h, seen, dy_stride_t, V)
+            next_head = then // (V // BV) % H
+            next_chunk = then // (V // BV) // H % chunks
+            next_batch = (then // (V // BV) // H // chunks).to(tl.int64)
+            seen = tl.minimum(next_chunk * C + tl.arange(0, C), T - 1)
+            ahead = (next_batch * chunks + next_chunk) * H + next_head
+            prefetch_rows(
+                all_z + next_batch * z_stride_b + next_head * z_stride_h, seen, z_stride_t, K
+            )
+            prefetch_rows(
+                all_v + next_batch * v_stride_b + next_head * v_stride_h, seen, v_stride_t, V
+            )
+            prefetch_rows(
+                all_dy + next_batch * dy_stride_b + next_head * dy_stride_h, seen, dy_stride_t, V
+            )
             prefetch_block(scores + ahead * C * C, C * C)
             prefetch_block(dstates + ahead * K * V, K * V)
     square = tl.arange(0, C)[:, None] * C + tl.arange(0, C)[None, :]

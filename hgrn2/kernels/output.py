@@ -94,17 +94,23 @@ def hgrn2_fwd_output_kernel(
 
     row, column = token[:, None], token[None, :]
     if AHEAD:
-        # What the program that takes this one's place will read.
+        # What the program that takes this one's next_place will read.
         then = program + AHEAD
         if then < tl.num_programs(0):
-            head = then // (V // BV) % H
-            chunk = then // (V // BV) // H % chunks
-            batch = (then // (V // BV) // H // chunks).to(tl.int64)
-            seen = tl.minimum(chunk * C + tl.arange(0, C), T - 1)
-            ahead = (batch * chunks + chunk) * H + head
-            prefetch_rows(all_q + batch * q_stride_b + head * q_stride_h, seen, q_stride_t, K)
-            prefetch_rows(all_z + batch * z_stride_b + head * z_stride_h, seen, z_stride_t, K)
-            prefetch_rows(all_v + batch * v_stride_b + head * v_stride_h, seen, v_stride_t, V)
+            next_head = then // (V // BV) % H
+            next_chunk = then // (V // BV) // H % chunks
+            next_batch = (then // (V // BV) // H // chunks).to(tl.int64)
+            seen = tl.minimum(next_chunk * C + tl.arange(0, C), T - 1)
+            ahead = (next_batch * chunks + next_chunk) * H + next_head
+            prefetch_rows(
+                all_q + next_batch * q_stride_b + next_head * q_stride_h, seen, q_stride_t, K
+            )
+            prefetch_rows(
+                all_z + next_batch * z_stride_b + next_head * z_stride_h, seen, z_stride_t, K
+            )
+            prefetch_rows(
+                all_v + next_batch * v_stride_b + next_head * v_stride_h, seen, v_stride_t, V
+            )
             prefetch_block(states + ahead * K * V, K * V)
     acc = tl.zeros([C, BV], tl.float32)
     A = tl.zeros([C, C], tl.float32)

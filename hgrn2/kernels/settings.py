@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 import triton.language as tl
@@ -73,6 +74,7 @@ def dot_type(dtype: torch.dtype, k: int, v: int) -> tuple[tl.dtype, str]:
     return tl.float32, "tf32x3" if highest else "tf32"
 
 
+@cache
 def settings(k: int, v: int, dtype: torch.dtype, capability: tuple[int, int]) -> Settings:
     """The table's entry for key width k and value width v.
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from hgrn2.gate import gate
-from hgrn2.kernels import ops, states
+from hgrn2.kernels import chunks, ops, states
 from hgrn2.kernels.settings import Settings
 from hgrn2.reference import gated_bidirectional, gated_recurrent, hgrn2_recurrent, hgrn2_step
 
@@ -160,8 +160,8 @@ def test_segments_agree_with_one_walk(monkeypatch):
 @pytest.mark.parametrize("regime", ["ordinary", "mixture"])
 def test_rows_in_groups_of_tokens(monkeypatch, regime):
     """What bf16 runs on a GPU: another order of rows, sums over tokens from differences of sums."""
-    table = dataclasses.replace(ops._settings(torch.empty(16), torch.empty(16)), group=4)
-    monkeypatch.setattr(ops, "_settings", lambda _q, _v: table)
+    table = dataclasses.replace(chunks.table_of(torch.empty(16), torch.empty(16)), group=4)
+    monkeypatch.setattr(chunks, "table_of", lambda _q, _v: table)
     case = draw(1, 100, 2, 16, 16, regime, 0.1)
     # Sums of a chunk's 64 log gates of up to 126 bits, at 2^-24 of their size.
     check(kernels(*case), oracle(*case), scale=64)
@@ -227,7 +227,7 @@ def test_bad_input_is_named():
 def test_borders_are_the_states_before_each_chunk():
     """What the walk leaves, read directly: a wrong border could hide behind a wrong reader."""
     q, z, v, bound, state, _, _ = draw(1, 130, 1, 16, 16, "ordinary", 0.3)
-    table = ops._settings(q, v)
+    table = chunks.table_of(q, v)
     borders = torch.full((1, 3, 1, 16, 16), float("nan"))
     last = states.chunk_states(
         z, v, bound, borders, q=None, first=state, lengths=None, reverse=False, settings=table

@@ -16,7 +16,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from hgrn2.kernels import backward_gate, backward_value, decode, deep, ops, output, states
+from hgrn2.kernels import backward_gate, backward_value, chunks, decode, deep, output, states
 from hgrn2.kernels.settings import settings
 
 KERNELS = (
@@ -93,7 +93,7 @@ def launches(k: int, v: int, dtype: torch.dtype, architecture: int) -> list[Laun
     bound, state = meta(2, k), meta(1, 2, k, v)
     table = settings(k, v, dtype, divmod(architecture, 10))
     shared = {"first": None, "lengths": None, "reverse": False, "settings": table}
-    S, _, A, flags = ops._kept(q, x, False)
+    S, _, A, flags = chunks.room(q, x, False)
     inputs = (q, z, x, x, bound, (S, S), None, A, None)
     with recorded() as found:
         states.chunk_states(z, x, bound, S, q=None, **shared)

@@ -1,0 +1,108 @@
+"""HGRN2's forward and backward as sequences of launches.
+
+Inputs may be strided views (of one fused projection, say) as long as their last axis is contiguous;
+others are copied.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hgrn2.kernels.backward_gate import gate_gradients
+from hgrn2.kernels.backward_value import value_gradient
+from hgrn2.kernels.deep import deep_gradients, deep_output
+from hgrn2.kernels.output import chunk_output
+from hgrn2.kernels.settings import CHUNK, Settings, cdiv, settings
+from hgrn2.kernels.states import chunk_states
+
+
+def table_of(q: Tensor, v: Tensor) -> Settings:
+    capability = torch.cuda.get_device_capability(q.device) if q.is_cuda else (9, 0)
+    return settings(q.shape[-1], v.shape[-1], q.dtype, capability)
+
+
+def rows(x: Tensor) -> Tensor:
+    """x itself where its last axis is contiguous."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def plain(x: Tensor) -> Tensor:
+    return x.to(torch.float32).contiguous()
+
+
+def room(q: Tensor, v: Tensor, bidirectional: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Room for the states at the chunks' borders [b n h k v], those of the reverse direction
+    (empty without one), the scores [b n h c c], all bf16 for bf16, else fp32, and the flags of
+    deep chunks, int8 [b n h]."""
+    b, t, h, k = q.shape
+    dtype = torch.bfloat16 if q.dtype == torch.bfloat16 else torch.float32
+    shape = (b, cdiv(t, CHUNK), h)
+    states = q.new_empty((*shape, k, v.shape[-1]), dtype=dtype)
+    reverse = q.new_empty(states.shape if bidirectional else (0,), dtype=dtype)
+    scores = q.new_empty((*shape, CHUNK, CHUNK), dtype=dtype)
+    return states, reverse, scores, q.new_empty(shape, dtype=torch.int8)
+
+
+def forward(
+    q: Tensor,
+    z: Tensor,
+    v: Tensor,
+    bound: Tensor,
+    state: Tensor | None,
+    lengths: Tensor | None,
+    bidirectional: bool,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """y, the forward direction's last state, and what the backward needs (empty without `keep`)."""
+    q, z, v, bound = rows(q), rows(z), rows(v), plain(bound)
+    table = table_of(q, v)
+    with torch.cuda.device_of(q):
+        states, reverse, scores, deep = room(q, v, bidirectional)
+        walk = {"q": None, "lengths": lengths, "settings": table}
+        last = chunk_states(z, v, bound, states, first=state, reverse=False, **walk)
+        if bidirectional:
+            chunk_states(z, v, bound, reverse, first=None, reverse=True, **walk)
+        both = (states, reverse if bidirectional else None)
+        filled = scores if keep else None
+        y = chunk_output(q, z, v, bound, *both, lengths, table, deep=deep, scores=filled)
+        deep_output(q, z, v, bound, *both, lengths, y, deep, filled, table)
+    if keep:
+        return y, last, states, reverse, scores, deep
+    return y, last, *(q.new_empty(0) for _ in range(4))
+
+
+def backward(
+    q: Tensor,
+    z: Tensor,
+    v: Tensor,
+    bound: Tensor,
+    lengths: Tensor | None,
+    states: Tensor,
+    states_reverse: Tensor,
+    scores: Tensor,
+    deep: Tensor,
+    dy: Tensor,
+    dlast: Tensor | None,
+    bidirectional: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """dq, dz, dv, dbound and the first state's gradient."""
+    q, z, v, dy, wide = rows(q), rows(z), rows(v), rows(dy), plain(bound)
+    table = table_of(q, v)
+
+    def walk(reverse: bool) -> tuple[Tensor, Tensor]:
+        dstates = torch.empty_like(states)
+        last = None if reverse else dlast
+        return dstates, chunk_states(
+            z, dy, wide, dstates, q=q, first=last, lengths=lengths, reverse=reverse, settings=table
+        )
+
+    with torch.cuda.device_of(q):
+        dstates, dstate = walk(reverse=False)
+        dreverse = walk(reverse=True)[0] if bidirectional else None
+        dv, dscores = value_gradient(z, v, dy, wide, scores, dstates, dreverse, lengths, table)
+        reverse = None if dreverse is None else (states_reverse, dreverse)
+        shared = (q, z, v, dy, wide, (states, dstates), reverse, dscores, lengths)
+        dq, dz, dbound = gate_gradients(*shared, table)
+        deep_gradients(*shared, deep, (dq, dz, dbound), table)
+    return dq, dz, dv, dbound.sum((0, 1)).to(bound.dtype), dstate
