@@ -30,8 +30,6 @@ from hgrn2.kernels.gate import (
     load_tile,
     operand,
     power,
-    prefetch_block,
-    prefetch_rows,
     reciprocal,
     sums,
     up_to,
@@ -115,7 +113,6 @@ def hgrn2_bwd_gate_kernel(
     C: tl.constexpr,
     BIDIRECTIONAL: tl.constexpr,
     HAS_LENGTHS: tl.constexpr,
-    AHEAD: tl.constexpr,
     DOT: tl.constexpr,
     FAST: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -132,7 +129,6 @@ def hgrn2_bwd_gate_kernel(
     end = tl.minimum(tl.load(lengths + batch), T).to(tl.int32) if HAS_LENGTHS else T
     valid = token < end - chunk * C
     k = k_tile * BK + tl.arange(0, BK)
-    all_q, all_z, all_v, all_dy = q, z, v, dy
     q += batch * q_stride_b + start * q_stride_t + head * q_stride_h
     z += batch * z_stride_b + start * z_stride_t + head * z_stride_h
     v += batch * v_stride_b + start * v_stride_t + head * v_stride_h
@@ -145,28 +141,6 @@ def hgrn2_bwd_gate_kernel(
     offsets = ((batch * T + start) * H + head) * K + row * (H * K) + k[None, :]
     stored = (token < T - chunk * C)[:, None]
 
-    if AHEAD:
-        # What the program that takes this one's next_place will read.
-        then = program + AHEAD
-        if then < tl.num_programs(0):
-            next_k_tile = then % (K // BK)
-            next_head = then // (K // BK) % H
-            next_chunk = then // (K // BK) // H % chunks
-            next_batch = (then // (K // BK) // H // chunks).to(tl.int64)
-            seen = tl.minimum(next_chunk * C + token, T - 1)
-            next_place = (next_batch * chunks + next_chunk) * H + next_head
-            z_ahead = next_batch * z_stride_b + next_head * z_stride_h + next_k_tile * BK
-            prefetch_rows(all_z + z_ahead, seen, z_stride_t, BK)
-            q_ahead = next_batch * q_stride_b + next_head * q_stride_h + next_k_tile * BK
-            prefetch_rows(all_q + q_ahead, seen, q_stride_t, BK)
-            v_ahead = next_batch * v_stride_b + next_head * v_stride_h
-            prefetch_rows(all_v + v_ahead, seen, v_stride_t, V)
-            dy_ahead = next_batch * dy_stride_b + next_head * dy_stride_h
-            prefetch_rows(all_dy + dy_ahead, seen, dy_stride_t, V)
-            next_border = (next_place * K + next_k_tile * BK) * V
-            prefetch_block(states + next_border, BK * V)
-            prefetch_block(dstates + next_border, BK * V)
-            prefetch_block(dscores + next_place * C * C, C * C)
     LAST: tl.constexpr = 1 if BIDIRECTIONAL else 0
     dq_tile = tl.zeros([C, BK], tl.float32)
     dkey = tl.zeros([C, BK], tl.float32)
@@ -306,7 +280,6 @@ def gate_gradients(
         C=CHUNK,
         BIDIRECTIONAL=backward is not None,
         HAS_LENGTHS=lengths is not None,
-        AHEAD=settings.ahead,
         DOT=dot,
         FAST=dot == tl.bfloat16,
         PRECISION=precision,

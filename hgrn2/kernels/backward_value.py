@@ -13,8 +13,6 @@ from hgrn2.kernels.gate import (
     load_tile,
     operand,
     power,
-    prefetch_block,
-    prefetch_rows,
     rows_to_tokens,
     running_sums,
 )
@@ -53,7 +51,6 @@ def hgrn2_bwd_value_kernel(
     GROUP: tl.constexpr,
     BIDIRECTIONAL: tl.constexpr,
     HAS_LENGTHS: tl.constexpr,
-    AHEAD: tl.constexpr,
     DOT: tl.constexpr,
     FAST: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -74,7 +71,6 @@ def hgrn2_bwd_value_kernel(
     end = tl.minimum(tl.load(lengths + batch), T).to(tl.int32) if HAS_LENGTHS else T
     valid = token < end - chunk * C
     value = v_tile * BV + tl.arange(0, BV)
-    all_z, all_v, all_dy = z, v, dy
     z += batch * z_stride_b + start * z_stride_t + head * z_stride_h
     v += batch * v_stride_b + start * v_stride_t + head * v_stride_h
     dy += batch * dy_stride_b + start * dy_stride_t + head * dy_stride_h
@@ -96,26 +92,6 @@ def hgrn2_bwd_value_kernel(
             dA = tl.where(plain[:, None] >= plain[None, :], dA, 0.0)
         places = plain[:, None] * C + plain[None, :]
         tl.store(dscores + place * C * C + places, operand(dA, DOT, PRECISION))
-    if AHEAD:
-        # What the program that takes this one's next_place will read.
-        then = program + AHEAD
-        if then < tl.num_programs(0):
-            next_head = then // (V // BV) % H
-            next_chunk = then // (V // BV) // H % chunks
-            next_batch = (then // (V // BV) // H // chunks).to(tl.int64)
-            seen = tl.minimum(next_chunk * C + tl.arange(0, C), T - 1)
-            ahead = (next_batch * chunks + next_chunk) * H + next_head
-            prefetch_rows(
-                all_z + next_batch * z_stride_b + next_head * z_stride_h, seen, z_stride_t, K
-            )
-            prefetch_rows(
-                all_v + next_batch * v_stride_b + next_head * v_stride_h, seen, v_stride_t, V
-            )
-            prefetch_rows(
-                all_dy + next_batch * dy_stride_b + next_head * dy_stride_h, seen, dy_stride_t, V
-            )
-            prefetch_block(scores + ahead * C * C, C * C)
-            prefetch_block(dstates + ahead * K * V, K * V)
     square = tl.arange(0, C)[:, None] * C + tl.arange(0, C)[None, :]
     A = tl.load(scores + place * C * C + square).to(DOT)
     dy_tile = load_tile(dy, token, value, dy_stride_t, valid)
@@ -187,7 +163,6 @@ def value_gradient(
         GROUP=settings.group,
         BIDIRECTIONAL=dstates_reverse is not None,
         HAS_LENGTHS=lengths is not None,
-        AHEAD=settings.ahead,
         DOT=dot,
         FAST=dot == tl.bfloat16,
         PRECISION=precision,

@@ -29,32 +29,6 @@ def load_tile(pointer, tokens, channels, stride_t, valid, other=0.0):
 
 
 @triton.jit
-def prefetch(pointers):
-    """Ask for the lines of 128 bytes at `pointers` to be brought into the L2 cache."""
-    tl.inline_asm_elementwise(
-        "prefetch.global.L2 [$1]; mov.b32 $0, 0;",
-        "=r,l",
-        [pointers.to(tl.int64)],
-        dtype=tl.int32,
-        is_pure=False,
-        pack=1,
-    )
-
-
-@triton.jit
-def prefetch_rows(pointer, token, stride_t, WIDTH: tl.constexpr):
-    """`prefetch` of WIDTH bf16 channels of each token."""
-    line = 64 * tl.arange(0, WIDTH // 64)
-    prefetch(pointer + token.to(tl.int64)[:, None] * stride_t + line[None, :])
-
-
-@triton.jit
-def prefetch_block(pointer, SIZE: tl.constexpr):
-    """`prefetch` of SIZE bf16 numbers in a row."""
-    prefetch(pointer + 64 * tl.arange(0, SIZE // 64))
-
-
-@triton.jit
 def as_products(x, constants, FAST: tl.constexpr):
     """x [c k] in fp32. FAST (bf16, k = 64): as a product with the identity, which is exact.
 

@@ -20,8 +20,6 @@ from hgrn2.kernels.gate import (
     load_tile,
     operand,
     power,
-    prefetch_block,
-    prefetch_rows,
     rows_to_tokens,
     running_sums,
     to_start,
@@ -63,7 +61,6 @@ def hgrn2_fwd_output_kernel(
     BIDIRECTIONAL: tl.constexpr,
     HAS_LENGTHS: tl.constexpr,
     STORE_SCORES: tl.constexpr,
-    AHEAD: tl.constexpr,
     DOT: tl.constexpr,
     FAST: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -83,7 +80,6 @@ def hgrn2_fwd_output_kernel(
     end = tl.minimum(tl.load(lengths + batch), T).to(tl.int32) if HAS_LENGTHS else T
     valid = token < end - chunk * C
     value = v_tile * BV + tl.arange(0, BV)
-    all_q, all_z, all_v = q, z, v
     q += batch * q_stride_b + start * q_stride_t + head * q_stride_h
     z += batch * z_stride_b + start * z_stride_t + head * z_stride_h
     v += batch * v_stride_b + start * v_stride_t + head * v_stride_h
@@ -93,25 +89,6 @@ def hgrn2_fwd_output_kernel(
     bound += head * K
 
     row, column = token[:, None], token[None, :]
-    if AHEAD:
-        # What the program that takes this one's next_place will read.
-        then = program + AHEAD
-        if then < tl.num_programs(0):
-            next_head = then // (V // BV) % H
-            next_chunk = then // (V // BV) // H % chunks
-            next_batch = (then // (V // BV) // H // chunks).to(tl.int64)
-            seen = tl.minimum(next_chunk * C + tl.arange(0, C), T - 1)
-            ahead = (next_batch * chunks + next_chunk) * H + next_head
-            prefetch_rows(
-                all_q + next_batch * q_stride_b + next_head * q_stride_h, seen, q_stride_t, K
-            )
-            prefetch_rows(
-                all_z + next_batch * z_stride_b + next_head * z_stride_h, seen, z_stride_t, K
-            )
-            prefetch_rows(
-                all_v + next_batch * v_stride_b + next_head * v_stride_h, seen, v_stride_t, V
-            )
-            prefetch_block(states + ahead * K * V, K * V)
     acc = tl.zeros([C, BV], tl.float32)
     A = tl.zeros([C, C], tl.float32)
     lowest = tl.zeros([C], tl.float32)
@@ -198,7 +175,6 @@ def chunk_output(
         BIDIRECTIONAL=states_reverse is not None,
         HAS_LENGTHS=lengths is not None,
         STORE_SCORES=scores is not None,
-        AHEAD=settings.ahead,
         DOT=dot,
         FAST=dot == tl.bfloat16,
         PRECISION=precision,

@@ -34,9 +34,6 @@ class Settings:
     bwd_gate: Launch
     deep: Launch
     programs: int
-    ahead: int
-    """How many programs a device runs at once, where each is to prefetch for the one that takes its
-    place; 0: none does."""
     group: int
     """Consecutive tokens that a thread holds (`gate.rows_to_tokens`)."""
 
@@ -97,7 +94,6 @@ def settings(k: int, v: int, dtype: torch.dtype, capability: tuple[int, int]) ->
             bwd_gate=Launch(bk, min(v, 64), 4, 2),
             deep=Launch(bk, min(v, 64), 4, 1),
             programs=264,
-            ahead=264 if k >= 64 and v >= 64 else 0,
             # Of 64 x 64 channels, 8 a thread, four warps cover 16 rows at a time.
             group=4,
         )
@@ -110,7 +106,6 @@ def settings(k: int, v: int, dtype: torch.dtype, capability: tuple[int, int]) ->
         bwd_gate=Launch(bk, min(v, 32), 4, 1),
         deep=Launch(bk, min(v, 32), 4, 1),
         programs=264,
-        ahead=0,
         # Differences of sums would cost fp32 digits.
         group=1,
     )
