@@ -52,4 +52,7 @@ class Speed(WorkloadTask):
         }
         if work.flops is not None:
             metrics["flops_floor_ms"] = 1e3 * work.flops / roof.matmul_flops_per_s
+        backend = self.backend(context.device)
+        if backend is not None:
+            metrics["backend"] = backend
         return metrics

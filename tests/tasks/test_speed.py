@@ -46,6 +46,7 @@ def test_every_mixer_has_a_speed(mixer_class, level, mode):
     assert metrics["null_ms"] > 0
     assert metrics["bytes_floor_ms"] > 0
     assert ("flops_floor_ms" in metrics) == (level == "op")
+    assert metrics.get("backend") == ("flash" if mixer_class is Attention else None)
 
 
 @pytest.mark.parametrize("mixer_class", MIXERS, ids=lambda m: m.__name__)
