@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
-from pydantic import SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import model_serializer, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -53,7 +53,7 @@ class FLAGate(Mixer):
         return self
 
     @model_serializer(mode="wrap")
-    def _where_it_runs(self, fields: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _where_it_runs(self, fields: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
         """Left out where nothing runs it: the keys of those cells do not depend on it."""
         dump = fields(self)
         if not self._is_fla():
@@ -191,7 +191,7 @@ def hgrn2_step(
 
 
 def hgrn1(
-    v: Float[Tensor, "b t d"],
+    v: Tensor,
     z: Float[Tensor, "b t d"],
     bound: Float[Tensor, " d"] | None,
     *,
@@ -200,7 +200,7 @@ def hgrn1(
     causal: bool = True,
     lengths: Int[Tensor, " b"] | None = None,
 ) -> Float[Tensor, "b t d"]:
-    """Real HGRN1 as FLA's layer runs it: the gate in torch, then one of its two scans.
+    """Real HGRN1 as FLA's layer runs it: the gate in torch, then one of its two scans; v [b t d].
 
     Raises ValueError for a complex v, [b t d 2].
     """

@@ -81,7 +81,7 @@ def selective_scan_fn(
     """Inputs [b c t] or [b n t] with the tokens innermost, A [c n] below zero; A, D and the bias
     in fp32, where an fp64 run differs from our form by what they lose."""
     assert delta_softplus
-    assert all(x.stride(-1) == 1 for x in (u, delta))
+    assert all(x.stride(-1) == 1 or x.shape[-1] == 1 for x in (u, delta))
     assert {A.dtype, D.dtype} == {torch.float32}
     delta = delta if delta_bias is None else delta + delta_bias[:, None]
     y, _ = selective_scan(u.mT, delta.mT, (-A).log(), B.mT, C.mT, D)

@@ -125,6 +125,8 @@ def test_steps_are_the_forward(mixer: Mixer, dtype: torch.dtype):
 @pytest.mark.parametrize("mixer", GATED, ids=repr)
 def test_a_compiled_gate_is_the_eager_one(mixer: Mixer, dtype: torch.dtype):
     need(mixer, dtype)
+    # Every case is a process to torch.compile, which keeps a few shapes of a function.
+    torch.compiler.reset()
     x, dy = drawn(100, dtype), drawn(100, dtype, seed=2)
     eager, whole = (
         results(layer_of(mixer.model_copy(update={"gate": g}), dtype), x, dy)
