@@ -23,7 +23,7 @@ def examine(device: str | None) -> Iterator[str]:
     yield ""
     for mixer in MIXERS:
         for impl in get_args(mixer.model_fields["impl"].annotation):
-            yield f"{mixer.__name__:<10}  {impl:<10}  {_verdict(mixer, impl, first)}"
+            yield f"{mixer.__name__:<10}  {impl:<13}  {_verdict(mixer, impl, first)}"
 
 
 def _verdict(mixer: type[Mixer], impl: str, device: torch.device) -> str:

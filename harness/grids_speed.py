@@ -38,12 +38,23 @@ def gpu_mixers(head_dim: int = HEAD_DIM, d_model: int = WIDTH) -> list[Mixer]:
     """What is compared on a GPU, every kernel a line: those with heads of `head_dim`; the others
     beside heads of 128 alone. HGRN2 has its lower bound, whose gradient is work too."""
     heads = d_model // head_dim
+
+    def hgrn2(**kernel: str) -> HGRN2:
+        layer = {"preset": "lm", "expand_ratio": head_dim, "lower_bound": "cumsum"}
+        return HGRN2.model_validate(layer | kernel)
+
     with_heads: list[Mixer] = [
-        HGRN2(preset="lm", expand_ratio=head_dim, lower_bound="cumsum", impl="triton"),
+        hgrn2(impl="triton"),
         Attention(n_heads=heads),
+        hgrn2(impl="fla", gate="compiled"),
+        hgrn2(impl="fla", gate="eager"),
+        GLA(impl="fla", n_heads=heads, expand_k=1.0),
     ]
-    without: list[Mixer] = [HGRN1(kind="real", lower_bound="cumsum", impl="triton")]
-    return [*with_heads, *(without if head_dim == HEAD_DIM else [])]
+    if head_dim != HEAD_DIM:
+        return with_heads
+    real = HGRN1(kind="real", lower_bound="cumsum", impl="triton")
+    fla = HGRN1(kind="real", lower_bound="cumsum", impl="fla_recurrent")
+    return [*with_heads, real, fla, Mamba(impl="mamba_ssm")]
 
 
 def speed_vs_length(_device: torch.device) -> list[Task]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from hgrn2.gate import arithmetic_dtype
+from mixers import sdpa
 from mixers.base import Mixer, Operator, expect_divisor
 from mixers.layers import Dropout, Init, linear, valid_tokens
 
@@ -21,9 +23,10 @@ class Attention(Mixer):
     """Softmax attention with a cache of every key and value."""
 
     name: Literal["attention"] = "attention"
-    impl: Literal["sdpa", "reference"] = "sdpa"
+    impl: Literal["sdpa", sdpa.Forced, "reference"] = "sdpa"
     """`sdpa`: torch's scaled_dot_product_attention, whose kernel torch picks by device, dtype and
-    head size. `reference`: scores, softmax and sum in eager torch."""
+    head size. `sdpa_flash`, `sdpa_cudnn`: that kernel of it or none; the former takes no mask, so
+    it does not decode. `reference`: scores, softmax and sum in eager torch."""
     n_heads: PositiveInt = 1
     """Heads; zoology's recall models have one."""
     bias: bool = True
@@ -37,10 +40,10 @@ class Attention(Mixer):
 
     @model_validator(mode="after")
     def _dropout_is_seeded(self) -> Attention:
-        if self.dropout and self.impl == "sdpa":
+        if self.dropout and self.impl != "reference":
             raise ValueError(
-                f"dropout = {self.dropout} does not fit impl = 'sdpa', which draws from the global "
-                "random state: use impl = 'reference', or dropout = 0"
+                f"dropout = {self.dropout} does not fit impl = {self.impl!r}, which draws from the "
+                "global random state: use impl = 'reference', or dropout = 0"
             )
         return self
 
@@ -62,6 +65,28 @@ class Attention(Mixer):
                 f"positions = 'rope' turns pairs of channels, but n_heads = {self.n_heads} of "
                 f"d_model = {d_model} have {d_model // self.n_heads} each; {instead}"
             )
+
+    def unsupported(self, device: torch.device, dtype: torch.dtype) -> str | None:
+        if self.impl == "sdpa_flash" or self.impl == "sdpa_cudnn":
+            return sdpa.unsupported(self.impl, device, dtype)
+        return None
+
+    def backend(
+        self,
+        d_model: int,
+        batch: int,
+        seq_len: int,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        backward: bool,
+    ) -> str | None:
+        if self.impl == "sdpa":
+            shape = (batch, seq_len, self.n_heads, d_model // self.n_heads)
+            return sdpa.picked(
+                torch.empty(shape, device=device, dtype=dtype, requires_grad=backward)
+            )
+        return None if self.impl == "reference" else self.impl.removeprefix("sdpa_")
 
     def stack(
         self, d_model: int, n_layers: int, *, causal: bool, generator: torch.Generator
@@ -92,7 +117,7 @@ class Attention(Mixer):
         def draw() -> Tensor:
             return torch.randn(shape, generator=generator, device=generator.device).to(dtype)
 
-        attend = sdpa if self.impl == "sdpa" else Eager(0.0)
+        attend = attend_by(self.impl)
 
         def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             return attend(q, k, v, causal=True, mask=None)
@@ -120,7 +145,7 @@ class Attention(Mixer):
             device = generator.device
             return torch.randn(shape, generator=generator, device=device, dtype=dtype)
 
-        attend = sdpa if self.impl == "sdpa" else Eager(0.0)
+        attend = attend_by(self.impl)
 
         def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             return attend(q[:, None], k, v, causal=False, mask=None)[:, 0]
@@ -142,22 +167,15 @@ def rope(x: Float[Tensor, "b t h k"], position: Int[Tensor, " t"]) -> Float[Tens
     return torch.cat([left * cos - right * sin, right * cos + left * sin], dim=-1).to(x.dtype)
 
 
-def sdpa(
-    q: Float[Tensor, "b t h k"],
-    k: Float[Tensor, "b s h k"],
-    v: Float[Tensor, "b s h k"],
-    *,
-    causal: bool,
-    mask: Bool[Tensor, "#b s"] | None,
-) -> Float[Tensor, "b t h k"]:
-    """softmax(q k / sqrt(k)) v by torch. `mask`: the keys that may be seen; not with `causal`."""
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    mask = None if mask is None else mask[:, None, None]
-    return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal).transpose(1, 2)
+def attend_by(impl: str, dropout: float = 0.0) -> Callable[..., Tensor]:
+    """`sdpa.attend`, or what has its signature."""
+    if impl == "reference":
+        return Eager(dropout)
+    return partial(sdpa.attend, backend=sdpa.BACKENDS.get(impl))
 
 
 class Eager(nn.Module):
-    """`sdpa` in eager torch, with dropout of the probabilities."""
+    """`sdpa.attend` in eager torch, with dropout of the probabilities."""
 
     def __init__(self, dropout: float) -> None:
         super().__init__()
@@ -200,7 +218,7 @@ class AttentionLayer(nn.Module):
         bias, init = mixer.bias, mixer.init
         # query, key, value
         self.proj_in = linear(d_model, 3 * d_model, bias=bias, generator=generator, init=init)
-        self.attend = sdpa if mixer.impl == "sdpa" else Eager(mixer.dropout)
+        self.attend = attend_by(mixer.impl, mixer.dropout)
         self.proj_out = linear(
             d_model, d_model, bias=bias, generator=generator, init=init, out_of_layers=n_layers
         )

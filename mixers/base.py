@@ -102,6 +102,22 @@ class Mixer(Frozen):
         among the inputs; `run` returns [b ...]. None where the mixer keeps no such form."""
         return None
 
+    def backend(
+        self,
+        d_model: int,
+        batch: int,
+        seq_len: int,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        backward: bool,
+    ) -> str | None:
+        """Which of a library's kernels a causal layer runs at this size; None where `impl` says it.
+
+        `backward`: with gradients, which may need another kernel.
+        """
+        return None
+
     def unsupported(self, device: torch.device, dtype: torch.dtype) -> str | None:
         """Why this mixer cannot run there, and the command that would make it so; else None."""
         return None

@@ -12,19 +12,22 @@ from torch.nn import functional as F
 
 from hgrn2.gate import arithmetic_dtype
 from hgrn2.reference import gated_bidirectional, gated_chunked, gated_recurrent
-from mixers.base import Mixer, Operator
+from mixers import fla
+from mixers.base import Operator
 from mixers.layers import Init, linear, no_autocast, norm
 
 GATE_TEMPERATURE = 16
 """The gate is sigmoid(z)^(1/16), which starts near 1: memory is long unless z says otherwise."""
 
 
-class GLA(Mixer):
+class GLA(fla.FLAGate):
     """Gated linear attention: a forget gate for each key channel, a free key, an output gate."""
 
     name: Literal["gla"] = "gla"
-    impl: Literal["reference"] = "reference"
-    """Which implementation of the recurrence runs."""
+    impl: Literal["reference", "fla"] = "reference"
+    """Which implementation of the recurrence runs. `reference`: eager torch. `fla`: the gate in
+    torch, then flash-linear-attention's chunk_gla at every length; it decodes by the recurrent
+    kernel."""
     n_heads: PositiveInt = 4
     """Heads, each with a state of its own."""
     expand_k: PositiveFloat = 0.5
@@ -37,12 +40,15 @@ class GLA(Mixer):
     """How the linear maps start."""
 
     @classmethod
-    def variants(cls) -> list[Mixer]:
+    def variants(cls) -> list[GLA]:
         return [
             cls(),
             cls(n_heads=2, expand_k=1.0, expand_v=0.5, gate_rank=4, init="normal"),
             cls(n_heads=1, init="zoology"),
         ]
+
+    def unsupported(self, device: torch.device, dtype: torch.dtype) -> str | None:
+        return fla.unsupported(self.impl, device, dtype) if self.impl == "fla" else None
 
     def check_width(self, d_model: int) -> None:
         for field, ratio in (("expand_k", self.expand_k), ("expand_v", self.expand_v)):
@@ -92,6 +98,8 @@ class GLA(Mixer):
             return torch.randn(shape, generator=generator, device=generator.device).to(dtype)
 
         def run(q: Tensor, key: Tensor, z: Tensor, v: Tensor) -> Tensor:
+            if self.impl == "fla":
+                return fla.chunk_gla(q, key, v, fla.run_gate(self.gate, gla_log_gate, z))
             return gated_chunked(q, key, v, gla_gate(z))[0]
 
         flops = 4.0 * batch * seq_len * self.n_heads * k * v
@@ -99,9 +107,14 @@ class GLA(Mixer):
         return Operator(run, inputs, flops, ("q", "key", "z", "v"))
 
 
+def gla_log_gate(z: Float[Tensor, "*n k"]) -> Float[Tensor, "*n k"]:
+    """log sigmoid(z) / 16, in fp32 (fp64 for fp64 logits)."""
+    return F.logsigmoid(z.to(arithmetic_dtype(z))) / GATE_TEMPERATURE
+
+
 def gla_gate(z: Float[Tensor, "*n k"]) -> Float[Tensor, "*n k"]:
     """sigmoid(z)^(1/16), in fp32 (fp64 for fp64 logits)."""
-    return torch.exp(F.logsigmoid(z.to(arithmetic_dtype(z))) / GATE_TEMPERATURE)
+    return torch.exp(gla_log_gate(z))
 
 
 class GLALayer(nn.Module):
@@ -120,6 +133,8 @@ class GLALayer(nn.Module):
     ) -> None:
         super().__init__()
         self.causal = causal
+        self.impl: Literal["reference", "fla"] = mixer.impl
+        self.gate: fla.Gate = mixer.gate
         self.n_heads, self.k, self.v = mixer.n_heads, k, v
         keys, values = mixer.n_heads * k, mixer.n_heads * v
         init, rank = mixer.init, mixer.gate_rank
@@ -142,11 +157,11 @@ class GLALayer(nn.Module):
         return x.unflatten(-1, (self.n_heads, -1))
 
     def _project(self, x: Float[Tensor, "b t d"]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """q, key, v, f, each with its heads apart, and the output gate."""
+        """q, key, v, the forget logit, each with its heads apart, and the output gate."""
         q, key, v, gate = self.proj_in(x).split(self.widths, dim=-1)
-        f = gla_gate(self.forget_out(self.forget_in(x)))
-        q, key, v, f = (self._heads(y) for y in (q * self.k**-0.5, key, v, f))
-        return q, key, v, f, F.silu(gate)
+        z = self.forget_out(self.forget_in(x))
+        q, key, v, z = (self._heads(y) for y in (q, key, v, z))
+        return q, key, v, z, F.silu(gate)
 
     def _read_out(
         self, y: Float[Tensor, "b t h v"], gate: Float[Tensor, "b t n"]
@@ -158,12 +173,16 @@ class GLALayer(nn.Module):
     ) -> Float[Tensor, "b t d"]:
         """In both directions (ours: GLA was published causal) the two states are summed before the
         read-out, as in HGRN2."""
-        q, key, v, f, gate = self._project(x)
+        q, key, v, z, gate = self._project(x)
+        scale, causal = self.k**-0.5, self.causal
         with no_autocast(x):
-            if self.causal:
-                y, _ = gated_chunked(q, key, v, f, lengths=lengths)
+            if self.impl == "fla":
+                log_f = fla.run_gate(self.gate, gla_log_gate, z)
+                y = fla.chunk_gla(q, key, v, log_f, scale=scale, causal=causal, lengths=lengths)
+            elif causal:
+                y, _ = gated_chunked(q * scale, key, v, gla_gate(z), lengths=lengths)
             else:
-                y = gated_bidirectional(q, key, v, f, lengths=lengths)
+                y = gated_bidirectional(q * scale, key, v, gla_gate(z), lengths=lengths)
         return self._read_out(y, gate)
 
     def start(self, batch: int, max_len: int) -> tuple[Tensor, ...]:
@@ -178,7 +197,12 @@ class GLALayer(nn.Module):
         self, x: Float[Tensor, "b d"], state: tuple[Tensor, ...]
     ) -> tuple[Float[Tensor, "b d"], tuple[Tensor, ...]]:
         """One token."""
-        q, key, v, f, gate = self._project(x[:, None])
+        q, key, v, z, gate = self._project(x[:, None])
+        scale = self.k**-0.5
         with no_autocast(x):
-            y, S = gated_recurrent(q, key, v, f, state=state[0])
+            if self.impl == "fla":
+                log_f = fla.run_gate(self.gate, gla_log_gate, z)
+                y, S = fla.step_gla(q, key, v, log_f, state[0], scale=scale)
+            else:
+                y, S = gated_recurrent(q * scale, key, v, gla_gate(z), state=state[0])
         return self._read_out(y, gate)[:, 0], (S,)

@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hgrn2 import Impl
 from hgrn2.gate import arithmetic_dtype
 from mixers.base import Mixer
+from mixers.fla import FLAGate
 from mixers.layers import Init
 
 Bound = Literal["off", "cumsum", "exclusive"]
@@ -22,11 +22,9 @@ Bound = Literal["off", "cumsum", "exclusive"]
 (l - 1) / L and part in training."""
 
 
-class HGRN(Mixer):
+class HGRN(FLAGate):
     """The options that HGRN1 and HGRN2 share; not a mixer of its own."""
 
-    impl: Impl = "reference"
-    """Which implementation of the recurrence runs."""
     lower_bound: Bound = "off"
     """How the forget gates of the upper layers are kept from closing."""
     init: Init = "torch"
@@ -71,6 +69,8 @@ class HGRNLayer(nn.Module):
         self.bounds = bounds
         self.layer = layer
         self.d_model = d_model
+        self.bounded = bounds is not None and layer > 0
+        """False: the bound is 0 for good, and a gate in front of FLA's kernels leaves it out."""
 
     def bound(self, x: Tensor) -> Float[Tensor, " d"]:
         """This layer's lower bound, on x's device."""

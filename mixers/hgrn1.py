@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from hgrn2 import Impl, hgrn1, hgrn1_bidirectional, unsupported
 from hgrn2.gate import arithmetic_dtype
+from mixers import fla
 from mixers.base import Mixer, Operator
 from mixers.hgrn import HGRN, HGRNLayer, LowerBounds, with_triton
 from mixers.layers import linear, norm
@@ -21,6 +22,10 @@ class HGRN1(HGRN):
     """HGRN1: an element-wise recurrence, real or complex (arXiv 2311.04823)."""
 
     name: Literal["hgrn1"] = "hgrn1"
+    impl: Literal[Impl, fla.Kernel] = "reference"
+    """Which implementation of the recurrence runs. `reference`: eager torch. `triton`: our kernels.
+    `fla_chunk`, `fla_recurrent`: the gate in torch, then flash-linear-attention's chunk_hgrn or
+    fused_recurrent_hgrn at every length, for a real cell; both decode by the latter."""
     kind: Literal["real", "complex"] = "complex"
     """`complex`: the state turns by a learnable angle a step; LayerNorm, then a SiLU gate (the
     published cell). `real`: a sigmoid gate, then LayerNorm (HGRN2's Table 1)."""
@@ -57,6 +62,10 @@ class HGRN1(HGRN):
         )
 
     def unsupported(self, device: torch.device, dtype: torch.dtype) -> str | None:
+        if self.impl in ("fla_chunk", "fla_recurrent"):
+            if self.kind == "complex":
+                return f"impl={self.impl!r} scans real cells alone: use kind='real'"
+            return fla.unsupported(self.impl, device, dtype)
         return unsupported("hgrn1", self.impl, device, dtype)
 
     def stack(
@@ -104,6 +113,9 @@ class HGRN1(HGRN):
         def run(v: Tensor, z: Tensor, *rest: Tensor) -> Tensor:
             theta = rest[0] if is_complex else None
             bound = off if self.lower_bound == "off" else rest[-1]
+            if self.impl in ("fla_chunk", "fla_recurrent"):
+                free = None if self.lower_bound == "off" else bound
+                return fla.hgrn1(v, z, free, kernel=self.impl, gate=self.gate)
             return hgrn1(v, z, bound, theta=theta, impl=self.impl)[0]
 
         flops = (12.0 if is_complex else 3.0) * batch * seq_len * width
@@ -136,7 +148,8 @@ class HGRN1Layer(HGRNLayer):
         super().__init__(bounds, layer, d_model)
         self.causal = causal
         self.complex = mixer.kind == "complex"
-        self.impl: Impl = mixer.impl
+        self.impl: Literal[Impl, fla.Kernel] = mixer.impl
+        self.gate: fla.Gate = mixer.gate
         self.expand = mixer.expand
         device, init, bias = generator.device, mixer.init, mixer.bias
         value = mixer.state_size(d_model, 1)
@@ -155,14 +168,16 @@ class HGRN1Layer(HGRNLayer):
             value, d_model, bias=bias, generator=generator, init=init, out_of_layers=n_layers
         )
 
-    def _project(self, x: Float[Tensor, "b t d"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """v, z, the gate, the bound; a complex v has consecutive (real, imaginary) pairs."""
+    def _project(self, x: Float[Tensor, "b t d"]) -> tuple[Tensor, Tensor, Tensor]:
+        """v, z, the gate; a complex v has consecutive (real, imaginary) pairs."""
         v, gate, z = self.proj_in(x).split(self.widths, dim=-1)
-        # Each of the copies that `expand` makes of the channels has the channels' bound.
-        bound = self.bound(x).repeat(self.expand)
         if self.complex:
-            return F.silu(v).unflatten(-1, (-1, 2)), z, F.silu(gate), bound
-        return F.silu(v), z, gate.sigmoid(), bound
+            return F.silu(v).unflatten(-1, (-1, 2)), z, F.silu(gate)
+        return F.silu(v), z, gate.sigmoid()
+
+    def _bound(self, x: Tensor) -> Float[Tensor, " n"]:
+        """Each of the copies that `expand` makes of the channels has the channels' bound."""
+        return self.bound(x).repeat(self.expand)
 
     def _read_out(self, h: Tensor, gate: Tensor) -> Float[Tensor, "b t d"]:
         if self.complex:
@@ -174,15 +189,18 @@ class HGRN1Layer(HGRNLayer):
     ) -> Float[Tensor, "b t d"]:
         """In both directions the two states are summed before the norm, as in the published
         module."""
-        v, z, gate, bound = self._project(x)
-        theta, impl = self.theta, self.impl
-        if self.causal:
-            h, _ = hgrn1(v, z, bound, theta=theta, lengths=lengths, impl=impl)
+        v, z, gate = self._project(x)
+        theta, impl, causal = self.theta, self.impl, self.causal
+        if impl in ("fla_chunk", "fla_recurrent"):
+            bound = self._bound(x) if self.bounded else None
+            h = fla.hgrn1(v, z, bound, kernel=impl, gate=self.gate, causal=causal, lengths=lengths)
+        elif causal:
+            h, _ = hgrn1(v, z, self._bound(x), theta=theta, lengths=lengths, impl=impl)
         else:
             h = hgrn1_bidirectional(
                 v,
                 z,
-                bound,
+                self._bound(x),
                 theta=theta,
                 theta_backward=self.theta_backward,
                 lengths=lengths,
@@ -202,6 +220,11 @@ class HGRN1Layer(HGRNLayer):
         self, x: Float[Tensor, "b d"], state: tuple[Tensor, ...]
     ) -> tuple[Float[Tensor, "b d"], tuple[Tensor, ...]]:
         """One token."""
-        v, z, gate, bound = self._project(x[:, None])
-        h, last = hgrn1(v, z, bound, theta=self.theta, state=state[0], impl=self.impl)
+        v, z, gate = self._project(x[:, None])
+        if self.impl in ("fla_chunk", "fla_recurrent"):
+            bound = self._bound(x) if self.bounded else None
+            h, last = fla.hgrn1_step(v, z, bound, state[0], gate=self.gate)
+        else:
+            bound = self._bound(x)
+            h, last = hgrn1(v, z, bound, theta=self.theta, state=state[0], impl=self.impl)
         return self._read_out(h, gate)[:, 0], (last,)

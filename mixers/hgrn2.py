@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from hgrn2 import Impl, hgrn2, hgrn2_bidirectional, hgrn2_step, unsupported
 from hgrn2.gate import arithmetic_dtype
+from mixers import fla
 from mixers.base import Mixer, Operator, expect_divisor
 from mixers.hgrn import HGRN, HGRNLayer, LowerBounds, with_triton
 from mixers.layers import NormName, linear, no_autocast, norm
@@ -41,6 +42,10 @@ class HGRN2(HGRN):
     """HGRN2: the state of HGRN1 expanded by an outer product (arXiv 2404.07904, Eq. 3)."""
 
     name: Literal["hgrn2"] = "hgrn2"
+    impl: Literal[Impl, "fla"] = "reference"
+    """Which implementation of the recurrence runs. `reference`: eager torch. `triton`: our kernels.
+    `fla`: the gate in torch, then flash-linear-attention's chunk_gla at every length; it decodes by
+    the recurrent kernel."""
     preset: Literal["biased", "lm", "paper", "fla"] = "biased"
     """The layer around the recurrence. `biased`: SiLU value, sigmoid query, LayerNorm, biases (the
     published modules: LRA, ImageNet, MQAR). `lm`: linear value, SiLU query, RMSNorm without
@@ -65,6 +70,8 @@ class HGRN2(HGRN):
         expect_divisor("expand_ratio", self.expand_ratio, "d_model", d_model)
 
     def unsupported(self, device: torch.device, dtype: torch.dtype) -> str | None:
+        if self.impl == "fla":
+            return fla.unsupported(self.impl, device, dtype)
         return unsupported("hgrn2", self.impl, device, dtype)
 
     def stack(
@@ -101,8 +108,10 @@ class HGRN2(HGRN):
         if self.lower_bound != "off":
             inputs.append(torch.full_like(off, 0.5))
 
-        def run(q: Tensor, z: Tensor, v: Tensor, bound: Tensor = off) -> Tensor:
-            return hgrn2(q, z, v, bound, impl=self.impl)[0]
+        def run(q: Tensor, z: Tensor, v: Tensor, bound: Tensor | None = None) -> Tensor:
+            if self.impl == "fla":
+                return fla.hgrn2(q, z, v, bound, gate=self.gate)
+            return hgrn2(q, z, v, off if bound is None else bound, impl=self.impl)[0]
 
         flops = 4.0 * batch * seq_len * d_model * e
         names = ("q", "z", "v", "bound")[: len(inputs)]
@@ -116,9 +125,13 @@ class HGRN2(HGRN):
         *,
         dtype: torch.dtype,
         generator: torch.Generator,
-    ) -> Operator:
+    ) -> Operator | None:
         """q, z, v [b h k], the bound [h k], at one half, and the state [b h k v], both as a layer
-        has them, in fp32; 5 operations a number of state."""
+        has them, in fp32; 5 operations a number of state. None for 'fla', whose step makes a new
+        state."""
+        impl = self.impl
+        if impl == "fla":
+            return None
         self.check_width(d_model)
         heads, e = d_model // self.expand_ratio, self.expand_ratio
         device = generator.device
@@ -130,7 +143,7 @@ class HGRN2(HGRN):
         state = torch.randn(batch, heads, e, e, generator=generator, device=device)
 
         def run(q: Tensor, z: Tensor, v: Tensor, bound: Tensor, state: Tensor) -> Tensor:
-            return hgrn2_step(q, z, v, bound, state, impl=self.impl)[0]
+            return hgrn2_step(q, z, v, bound, state, impl=impl)[0]
 
         names = ("q", "z", "v", "bound", "state")
         return Operator(run, (q, z, v, bound, state), 5.0 * batch * d_model * e, names)
@@ -152,7 +165,8 @@ class HGRN2Layer(HGRNLayer):
         super().__init__(bounds, layer, d_model)
         self.causal = causal
         self.form = form = _FORMS[mixer.preset]
-        self.impl: Impl = mixer.impl
+        self.impl: Literal[Impl, "fla"] = mixer.impl
+        self.gate: fla.Gate = mixer.gate
         self.e = mixer.expand_ratio
         init = mixer.init
         # One map in the published order: value, query, forget logit.
@@ -176,6 +190,9 @@ class HGRN2Layer(HGRNLayer):
             q = q * self.e**-0.5
         return q, z, F.silu(v) if self.form.silu_value else v
 
+    def _bound(self, x: Tensor) -> Float[Tensor, "h k"]:
+        return self.bound(x).view(-1, self.e)
+
     def _read_out(self, y: Float[Tensor, "*b h v"]) -> Float[Tensor, "*b d"]:
         return self.proj_out(self.norm(y.flatten(-2)))
 
@@ -185,12 +202,15 @@ class HGRN2Layer(HGRNLayer):
         """In both directions the two states are summed before the read-out, so that a token's own
         term enters twice, as in the published modules."""
         q, z, v = self._project(x)
-        bound = self.bound(x).view(-1, self.e)
+        causal, impl = self.causal, self.impl
         with no_autocast(x):
-            if self.causal:
-                y, _ = hgrn2(q, z, v, bound, lengths=lengths, impl=self.impl)
+            if impl == "fla":
+                bound = self._bound(x) if self.bounded else None
+                y = fla.hgrn2(q, z, v, bound, gate=self.gate, causal=causal, lengths=lengths)
+            elif causal:
+                y, _ = hgrn2(q, z, v, self._bound(x), lengths=lengths, impl=impl)
             else:
-                y = hgrn2_bidirectional(q, z, v, bound, lengths=lengths, impl=self.impl)
+                y = hgrn2_bidirectional(q, z, v, self._bound(x), lengths=lengths, impl=impl)
         return self._read_out(y)
 
     def start(self, batch: int, max_len: int) -> tuple[Tensor, ...]:
@@ -204,9 +224,12 @@ class HGRN2Layer(HGRNLayer):
     def step(
         self, x: Float[Tensor, "b d"], state: tuple[Tensor, ...]
     ) -> tuple[Float[Tensor, "b d"], tuple[Tensor, ...]]:
-        """One token; the state changes in place."""
+        """One token; the state changes in place, but not by FLA."""
         q, z, v = self._project(x)
-        bound = self.bound(x).view(-1, self.e)
         with no_autocast(x):
-            y, S = hgrn2_step(q, z, v, bound, state[0], impl=self.impl)
+            if self.impl == "fla":
+                bound = self._bound(x) if self.bounded else None
+                y, S = fla.hgrn2_step(q, z, v, bound, state[0], gate=self.gate)
+            else:
+                y, S = hgrn2_step(q, z, v, self._bound(x), state[0], impl=self.impl)
         return self._read_out(y), (S,)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from types import ModuleType
 from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
-from pydantic import PositiveInt
+from pydantic import PositiveInt, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -25,8 +26,9 @@ class Mamba(Mixer):
     token, behind a SiLU gate."""
 
     name: Literal["mamba"] = "mamba"
-    impl: Literal["reference"] = "reference"
-    """Which implementation of the scan runs."""
+    impl: Literal["reference", "mamba_ssm"] = "reference"
+    """Which implementation runs. `reference`: eager torch. `mamba_ssm`: the published CUDA kernels,
+    convolution, scan and gate fused; causal stacks alone."""
     d_state: PositiveInt = 16
     """Numbers of state for each inner channel."""
     d_conv: PositiveInt = 4
@@ -36,6 +38,17 @@ class Mamba(Mixer):
     init: Init = "torch"
     """How the maps in, to (dt, B, C) and out start. The step size's map and bias, A, D and the
     convolution always start as published: a general initialisation breaks them."""
+
+    @model_validator(mode="after")
+    def _sizes_fit_the_kernels(self) -> Mamba:
+        limits = (("d_conv", self.d_conv, 2, 4), ("d_state", self.d_state, 1, 256))
+        for field, value, low, high in limits:
+            if self.impl == "mamba_ssm" and not low <= value <= high:
+                raise ValueError(
+                    f"{field} = {value} does not fit impl = 'mamba_ssm', which takes {low} to "
+                    f"{high}: use one of these, or impl = 'reference'"
+                )
+        return self
 
     @classmethod
     def variants(cls) -> list[Mixer]:
@@ -49,7 +62,18 @@ class Mamba(Mixer):
         self, d_model: int, n_layers: int, *, causal: bool, generator: torch.Generator
     ) -> list[nn.Module]:
         self.check_width(d_model)
-        return [MambaLayer(self, d_model, n_layers, causal, generator) for _ in range(n_layers)]
+        kind = MambaLayer
+        if self.impl == "mamba_ssm":
+            if not causal:
+                raise ValueError(
+                    "impl = 'mamba_ssm' runs forwards alone: use impl = 'reference' for both "
+                    "directions"
+                )
+            kind = _fused().FusedMambaLayer
+        return [kind(self, d_model, n_layers, causal, generator) for _ in range(n_layers)]
+
+    def unsupported(self, device: torch.device, dtype: torch.dtype) -> str | None:
+        return None if self.impl == "reference" else _fused().unsupported(device, dtype)
 
     def state_size(self, d_model: int, seq_len: int) -> int:
         return self.expand * d_model * (self.d_state + self.d_conv - 1)
@@ -63,7 +87,8 @@ class Mamba(Mixer):
         dtype: torch.dtype,
         generator: torch.Generator,
     ) -> Operator:
-        """x and the step size's logit [b t c], A_log [c n], B and C [b t n], D [c].
+        """x and the step size's logit [b t c], A_log [c n], B and C [b t n], D [c]; in memory, each
+        implementation's own layout.
 
         Floating-point operations a token: 6 for each number of state (dt A, dt x B, the update, the
         read-out; exponentials not counted) and 2 for each channel of the skip.
@@ -80,9 +105,19 @@ class Mamba(Mixer):
         def run(*inputs: Tensor) -> Tensor:
             return selective_scan(*inputs)[0]
 
+        if self.impl == "mamba_ssm":
+            run = _fused().selective_scan
+            x, dt, B, C = (_fused().tokens_innermost(y) for y in (x, dt, B, C))
         flops = batch * seq_len * channels * (6.0 * self.d_state + 2.0)
         inputs = tuple(y.to(dtype) for y in (x, dt, A_log, B, C, D))
         return Operator(run, inputs, flops, ("x", "dt", "A_log", "B", "C", "D"))
+
+
+def _fused() -> ModuleType:
+    """The published kernels' side, which builds on this file."""
+    from mixers import mamba_cuda
+
+    return mamba_cuda
 
 
 def dt_bias(channels: int, generator: torch.Generator) -> Float[Tensor, " c"]:

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from pydantic import PositiveFloat
 
 from tasks.base import Context, Metrics
-from tasks.timing import ceilings, spread, synchronize, times_ms
+from tasks.timing import ceilings, host_ms, spread, synchronize, times_ms
 from tasks.workload import DTYPES, WorkloadTask
 
 
@@ -40,7 +40,7 @@ class Speed(WorkloadTask):
         times, null_times = times_ms([work.call, work.call], context.device, budget_s=self.budget_s)
         p20, median, p80 = spread(times)
         roof = ceilings(context.device, DTYPES[self.dtype])
-        return {
+        metrics: Metrics = {
             "time_ms": median,
             "time_ms_p20": p20,
             "time_ms_p80": p80,
@@ -55,3 +55,9 @@ class Speed(WorkloadTask):
             "copy_gb_per_s": 1e-9 * roof.copy_bytes_per_s,
             "matmul_gflop_per_s": 1e-9 * roof.matmul_flops_per_s,
         }
+        if context.device.type == "cuda":
+            metrics["host_ms"] = host_ms(work.call, context.device)
+        backend = self.backend(context.device)
+        if backend is not None:
+            metrics["backend"] = backend
+        return metrics

@@ -76,6 +76,12 @@ class WorkloadTask(Task):
         if reason is not None:
             raise Unsupported(reason)
 
+    def backend(self, device: torch.device) -> str | None:
+        """The mixer's, at the full size."""
+        size = self.d_model, self.batch, self.seq_len
+        dtype, backward = DTYPES[self.dtype], self.mode != "fwd"
+        return self.mixer.backend(*size, device=device, dtype=dtype, backward=backward)
+
     def prepare(self, device: torch.device) -> Workload:
         """The full size, in the cell's dtype."""
         return self._prepare(self.mixer, device, DTYPES[self.dtype], self.batch, self.seq_len)

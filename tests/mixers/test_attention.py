@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mixers import Attention
 from mixers.attention import rope
@@ -24,6 +25,46 @@ def test_attention_by_sdpa_is_attention_by_hand(causal, positions):
     for row, n in enumerate(lengths):
         ours_row = ours(x, lengths=lengths)[row : row + 1, :n]
         assert_close(ours_row, exact(x, lengths=lengths)[row : row + 1, :n])
+
+
+def test_a_forced_kernel_runs_or_nothing_does():
+    """torch has a flash kernel for CPUs too, and none of cuDNN's."""
+    x, exact = tokens(2, 40), moved(Attention(n_heads=2))
+    flash = moved(Attention(impl="sdpa_flash", n_heads=2))
+    assert_close(flash(x), exact(x))
+    with pytest.raises(ValueError, match=r"'sdpa_flash' takes no mask.*use impl = 'sdpa'"):
+        flash.step(x[:, 0], flash.start(2, 40))
+    with pytest.raises(RuntimeError, match=r"No available kernel|No viable backend"):
+        moved(Attention(impl="sdpa_cudnn", n_heads=2))(x)
+
+
+@pytest.mark.parametrize("impl", ["sdpa_flash", "sdpa_cudnn"])
+def test_what_a_forced_kernel_needs_is_named(impl, monkeypatch):
+    mixer = Attention(impl=impl)
+    reason = mixer.unsupported(torch.device("cpu"), torch.bfloat16)
+    assert reason == f"impl='{impl}' needs a CUDA device, not cpu: use impl='sdpa'"
+    gpu = torch.device("cuda")
+    assert "not torch.float32" in str(mixer.unsupported(gpu, torch.float32))
+    monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: False)
+    monkeypatch.setattr(torch.backends.cudnn, "is_available", lambda: False)
+    assert "needs a torch" in str(mixer.unsupported(gpu, torch.bfloat16))
+    monkeypatch.undo()
+    monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: True)
+    monkeypatch.setattr(torch.backends.cudnn, "is_available", lambda: True)
+    assert mixer.unsupported(gpu, torch.bfloat16) is None
+
+
+def test_the_kernel_that_torch_picks_is_known():
+    size = {"device": torch.device("cpu"), "dtype": torch.float32, "backward": True}
+    named = {
+        impl: Attention(impl=impl).backend(32, 2, 40, **size)
+        for impl in ("sdpa", "sdpa_flash", "sdpa_cudnn", "reference")
+    }
+    assert named == {"sdpa": "flash", "sdpa_flash": "flash", "sdpa_cudnn": "cudnn"} | {
+        "reference": None
+    }
+    with sdpa_kernel(SDPBackend.MATH):
+        assert Attention().backend(32, 2, 40, **size) == "math"
 
 
 def test_rope_sees_distances_alone():

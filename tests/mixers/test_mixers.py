@@ -98,8 +98,9 @@ def test_a_width_that_does_not_fit_is_named(mixer, d_model, message):
         (HGRN1, {"expand": 2}, "expand = 2 does not fit kind = 'complex'"),
         (HGRN1, {"kind": "real", "separate_theta": True}, "separate_theta = True does not fit"),
         (Attention, {"dropout": 0.1}, "dropout = 0.1 does not fit impl = 'sdpa'"),
+        (Attention, {"dropout": 0.1, "impl": "sdpa_flash"}, "does not fit impl = 'sdpa_flash'"),
         (Attention, {"dropout": 1.0, "impl": "reference"}, "dropout"),
-        (Attention, {"impl": "triton"}, "'sdpa' or 'reference'"),
+        (Attention, {"impl": "triton"}, "'sdpa', 'sdpa_flash', 'sdpa_cudnn' or 'reference'"),
         (Mamba, {"init": "kaiming"}, "'torch', 'normal' or 'zoology'"),
     ],
 )

@@ -47,6 +47,7 @@ def test_every_mixer_has_a_speed(mixer_class, level, mode):
     assert metrics["null_ms"] > 0
     assert metrics["bytes_floor_ms"] > 0
     assert metrics["flops_floor_ms"] > 0
+    assert metrics.get("backend") == ("flash" if mixer_class is Attention else None)
 
 
 @pytest.mark.parametrize("level", ["layer", "training_step"])
