@@ -1,0 +1,140 @@
+"""What the diagonal scan's kernels share: rows of channels, their turn, and how warps join.
+
+A step of a walk covers W * ROWS tokens: W sub-blocks side by side, ROWS tokens of each one after
+the other. A row is a tile [W BC]: one token of every sub-block, BC channels. With BC channels a
+warp and W warps, a thread owns a sub-block's consecutive tokens and no lane waits for another.
+Complex numbers are two such tiles, (re, im); a real scan passes `re` for both and reads `re` alone.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def load_row(pointer, inside, PAIR: tl.constexpr, TURN: tl.constexpr):
+    """(re, im) of one row in its own dtype; PAIR: how far im lies from re (1: interleaved)."""
+    if not TURN:
+        x = tl.load(pointer, mask=inside, other=0.0)
+        return x, x
+    if PAIR == 1:
+        part = tl.arange(0, 2)[None, None, :]
+        x = tl.load(pointer[:, :, None] + part, mask=inside[:, :, None], other=0.0)
+        return tl.split(x)
+    x = tl.load(pointer, mask=inside, other=0.0)
+    return x, tl.load(pointer + PAIR, mask=inside, other=0.0)
+
+
+@triton.jit
+def store_row(pointer, re, im, inside, TURN: tl.constexpr):
+    """Stores a row, interleaved where it is complex, in the pointer's dtype."""
+    kind = pointer.dtype.element_ty
+    if TURN:
+        part = tl.arange(0, 2)[None, None, :]
+        both = tl.join(re.to(kind), im.to(kind))
+        tl.store(pointer[:, :, None] + part, both, mask=inside[:, :, None])
+    else:
+        tl.store(pointer, re.to(kind), mask=inside)
+
+
+@triton.jit
+def turned(re, im, cos, sin, TURN: tl.constexpr):
+    """(re, im) exp(i theta)."""
+    if TURN:
+        return cos * re - sin * im, sin * re + cos * im
+    return re, re
+
+
+@triton.jit
+def plus_scaled(u_re, u_im, f, re, im, TURN: tl.constexpr):
+    """u + f (re, im) for a real f."""
+    if TURN:
+        return u_re + f * re, u_im + f * im
+    x = u_re + f * re
+    return x, x
+
+
+@triton.jit
+def product(a_re, a_im, b_re, b_im, TURN: tl.constexpr):
+    if TURN:
+        return a_re * b_re - a_im * b_im, a_re * b_im + a_im * b_re
+    x = a_re * b_re
+    return x, x
+
+
+@triton.jit
+def then_real(a, u, e, p, a2, u2, e2, p2):
+    """Sub-blocks in order: h -> a h + u over all of them, h -> e h + p over all but the last."""
+    return a2 * a, a2 * u + u2, e2 * a, e2 * u + p2
+
+
+@triton.jit
+def then_complex(
+    a, ai, u, ui, e, ei, p, pi, a2, ai2, u2, ui2, e2, ei2, p2, pi2
+):
+    """`then_real` with complex gates and states."""
+    return (
+        a2 * a - ai2 * ai,
+        a2 * ai + ai2 * a,
+        a2 * u - ai2 * ui + u2,
+        a2 * ui + ai2 * u + ui2,
+        e2 * a - ei2 * ai,
+        e2 * ai + ei2 * a,
+        e2 * u - ei2 * ui + p2,
+        e2 * ui + ei2 * u + pi2,
+    )
+
+
+@triton.jit
+def entering(
+    c_re, c_im, a_re, a_im, u_re, u_im, DESCEND: tl.constexpr, TURN: tl.constexpr
+):
+    """What enters every sub-block, [W BC], from each one's own product a and end u.
+
+    c: what enters the step, [W BC], the same in every row.
+    """
+    one, zero = tl.full(a_re.shape, 1.0, tl.float32), tl.zeros(a_re.shape, tl.float32)
+    if TURN:
+        _, _, _, _, e_re, e_im, p_re, p_im = tl.associative_scan(
+            (a_re, a_im, u_re, u_im, one, zero, zero, zero), 0, then_complex, reverse=DESCEND
+        )
+        return e_re * c_re - e_im * c_im + p_re, e_re * c_im + e_im * c_re + p_im
+    _, _, e, p = tl.associative_scan((a_re, u_re, one, zero), 0, then_real, reverse=DESCEND)
+    x = e * c_re + p
+    return x, x
+
+
+@triton.jit
+def of_last(re, im, W: tl.constexpr, DESCEND: tl.constexpr, TURN: tl.constexpr):
+    """The row of the sub-block that the walk leaves last, in every row."""
+    if W == 1:
+        return re, im
+    last = (tl.arange(0, W) == (0 if DESCEND else W - 1))[:, None]
+    x = tl.zeros(re.shape, tl.float32) + tl.sum(tl.where(last, re, 0.0), 0, keep_dims=True)
+    if TURN:
+        return x, tl.zeros(re.shape, tl.float32) + tl.sum(tl.where(last, im, 0.0), 0, keep_dims=True)
+    return x, x
+
+
+@triton.jit
+def times_real(a, b):
+    return a * b
+
+
+@triton.jit
+def times_complex(a, ai, b, bi):
+    return a * b - ai * bi, a * bi + ai * b
+
+
+@triton.jit
+def whole(re, im, W: tl.constexpr, TURN: tl.constexpr):
+    """The product of all sub-blocks' products, in every row."""
+    if W == 1:
+        return re, im
+    zero = tl.zeros(re.shape, tl.float32)
+    if TURN:
+        x, y = tl.reduce((re, im), 0, times_complex, keep_dims=True)
+        return zero + x, zero + y
+    x = zero + tl.reduce(re, 0, times_real, keep_dims=True)
+    return x, x

@@ -1,0 +1,58 @@
+"""The diagonal scan's launch settings: one static table, never read by T."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+# Tokens from one kept state to the next: what the backward pass starts its tiles from.
+BORDER = 16
+# One-warp programs that fill an H100 (132 SMs with four schedulers each).
+PROGRAMS = 528
+
+
+@dataclass(frozen=True)
+class ScanLaunch:
+    """A walk's step: `warps` sub-blocks of `rows` tokens, `channels` channels, 32 lanes a warp."""
+
+    channels: int
+    warps: int
+    rows: int
+
+    @property
+    def step(self) -> int:
+        return self.warps * self.rows
+
+    def split(self, programs: int, t: int) -> tuple[int, int]:
+        """How many segments to walk side by side, and tokens in each, a multiple of the step."""
+        steps = cdiv(t, self.step)
+        # Every token is read twice then: worth it only where it doubles the programs at least.
+        wanted = max(1, min(PROGRAMS // (programs * self.warps), steps // 4))
+        segment_steps = cdiv(steps, wanted)
+        return cdiv(steps, segment_steps), segment_steps * self.step
+
+
+@dataclass(frozen=True)
+class ScanSettings:
+    """One launch a kernel."""
+
+    walk: ScanLaunch
+    output: ScanLaunch
+    backward: ScanLaunch
+
+
+def cdiv(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def scan_settings(dtype: torch.dtype, *, turn: bool, both: bool) -> ScanSettings:
+    """The table's entry: `turn` for complex states, `both` for two directions in one kernel."""
+    # A thread loads at least four bytes: two channels of 16 bits, or a pair.
+    wide = 32 if turn or dtype == torch.float32 else 64
+    rows = 16 if turn or both or dtype == torch.float32 else 32
+    return ScanSettings(
+        walk=ScanLaunch(wide, 1, 16 if turn else 32),
+        output=ScanLaunch(wide, 1, rows),
+        backward=ScanLaunch(32, 1, BORDER),
+    )
