@@ -1,12 +1,8 @@
-"""The diagonal scan's walk over time, and its launchers: states, borders, segments.
+"""The diagonal scan's launches: which kernels run, over how many segments, on which buffers.
 
-    state:     h_t = f_t exp(i theta) h_{t-1} + key_t v_t
-    gradient:  g_t = f_t exp(-i theta) (dh_t + g_{t+1})         what reaches h_{t-1}
-
-Both are one walk, along time or against it. It can store h, what enters every sub-block (the
-borders, from which the other kernels start), and a segment's whole decay and end. Where batch *
-channels is too small to fill the device, time is split into segments: a first walk sums each from
-zero, `hgrn1_fwd_segments_kernel` carries over the segments, and the walk proper starts from there.
+Shapes: z [b t d]; v, h and their gradients [b t d], or [b t d 2] with a turn; bound fp32 [d]; a
+turn is cos and sin of theta, fp32 [2 d]; borders fp32 [b n d (2)], what enters every BORDER tokens;
+states and what else is carried fp32 [b d (2)].
 """
 
 from __future__ import annotations
@@ -14,407 +10,299 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
-from hgrn2.kernels.gate import gate
-from hgrn2.kernels.scan_rows import (
-    entering,
-    load_row,
-    of_last,
-    plus_scaled,
-    product,
-    store_row,
-    turned,
-    whole,
-)
-from hgrn2.kernels.scan_settings import BORDER, ScanLaunch, cdiv
-
-
-@triton.jit(do_not_specialize=["T", "borders_n", "segments", "segment_tokens"])
-def hgrn1_fwd_walk_kernel(
-    z,
-    x,
-    bound,
-    turn,
-    turn_back,
-    lengths,
-    first,
-    back,
-    h,
-    borders,
-    last,
-    decay,
-    z_stride_b,
-    x_stride_b,
-    T,
-    borders_n,
-    segments,
-    segment_tokens,
-    D: tl.constexpr,
-    BC: tl.constexpr,
-    W: tl.constexpr,
-    ROWS: tl.constexpr,
-    BORDER: tl.constexpr,
-    Z_STRIDE: tl.constexpr,
-    X_STRIDE: tl.constexpr,
-    X_CHANNEL: tl.constexpr,
-    X_PAIR: tl.constexpr,
-    TURN: tl.constexpr,
-    DESCEND: tl.constexpr,
-    ADJOINT: tl.constexpr,
-    BOTH: tl.constexpr,
-    HAS_FIRST: tl.constexpr,
-    HAS_LENGTHS: tl.constexpr,
-    STORE_H: tl.constexpr,
-    STORE_BORDERS: tl.constexpr,
-    STORE_LAST: tl.constexpr,
-    STORE_DECAY: tl.constexpr,
-):
-    """One segment of BC channels.
-
-    x: v, or dh (ADJOINT). first, last, decay [b s d] fp32, borders and back [b n d] fp32; back: the
-    other direction's borders, whose states are added to the h [b t d] that is stored (BOTH). turn
-    [2 d]: cos and sin of theta; turn_back the other direction's. Strides along time are constants,
-    so that a row's address is an immediate.
-    """
-    N: tl.constexpr = 2 if TURN else 1
-    STEP: tl.constexpr = W * ROWS
-    tiles = (D + BC - 1) // BC
-    tile = tl.program_id(0) % tiles
-    row = tl.program_id(0) // tiles
-    segment = row % segments
-    batch = (row // segments).to(tl.int64)
-
-    d = tile * BC + tl.arange(0, BC)[None, :]
-    sub = tl.arange(0, W)[:, None] * ROWS
-    here = (d < D) if D % BC != 0 else tl.full((1, BC), True, tl.int1)
-    inside = here & (sub >= 0)
-    b = tl.load(bound + d, mask=here, other=0.0)
-    cos, sin, cos_back, sin_back = b, b, b, b
-    if TURN:
-        cos = tl.load(turn + d, mask=here, other=1.0)
-        sin = tl.load(turn + D + d, mask=here, other=0.0)
-        if ADJOINT:
-            sin = -sin
-        if BOTH:
-            cos_back = tl.load(turn_back + d, mask=here, other=1.0)
-            sin_back = tl.load(turn_back + D + d, mask=here, other=0.0)
-
-    begin = segment * segment_tokens
-    stop = tl.minimum(begin + segment_tokens, T)
-    end = stop
-    if HAS_LENGTHS:
-        end = tl.minimum(tl.maximum(tl.load(lengths + batch).to(tl.int32), begin), stop)
-    full = (end - begin) // STEP
-    rest = (end - begin) - full * STEP
-
-    z_tile = z + batch * z_stride_b + sub * Z_STRIDE + d
-    x_tile = x + batch * x_stride_b + sub * X_STRIDE + d * X_CHANNEL
-    h_tile = h + batch * T * (D * N) + sub * (D * N) + d * N
-    border_row = batch * borders_n
-
-    state = (batch * segments + segment) * (D * N) + d * N + tl.zeros((W, 1), tl.int32)
-    c_re = tl.zeros((W, BC), tl.float32)
-    c_im = c_re
-    if HAS_FIRST:
-        c_re, c_im = load_row(first + state, inside, 1, TURN)
-    decay_re = tl.full((W, BC), 1.0, tl.float32)
-    decay_im = tl.zeros((W, BC), tl.float32)
-
-    # Whole steps and the rest, in the order of the walk.
-    for phase in tl.static_range(2):
-        masked = (phase == 1) != DESCEND
-        count = full
-        if masked:
-            count = tl.minimum(rest, 1)
-        start = begin
-        if masked:
-            start = begin + full * STEP
-        elif DESCEND:
-            start = begin + (full - 1) * STEP
-        zs, xs = (), ()
-        for l in tl.static_range(ROWS):
-            take = inside & (count > 0)
-            if masked:
-                take = inside & (start + sub + l < end)
-            z_row = z_tile + start.to(tl.int64) * Z_STRIDE + l * Z_STRIDE
-            x_row = x_tile + start.to(tl.int64) * X_STRIDE + l * X_STRIDE
-            zs = zs + (tl.load(z_row, mask=take, other=0.0),)
-            xs = xs + (load_row(x_row, take, X_PAIR, TURN),)
-        for i in range(count):
-            at = start
-            if not masked:
-                at = (start - i * STEP) if DESCEND else (start + i * STEP)
-            more = i + 1 < count
-            ahead = (at - STEP if DESCEND else at + STEP).to(tl.int64)
-
-            backs = ()
-            if BOTH:
-                index = (at + sub + ROWS - 1) // BORDER
-                # Beyond the end nothing was kept: the other direction starts there, from zero.
-                take = inside & (index * BORDER < end)
-                k_re, k_im = load_row(
-                    back + (border_row + index) * (D * N) + d * N, take, 1, TURN
-                )
-                for i_row in tl.static_range(ROWS):
-                    l = ROWS - 1 - i_row
-                    _, _, key, f = gate(zs[l].to(tl.float32), b)
-                    r_re, r_im = turned(k_re, k_im, cos_back, sin_back, TURN)
-                    new_re, new_im = plus_scaled(
-                        key * xs[l][0].to(tl.float32),
-                        key * xs[l][1].to(tl.float32),
-                        f,
-                        r_re,
-                        r_im,
-                        TURN,
-                    )
-                    if masked:
-                        valid = at + sub + l < end
-                        new_re, new_im = tl.where(valid, new_re, k_re), tl.where(valid, new_im, k_im)
-                    k_re, k_im = new_re, new_im
-                    backs = ((k_re, k_im),) + backs
-
-            if W > 1 or STORE_DECAY:
-                a_re = tl.full((W, BC), 1.0, tl.float32)
-                a_im = tl.zeros((W, BC), tl.float32)
-                u_re, u_im = a_im, a_im
-                for i_row in tl.static_range(ROWS):
-                    l = ROWS - 1 - i_row if DESCEND else i_row
-                    _, _, key, f = gate(zs[l].to(tl.float32), b)
-                    f_re, f_im = f * cos, f * sin
-                    if not TURN:
-                        f_re, f_im = f, f
-                    if masked:
-                        valid = at + sub + l < end
-                        f_re = tl.where(valid, f_re, 1.0)
-                        f_im = tl.where(valid, f_im, 0.0)
-                        key = tl.where(valid, key, 0.0)
-                    a_re, a_im = product(f_re, f_im, a_re, a_im, TURN)
-                    if W > 1:
-                        y_re, y_im = xs[l][0].to(tl.float32), xs[l][1].to(tl.float32)
-                        if ADJOINT:
-                            u_re, u_im = product(f_re, f_im, y_re + u_re, y_im + u_im, TURN)
-                        else:
-                            u_re, u_im = product(f_re, f_im, u_re, u_im, TURN)
-                            u_re, u_im = u_re + key * y_re, u_im + key * y_im
-                if STORE_DECAY:
-                    decay_re, decay_im = product(a_re, a_im, decay_re, decay_im, TURN)
-                if W > 1:
-                    c_re, c_im = entering(c_re, c_im, a_re, a_im, u_re, u_im, DESCEND, TURN)
-
-            z_ahead, x_ahead = (), ()
-            for i_row in tl.static_range(ROWS):
-                l = ROWS - 1 - i_row if DESCEND else i_row
-                token = at + sub + l
-                if STORE_BORDERS:
-                    if (l + 1 if DESCEND else l) % BORDER == 0:
-                        index = token // BORDER
-                        take = inside
-                        if masked:
-                            take = inside & (index < borders_n)
-                        border = borders + (border_row + index) * (D * N) + d * N
-                        store_row(border, c_re, c_im, take, TURN)
-                _, _, key, f = gate(zs[l].to(tl.float32), b)
-                y_re, y_im = xs[l][0].to(tl.float32), xs[l][1].to(tl.float32)
-                if not masked:
-                    # A row that is used up makes room for the same row of the next step.
-                    take = inside & more
-                    z_next = tl.load(
-                        z_tile + ahead * Z_STRIDE + l * Z_STRIDE, mask=take, other=0.0
-                    )
-                    x_next = load_row(
-                        x_tile + ahead * X_STRIDE + l * X_STRIDE, take, X_PAIR, TURN
-                    )
-                    z_ahead = (z_next,) + z_ahead if DESCEND else z_ahead + (z_next,)
-                    x_ahead = (x_next,) + x_ahead if DESCEND else x_ahead + (x_next,)
-                if ADJOINT:
-                    r_re, r_im = turned(c_re + y_re, c_im + y_im, cos, sin, TURN)
-                    new_re, new_im = f * r_re, f * r_im
-                else:
-                    r_re, r_im = turned(c_re, c_im, cos, sin, TURN)
-                    new_re, new_im = plus_scaled(key * y_re, key * y_im, f, r_re, r_im, TURN)
-                if masked:
-                    valid = token < end
-                    new_re, new_im = tl.where(valid, new_re, c_re), tl.where(valid, new_im, c_im)
-                c_re, c_im = new_re, new_im
-                if STORE_H:
-                    h_re, h_im = c_re, c_im
-                    if BOTH:
-                        h_re, h_im = h_re + backs[l][0], h_im + backs[l][1]
-                    take = inside
-                    if masked:
-                        take = inside & (token < stop)
-                        h_re, h_im = tl.where(valid, h_re, 0.0), tl.where(valid, h_im, 0.0)
-                    h_row = h_tile + at.to(tl.int64) * (D * N) + l * (D * N)
-                    store_row(h_row, h_re, h_im, take, TURN)
-            c_re, c_im = of_last(c_re, c_im, W, DESCEND, TURN)
-            if not masked:
-                zs, xs = z_ahead, x_ahead
-
-    if STORE_LAST:
-        store_row(last + state, c_re, c_im, inside & (sub == 0), TURN)
-    if STORE_DECAY:
-        decay_re, decay_im = whole(decay_re, decay_im, W, TURN)
-        store_row(decay + state, decay_re, decay_im, inside & (sub == 0), TURN)
-    if STORE_H:
-        zero = tl.zeros((W, BC), tl.float32)
-        empty = begin + (full + tl.minimum(rest, 1)) * STEP
-        for i in range(stop - empty):
-            h_row = h_tile - sub * (D * N) + (empty + i).to(tl.int64) * (D * N)
-            store_row(h_row, zero, zero, inside & (sub == 0), TURN)
-
-
-@triton.jit(do_not_specialize=["segments"])
-def hgrn1_fwd_segments_kernel(
-    first,
-    sums,
-    decay,
-    last,
-    segments,
-    D: tl.constexpr,
-    BC: tl.constexpr,
-    TURN: tl.constexpr,
-    DESCEND: tl.constexpr,
-    HAS_FIRST: tl.constexpr,
-):
-    """Replaces every segment's own sum [b s d] by what enters it; `last` [b d] is what leaves."""
-    N: tl.constexpr = 2 if TURN else 1
-    tiles = (D + BC - 1) // BC
-    batch = (tl.program_id(0) // tiles).to(tl.int64)
-    d = tl.program_id(0) % tiles * BC + tl.arange(0, BC)[None, :]
-    c_re = tl.zeros((1, BC), tl.float32)
-    c_im = c_re
-    if HAS_FIRST:
-        c_re, c_im = load_row(first + batch * (D * N) + d * N, d < D, 1, TURN)
-    for step in range(segments):
-        segment = batch * segments + (segments - 1 - step if DESCEND else step)
-        row = segment * (D * N) + d * N
-        own_re, own_im = load_row(sums + row, d < D, 1, TURN)
-        a_re, a_im = load_row(decay + row, d < D, 1, TURN)
-        store_row(sums + row, c_re, c_im, d < D, TURN)
-        c_re, c_im = product(a_re, a_im, c_re, c_im, TURN)
-        c_re, c_im = c_re + own_re, c_im + own_im
-    store_row(last + batch * (D * N) + d * N, c_re, c_im, d < D, TURN)
+from hgrn2.kernels.scan_backward import hgrn1_bwd_kernel
+from hgrn2.kernels.scan_settings import BORDER, ScanLaunch, ScanSettings, cdiv
+from hgrn2.kernels.scan_walk import hgrn1_fwd_segments_kernel, hgrn1_fwd_walk_kernel
 
 
 @dataclass(frozen=True)
-class Walked:
-    """What a walk left: h [b t d], borders [b n d] and the last state [b d], each where asked."""
+class Direction:
+    """One direction of time: its turn, and the borders of its states."""
 
-    h: Tensor
+    turn: Tensor | None
     borders: Tensor
-    last: Tensor
 
 
-def value_strides(x: Tensor, turn: Tensor | None) -> tuple[int, int]:
-    """How far the next channel and the imaginary part lie in x [b t d] or [b t d 2]."""
-    return (x.stride(2), 1) if turn is None else (x.stride(2), x.stride(3))
+@dataclass(frozen=True)
+class Gated:
+    """What every walk reads: the logits z, the bound and where the rows end."""
+
+    z: Tensor
+    bound: Tensor
+    lengths: Tensor | None
 
 
-def walk(
-    z: Tensor,
-    x: Tensor,
-    bound: Tensor,
+@dataclass(frozen=True)
+class Gradients:
+    """In z's and v's dtypes, and fp32; dtheta and dtheta_back are empty in a real scan."""
+
+    dz: Tensor
+    dv: Tensor
+    dbound: Tensor
+    dtheta: Tensor
+    dtheta_back: Tensor
+    dstate: Tensor
+
+
+def scan_output(
+    v: Tensor,
+    gated: Gated,
     turn: Tensor | None,
     *,
-    launch: ScanLaunch,
-    first: Tensor | None = None,
-    lengths: Tensor | None = None,
-    back: tuple[Tensor, Tensor | None] | None = None,
-    descend: bool = False,
-    adjoint: bool = False,
-    keep_h: bool = False,
-    keep_borders: bool = False,
-) -> Walked:
-    """The recurrence over z [b t d] and x, from `first` (fp32 [b d], zeros if None).
+    first: Tensor | None,
+    back: Direction | None,
+    settings: ScanSettings,
+    keep_borders: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """h, the last state and the borders (empty unless kept); back's states are added to h."""
+    b, t, d = gated.z.shape
+    launch = settings.output
+    segments, segment_tokens = launch.split(b * cdiv(d, launch.channels), t)
+    h = v.new_empty(v.shape)
+    borders = _borders(v) if keep_borders else v.new_empty((0,), dtype=torch.float32)
+    last = v.new_empty((b, *v.shape[2:]), dtype=torch.float32)
+    options = {"turn": turn, "descend": False, "adjoint": False}
+    if segments > 1:
+        first = _starts(
+            v, gated, first, last, settings.walk, segments, segment_tokens, **options
+        )
+    _walk(
+        v,
+        gated,
+        first,
+        launch,
+        segments,
+        segment_tokens,
+        **options,
+        back=back,
+        h=h,
+        borders=borders if keep_borders else None,
+        last=last if segments == 1 else None,
+    )
+    return h, last, borders
 
-    x [b t d] ([b t d 2] with a turn) is v, or dh where `adjoint`; bound fp32 [d], turn fp32 [2 d]:
-    cos and sin. `descend`: from the last token to the first. back: the other direction's borders
-    and turn, whose states are added to h. The borders are what enters every BORDER tokens.
-    """
+
+def scan_borders(
+    x: Tensor, gated: Gated, turn: Tensor | None, settings: ScanSettings, *, adjoint: bool
+) -> Tensor:
+    """The backward direction's borders: of its states (x is v), or of their gradients (x is dh)."""
+    b, t, d = gated.z.shape
+    launch = settings.walk
+    segments, segment_tokens = launch.split(b * cdiv(d, launch.channels), t)
+    borders, first = _borders(x), None
+    options = {"turn": turn, "descend": not adjoint, "adjoint": adjoint}
+    if segments > 1:
+        last = x.new_empty((b, *x.shape[2:]), dtype=torch.float32)
+        first = _starts(x, gated, None, last, launch, segments, segment_tokens, **options)
+    _walk(x, gated, first, launch, segments, segment_tokens, **options, borders=borders)
+    return borders
+
+
+def scan_gradients(
+    v: Tensor,
+    dh: Tensor,
+    gated: Gated,
+    forward: Direction,
+    *,
+    back: Direction | None,
+    dlast: Tensor | None,
+    settings: ScanSettings,
+) -> Gradients:
+    """Every gradient, from the borders that the forward pass kept; dlast is the last state's."""
+    z = gated.z
     b, t, d = z.shape
-    pair = () if turn is None else (2,)
-    n = cdiv(t, BORDER)
+    launch = settings.backward
     tiles = cdiv(d, launch.channels)
     segments, segment_tokens = launch.split(b * tiles, t)
-    nothing = z.new_empty((0,), dtype=torch.float32)
-    h = x.new_empty((b, t, d, *pair)) if keep_h else nothing
-    borders = z.new_empty((b, n, d, *pair), dtype=torch.float32) if keep_borders else nothing
-    last = z.new_empty((b, d, *pair), dtype=torch.float32)
-    channel, imaginary = value_strides(x, turn)
-
-    def run(start: Tensor | None, end: Tensor, decay: Tensor | None) -> None:
-        hgrn1_fwd_walk_kernel[(b * segments * tiles,)](
-            z,
-            x,
-            bound,
-            bound if turn is None else turn,
-            bound if back is None or back[1] is None else back[1],
-            bound if lengths is None else lengths,
-            bound if start is None else start,
-            bound if back is None else back[0],
-            h,
-            borders,
-            end,
-            end if decay is None else decay,
-            z.stride(0),
-            x.stride(0),
-            t,
-            n,
+    dz, dv = z.new_empty(z.shape), v.new_empty(v.shape)
+    dstate = v.new_empty((b, *v.shape[2:]), dtype=torch.float32)
+    sums = z.new_empty((3, b * segments, d), dtype=torch.float32)
+    others = forward.borders
+    if back is not None:
+        others = scan_borders(dh, gated, back.turn, settings, adjoint=True)
+    first = dlast
+    if segments > 1:
+        first = _starts(
+            dh,
+            gated,
+            dlast,
+            dstate,
+            settings.walk,
             segments,
             segment_tokens,
-            D=d,
-            BC=launch.channels,
-            W=launch.warps,
-            ROWS=launch.rows,
-            BORDER=BORDER,
-            Z_STRIDE=z.stride(1),
-            X_STRIDE=x.stride(1),
-            X_CHANNEL=channel,
-            X_PAIR=imaginary,
-            TURN=turn is not None,
-            DESCEND=descend,
-            ADJOINT=adjoint,
-            BOTH=back is not None and decay is None,
-            HAS_FIRST=start is not None,
-            HAS_LENGTHS=lengths is not None,
-            STORE_H=keep_h and decay is None,
-            STORE_BORDERS=keep_borders and decay is None,
-            STORE_LAST=decay is not None or segments == 1,
-            STORE_DECAY=decay is not None,
-            num_warps=launch.warps,
+            turn=forward.turn,
+            descend=True,
+            adjoint=True,
         )
+    hgrn1_bwd_kernel[(b * segments * tiles,)](
+        z,
+        v,
+        dh,
+        gated.bound,
+        _or(forward.turn, gated.bound),
+        _or(None if back is None else back.turn, gated.bound),
+        _or(gated.lengths, gated.bound),
+        forward.borders,
+        _or(None if back is None else back.borders, forward.borders),
+        others,
+        _or(first, dstate),
+        dz,
+        dv,
+        dstate,
+        *sums.unbind(),
+        z.stride(0),
+        v.stride(0),
+        dh.stride(0),
+        t,
+        forward.borders.shape[1],
+        segments,
+        segment_tokens,
+        D=d,
+        BC=launch.channels,
+        W=launch.warps,
+        ROWS=launch.rows,
+        Z_STRIDE=z.stride(1),
+        V_STRIDE=v.stride(1),
+        V_CHANNEL=v.stride(2),
+        V_PAIR=v.stride(-1),
+        DH_STRIDE=dh.stride(1),
+        DH_CHANNEL=dh.stride(2),
+        DH_PAIR=dh.stride(-1),
+        TURN=forward.turn is not None,
+        BOTH=back is not None,
+        HAS_FIRST=first is not None,
+        HAS_LENGTHS=gated.lengths is not None,
+        STORE_LAST=segments == 1,
+        num_warps=launch.warps,
+    )
+    # Each program's own sums, added once in a fixed order: the same bits every time.
+    real = forward.turn is None
+    return Gradients(
+        dz,
+        dv,
+        sums[0].sum(0),
+        sums.new_empty((0,)) if real else sums[1].sum(0),
+        sums.new_empty((0,)) if real or back is None else sums[2].sum(0),
+        dstate,
+    )
 
-    if segments == 1:
-        run(first, last, None)
-        return Walked(h, borders, last)
-    starts = z.new_empty((b, segments, d, *pair), dtype=torch.float32)
+
+def _borders(x: Tensor) -> Tensor:
+    b, t = x.shape[:2]
+    return x.new_empty((b, cdiv(t, BORDER), *x.shape[2:]), dtype=torch.float32)
+
+
+def _or(x: Tensor | None, other: Tensor) -> Tensor:
+    """A kernel takes no None: what it never reads is filled by a tensor at hand."""
+    return other if x is None else x
+
+
+def _starts(
+    x: Tensor,
+    gated: Gated,
+    first: Tensor | None,
+    last: Tensor,
+    launch: ScanLaunch,
+    segments: int,
+    segment_tokens: int,
+    *,
+    turn: Tensor | None,
+    descend: bool,
+    adjoint: bool,
+) -> Tensor:
+    """What enters every segment, fp32 [b s d (2)]; `last` is written: what leaves the last one."""
+    b, _, d = gated.z.shape
+    starts = x.new_empty((b, segments, *x.shape[2:]), dtype=torch.float32)
     decay = torch.empty_like(starts)
-    run(None, starts, decay)
-    carry(first, starts, decay, last, descend=descend)
-    if keep_h or keep_borders:
-        run(starts, last, None)
-    return Walked(h, borders, last)
-
-
-def carry(
-    first: Tensor | None, starts: Tensor, decay: Tensor, last: Tensor, *, descend: bool
-) -> None:
-    """Segments' own sums [b s d] become what enters them; `last` [b d] is written."""
-    b, segments, d = starts.shape[:3]
+    _walk(
+        x,
+        gated,
+        None,
+        launch,
+        segments,
+        segment_tokens,
+        turn=turn,
+        descend=descend,
+        adjoint=adjoint,
+        last=starts,
+        decay=decay,
+    )
     block = 128
     hgrn1_fwd_segments_kernel[(b * cdiv(d, block),)](
-        last if first is None else first,
+        _or(first, last),
         starts,
         decay,
         last,
         segments,
         D=d,
         BC=block,
-        TURN=starts.ndim == 4,
+        TURN=turn is not None,
         DESCEND=descend,
         HAS_FIRST=first is not None,
         num_warps=4,
+    )
+    return starts
+
+
+def _walk(
+    x: Tensor,
+    gated: Gated,
+    first: Tensor | None,
+    launch: ScanLaunch,
+    segments: int,
+    segment_tokens: int,
+    *,
+    turn: Tensor | None,
+    descend: bool,
+    adjoint: bool,
+    back: Direction | None = None,
+    h: Tensor | None = None,
+    borders: Tensor | None = None,
+    last: Tensor | None = None,
+    decay: Tensor | None = None,
+) -> None:
+    """One launch over all segments; it writes h, borders, last and decay where they are given."""
+    z, bound = gated.z, gated.bound
+    b, t, d = z.shape
+    hgrn1_fwd_walk_kernel[(b * segments * cdiv(d, launch.channels),)](
+        z,
+        x,
+        bound,
+        _or(turn, bound),
+        _or(None if back is None else back.turn, bound),
+        _or(gated.lengths, bound),
+        _or(first, bound),
+        bound if back is None else back.borders,
+        _or(h, x),
+        _or(borders, bound),
+        _or(last, bound),
+        _or(decay, bound),
+        z.stride(0),
+        x.stride(0),
+        t,
+        cdiv(t, BORDER),
+        segments,
+        segment_tokens,
+        D=d,
+        BC=launch.channels,
+        W=launch.warps,
+        ROWS=launch.rows,
+        BORDER=BORDER,
+        Z_STRIDE=z.stride(1),
+        X_STRIDE=x.stride(1),
+        X_CHANNEL=x.stride(2),
+        X_PAIR=x.stride(-1),
+        TURN=turn is not None,
+        DESCEND=descend,
+        ADJOINT=adjoint,
+        BOTH=back is not None,
+        HAS_FIRST=first is not None,
+        HAS_LENGTHS=gated.lengths is not None,
+        STORE_H=h is not None,
+        STORE_BORDERS=borders is not None,
+        STORE_LAST=last is not None,
+        STORE_DECAY=decay is not None,
+        num_warps=launch.warps,
     )
