@@ -65,9 +65,7 @@ def scan_output(
     last = v.new_empty((b, *v.shape[2:]), dtype=torch.float32)
     options = {"turn": turn, "descend": False, "adjoint": False}
     if segments > 1:
-        first = _starts(
-            v, gated, first, last, settings.walk, segments, segment_tokens, **options
-        )
+        first = _starts(v, gated, first, last, settings.walk, segments, segment_tokens, **options)
     _walk(
         v,
         gated,
@@ -172,6 +170,7 @@ def scan_gradients(
         DH_PAIR=dh.stride(-1),
         TURN=forward.turn is not None,
         BOTH=back is not None,
+        FAST=z.dtype != torch.float32,
         HAS_FIRST=first is not None,
         HAS_LENGTHS=gated.lengths is not None,
         STORE_LAST=segments == 1,
@@ -298,6 +297,7 @@ def _walk(
         DESCEND=descend,
         ADJOINT=adjoint,
         BOTH=back is not None,
+        FAST=z.dtype != torch.float32,
         HAS_FIRST=first is not None,
         HAS_LENGTHS=gated.lengths is not None,
         STORE_H=h is not None,

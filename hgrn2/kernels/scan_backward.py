@@ -1,9 +1,10 @@
 """The diagonal scan's backward pass: one walk against time, from kept states.
 
-With r_t = exp(i theta) h_{t-1}, du_t the gradient of u_t = key_t v_t, and a dot product over (re, im):
+With r_t = exp(i theta) h_{t-1}, du_t the gradient of u_t = key_t v_t, and x . y over (re, im):
 
     du_t = dh_t + g_{t+1}        g_t = f_t exp(-i theta) du_t        dv_t = key_t du_t
-    dz_t = key_t s_t du_t . (r_t - v_t)            dbound = sum over time of sigmoid(-z) du . (r - v)
+    dz_t = key_t s_t du_t . (r_t - v_t)
+    dbound = sum over time of sigmoid(-z) du . (r - v)
     dtheta = sum over time of f (du_im r_re - du_re r_im)
 
 r is run again inside a sub-block of BORDER tokens from the state that the forward pass kept there;
@@ -16,7 +17,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from hgrn2.kernels.gate import gate
 from hgrn2.kernels.scan_rows import (
     entering,
     load_row,
@@ -24,7 +24,9 @@ from hgrn2.kernels.scan_rows import (
     plus_scaled,
     product,
     store_row,
+    tied_gate,
     turned,
+    wide,
 )
 
 
@@ -75,6 +77,7 @@ def hgrn1_bwd_kernel(
     DH_PAIR: tl.constexpr,
     TURN: tl.constexpr,
     BOTH: tl.constexpr,
+    FAST: tl.constexpr,
     HAS_FIRST: tl.constexpr,
     HAS_LENGTHS: tl.constexpr,
     STORE_LAST: tl.constexpr,
@@ -135,17 +138,17 @@ def hgrn1_bwd_kernel(
             count = tl.minimum(rest, 1)
             start = begin + full * STEP
         zs, vs, dhs = (), (), ()
-        for l in tl.static_range(ROWS):
+        for j in tl.static_range(ROWS):
             take = inside & (count > 0)
             if masked:
-                take = inside & (start + sub + l < end)
-            wide = start.to(tl.int64)
-            z_row = tl.load(z_tile + wide * Z_STRIDE + l * Z_STRIDE, mask=take, other=0.0)
-            zs = zs + (z_row,)
-            v_row = v_tile + wide * V_STRIDE + l * V_STRIDE
-            vs = vs + (load_row(v_row, take, V_PAIR, TURN),)
-            dh_row = dh_tile + wide * DH_STRIDE + l * DH_STRIDE
-            dhs = dhs + (load_row(dh_row, take, DH_PAIR, TURN),)
+                take = inside & (start + sub + j < end)
+            token = start.to(tl.int64)
+            z_row = tl.load(z_tile + token * Z_STRIDE + j * Z_STRIDE, mask=take, other=0.0)
+            zs += (z_row,)
+            v_row = v_tile + token * V_STRIDE + j * V_STRIDE
+            vs += (load_row(v_row, take, V_PAIR, TURN),)
+            dh_row = dh_tile + token * DH_STRIDE + j * DH_STRIDE
+            dhs += (load_row(dh_row, take, DH_PAIR, TURN),)
         border = (border_row + (start + sub) // ROWS) * (D * N) + d * N
         take = inside & (start + sub < end) & (count > 0)
         h = load_row(states + border, take, 1, TURN)
@@ -161,77 +164,78 @@ def hgrn1_bwd_kernel(
             h_ahead, h_back_ahead, g_back_ahead = h, h_back, g_back
             if not masked:
                 take = inside & (i + 1 < count)
-                wide = (at - STEP).to(tl.int64)
+                token = (at - STEP).to(tl.int64)
                 border = (border_row + (at - STEP + sub) // ROWS) * (D * N) + d * N
                 h_ahead = load_row(states + border, take, 1, TURN)
                 if BOTH:
                     h_back_ahead = load_row(states_back + border, take, 1, TURN)
                     g_back_ahead = load_row(gradients_back + border, take, 1, TURN)
                 z_ahead, v_ahead, dh_ahead = (), (), ()
-                for l in tl.static_range(ROWS):
-                    z_row = tl.load(z_tile + wide * Z_STRIDE + l * Z_STRIDE, mask=take, other=0.0)
-                    z_ahead = z_ahead + (z_row,)
-                    v_row = v_tile + wide * V_STRIDE + l * V_STRIDE
-                    v_ahead = v_ahead + (load_row(v_row, take, V_PAIR, TURN),)
-                    dh_row = dh_tile + wide * DH_STRIDE + l * DH_STRIDE
-                    dh_ahead = dh_ahead + (load_row(dh_row, take, DH_PAIR, TURN),)
+                for j in tl.static_range(ROWS):
+                    z_row = tl.load(z_tile + token * Z_STRIDE + j * Z_STRIDE, mask=take, other=0.0)
+                    z_ahead += (z_row,)
+                    v_row = v_tile + token * V_STRIDE + j * V_STRIDE
+                    v_ahead += (load_row(v_row, take, V_PAIR, TURN),)
+                    dh_row = dh_tile + token * DH_STRIDE + j * DH_STRIDE
+                    dh_ahead += (load_row(dh_row, take, DH_PAIR, TURN),)
 
             # Along time: r, and the other direction's du.
             h_re, h_im = h[0], h[1]
             k_re, k_im = g_back[0], g_back[1]
             rs, dus_back = (), ()
-            for l in tl.static_range(ROWS):
-                _, _, key, f = gate(zs[l].to(tl.float32), b)
+            for j in tl.static_range(ROWS):
+                _, _, key, f = tied_gate(zs[j], b, FAST)
                 r_re, r_im = turned(h_re, h_im, cos, sin, TURN)
-                rs = rs + ((r_re, r_im),)
-                u_re = key * vs[l][0].to(tl.float32)
-                u_im = key * vs[l][1].to(tl.float32)
-                h_re, h_im = plus_scaled(u_re, u_im, f, r_re, r_im, TURN)
+                rs += ((r_re, r_im),)
+                v_re, v_im = wide(vs[j])
+                h_re, h_im = plus_scaled(key * v_re, key * v_im, f, r_re, r_im, TURN)
                 if BOTH:
-                    du_re = dhs[l][0].to(tl.float32) + k_re
-                    du_im = dhs[l][1].to(tl.float32) + k_im
-                    dus_back = dus_back + ((du_re, du_im),)
+                    dh_re, dh_im = wide(dhs[j])
+                    du_re, du_im = dh_re + k_re, dh_im + k_im
+                    dus_back += ((du_re, du_im),)
                     k_re, k_im = turned(du_re, du_im, cos_back, -sin_back, TURN)
                     k_re, k_im = f * k_re, f * k_im
 
             if W > 1:
                 a_re, a_im = zero + 1.0, zero
                 e_re, e_im = zero, zero
-                for l in tl.static_range(ROWS - 1, -1, -1):
-                    _, _, _, f = gate(zs[l].to(tl.float32), b)
+                for j in tl.static_range(ROWS - 1, -1, -1):
+                    _, _, _, f = tied_gate(zs[j], b, FAST)
                     f_re, f_im = f, f
                     if TURN:
                         f_re, f_im = f * cos, -f * sin
                     if masked:
-                        valid = at + sub + l < end
+                        valid = at + sub + j < end
                         f_re, f_im = tl.where(valid, f_re, 1.0), tl.where(valid, f_im, 0.0)
                     a_re, a_im = product(f_re, f_im, a_re, a_im, TURN)
-                    e_re = dhs[l][0].to(tl.float32) + e_re
-                    e_im = dhs[l][1].to(tl.float32) + e_im
-                    e_re, e_im = product(f_re, f_im, e_re, e_im, TURN)
+                    dh_re, dh_im = wide(dhs[j])
+                    e_re, e_im = product(f_re, f_im, dh_re + e_re, dh_im + e_im, TURN)
                 g_re, g_im = entering(g_re, g_im, a_re, a_im, e_re, e_im, True, TURN)
 
             # Against time.
             k_re, k_im = h_back[0], h_back[1]
             step_bound, step_theta, step_theta_back = zero, zero, zero
-            for l in tl.static_range(ROWS - 1, -1, -1):
-                closed, opened, key, f = gate(zs[l].to(tl.float32), b)
-                v_re, v_im = vs[l][0].to(tl.float32), vs[l][1].to(tl.float32)
-                r_re, r_im = rs[l][0], rs[l][1]
-                du_re = dhs[l][0].to(tl.float32) + g_re
-                du_im = dhs[l][1].to(tl.float32) + g_im
-                valid = at + sub + l < end
+            for j in tl.static_range(ROWS - 1, -1, -1):
+                closed, opened, key, f = tied_gate(zs[j], b, FAST)
+                v_re, v_im = wide(vs[j])
+                r_re, r_im = rs[j][0], rs[j][1]
+                dh_re, dh_im = wide(dhs[j])
+                du_re, du_im = dh_re + g_re, dh_im + g_im
+                valid = at + sub + j < end
                 to_gate = dot_apart(du_re, du_im, r_re, r_im, v_re, v_im, TURN)
                 next_re, next_im = turned(du_re, du_im, cos, -sin, TURN)
                 next_re, next_im = f * next_re, f * next_im
                 if masked:
-                    next_re, next_im = tl.where(valid, next_re, g_re), tl.where(valid, next_im, g_im)
+                    next_re, next_im = (
+                        tl.where(valid, next_re, g_re),
+                        tl.where(valid, next_im, g_im),
+                    )
                 g_re, g_im = next_re, next_im
                 if TURN:
                     angle = f * (du_im * r_re - du_re * r_im)
                     step_theta += tl.where(valid, angle, 0.0) if masked else angle
                 if BOTH:
-                    o_re, o_im = dus_back[l][0], dus_back[l][1]
+                    o_re, o_im = dus_back[j][0], dus_back[j][1]
                     r_re, r_im = turned(k_re, k_im, cos_back, sin_back, TURN)
                     to_gate += dot_apart(o_re, o_im, r_re, r_im, v_re, v_im, TURN)
                     new_re, new_im = plus_scaled(key * v_re, key * v_im, f, r_re, r_im, TURN)
@@ -246,13 +250,13 @@ def hgrn1_bwd_kernel(
                 take = inside
                 dv_re, dv_im = key * du_re, key * du_im
                 if masked:
-                    take = inside & (at + sub + l < stop)
+                    take = inside & (at + sub + j < stop)
                     to_gate = tl.where(valid, to_gate, 0.0)
                     dv_re, dv_im = tl.where(valid, dv_re, 0.0), tl.where(valid, dv_im, 0.0)
-                wide = at.to(tl.int64)
-                dz_row = dz_tile + wide * D + l * D
+                token = at.to(tl.int64)
+                dz_row = dz_tile + token * D + j * D
                 tl.store(dz_row, (key * opened * to_gate).to(dz.dtype.element_ty), mask=take)
-                store_row(dv_tile + wide * (D * N) + l * (D * N), dv_re, dv_im, take, TURN)
+                store_row(dv_tile + token * (D * N) + j * (D * N), dv_re, dv_im, take, TURN)
                 step_bound += closed * to_gate
             # Sums of a step first: long sums of small terms would lose digits.
             sum_bound += step_bound
@@ -273,7 +277,7 @@ def hgrn1_bwd_kernel(
             tl.store(dtheta_back + partial, tl.sum(sum_theta_back, 0, keep_dims=True), mask=here)
     empty = begin + (full + tl.minimum(rest, 1)) * STEP
     for i in range(stop - empty):
-        wide = (empty + i).to(tl.int64)
+        token = (empty + i).to(tl.int64)
         take = inside & (sub == 0)
-        tl.store(dz_tile - sub * D + wide * D, zero.to(dz.dtype.element_ty), mask=take)
-        store_row(dv_tile - sub * (D * N) + wide * (D * N), zero, zero, take, TURN)
+        tl.store(dz_tile - sub * D + token * D, zero.to(dz.dtype.element_ty), mask=take)
+        store_row(dv_tile - sub * (D * N) + token * (D * N), zero, zero, take, TURN)

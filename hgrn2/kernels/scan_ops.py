@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hgrn2.kernels.scan import Direction, Gated, scan_borders, scan_gradients, scan_output
-from hgrn2.kernels.scan_settings import ScanSettings, scan_settings
+from hgrn2.kernels.scan_settings import BORDER, ScanSettings, cdiv, scan_settings
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
@@ -82,6 +82,15 @@ def hgrn2_narrow_bidirectional(
     """Both directions of `hgrn2_narrow`; as `hgrn2.hgrn2_bidirectional`."""
     _check(q, z)
     return _read_out(q, hgrn1_bidirectional(*_channels(z, v, bound), lengths=lengths), v)
+
+
+def hgrn2_narrow_step(
+    q: Tensor, z: Tensor, v: Tensor, bound: Tensor, state: Tensor
+) -> tuple[Tensor, Tensor]:
+    """One token of `hgrn2_narrow`: q, z [b h k], v [b h v]; state [b h k v] is updated in place."""
+    token = (x.detach()[:, None] for x in (q, z, v))
+    y, last = hgrn2_narrow(*token, bound.detach(), state=state.detach())
+    return y[:, 0], state.copy_(last)
 
 
 def _channels(z: Tensor, v: Tensor, bound: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -190,10 +199,8 @@ def _forward_fake(
 
 
 def _like(v: Tensor, both: bool, keep: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    from hgrn2.kernels.scan_settings import BORDER
-
     b, t, *channels = v.shape
-    n = (t + BORDER - 1) // BORDER
+    n = cdiv(t, BORDER)
 
     def wide(*shape: int) -> Tensor:
         return v.new_empty(shape, dtype=torch.float32)
@@ -253,8 +260,7 @@ def _backward_fake(
     b, _, *channels = v.shape
     angles = (borders.new_empty(0 if x is None else x.shape) for x in (theta, theta_back))
     dtheta, dtheta_back = (
-        y if x is None else y.to(x.dtype)
-        for x, y in zip((theta, theta_back), angles, strict=True)
+        y if x is None else y.to(x.dtype) for x, y in zip((theta, theta_back), angles, strict=True)
     )
     plain = (x.new_empty(x.shape) for x in (v, z, bound))
     return *plain, dtheta, dtheta_back, borders.new_empty((b, *channels))

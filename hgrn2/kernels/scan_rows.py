@@ -11,6 +11,34 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from hgrn2.kernels.gate import gate
+
+
+@triton.jit
+def tied_gate(z, bound, FAST: tl.constexpr):
+    """`gate` of a row of any dtype. FAST: without the care for subnormal exp(z) and divisors, in
+    half the instructions; a gate within 2^-126 of the bound is the bound."""
+    if FAST:
+        closed, opened = tl.inline_asm_elementwise(
+            """{
+            .reg .f32 u, c;
+            min.NaN.f32 u, $2, 0f42A00000;
+            mul.f32 u, u, 0f3FB8AA3B;
+            ex2.approx.ftz.f32 u, u;
+            add.f32 c, u, 0f3F800000;
+            rcp.approx.ftz.f32 c, c;
+            mul.f32 $1, u, c;
+            mov.f32 $0, c;
+            }""",
+            "=&f,=&f,f",
+            [z.to(tl.float32)],
+            dtype=(tl.float32, tl.float32),
+            is_pure=True,
+            pack=1,
+        )
+        return closed, opened, (1.0 - bound) * closed, bound + (1.0 - bound) * opened
+    return gate(z.to(tl.float32), bound)
+
 
 @triton.jit
 def load_row(pointer, inside, PAIR: tl.constexpr, TURN: tl.constexpr):
@@ -39,6 +67,12 @@ def store_row(pointer, re, im, inside, TURN: tl.constexpr):
 
 
 @triton.jit
+def wide(x):
+    """(re, im) in fp32."""
+    return x[0].to(tl.float32), x[1].to(tl.float32)
+
+
+@triton.jit
 def turned(re, im, cos, sin, TURN: tl.constexpr):
     """(re, im) exp(i theta)."""
     if TURN:
@@ -64,15 +98,13 @@ def product(a_re, a_im, b_re, b_im, TURN: tl.constexpr):
 
 
 @triton.jit
-def then_real(a, u, e, p, a2, u2, e2, p2):
+def then_real(a, u, e, p, a2, u2, e2, p2):  # noqa: ARG001
     """Sub-blocks in order: h -> a h + u over all of them, h -> e h + p over all but the last."""
     return a2 * a, a2 * u + u2, e2 * a, e2 * u + p2
 
 
 @triton.jit
-def then_complex(
-    a, ai, u, ui, e, ei, p, pi, a2, ai2, u2, ui2, e2, ei2, p2, pi2
-):
+def then_complex(a, ai, u, ui, e, ei, p, pi, a2, ai2, u2, ui2, e2, ei2, p2, pi2):  # noqa: ARG001
     """`then_real` with complex gates and states."""
     return (
         a2 * a - ai2 * ai,
@@ -87,9 +119,7 @@ def then_complex(
 
 
 @triton.jit
-def entering(
-    c_re, c_im, a_re, a_im, u_re, u_im, DESCEND: tl.constexpr, TURN: tl.constexpr
-):
+def entering(c_re, c_im, a_re, a_im, u_re, u_im, DESCEND: tl.constexpr, TURN: tl.constexpr):
     """What enters every sub-block, [W BC], from each one's own product a and end u.
 
     c: what enters the step, [W BC], the same in every row.
@@ -113,7 +143,9 @@ def of_last(re, im, W: tl.constexpr, DESCEND: tl.constexpr, TURN: tl.constexpr):
     last = (tl.arange(0, W) == (0 if DESCEND else W - 1))[:, None]
     x = tl.zeros(re.shape, tl.float32) + tl.sum(tl.where(last, re, 0.0), 0, keep_dims=True)
     if TURN:
-        return x, tl.zeros(re.shape, tl.float32) + tl.sum(tl.where(last, im, 0.0), 0, keep_dims=True)
+        return x, tl.zeros(re.shape, tl.float32) + tl.sum(
+            tl.where(last, im, 0.0), 0, keep_dims=True
+        )
     return x, x
 
 

@@ -45,17 +45,22 @@ def cdiv(a: int, b: int) -> int:
 
 
 def scan_settings(
-    rows: int, channels: int, dtype: torch.dtype, *, turn: bool, both: bool
+    batch: int, channels: int, dtype: torch.dtype, *, turn: bool, both: bool
 ) -> ScanSettings:
-    """The table's entry for a batch of `rows` sequences.
+    """The table's entry for batch * channels recurrences.
 
-    turn: complex states. both: two directions in one kernel.
+    turn: complex states. both: two directions in one kernel. In one kernel of many recurrences a
+    warp needs no other. Fewer are spread over warps that take turns in time, which reads nothing
+    twice; and where that does not fill the device either, over segments.
     """
-    # A thread loads at least four bytes: two channels of 16 bits, or a pair.
-    wide = 32 if turn or dtype == torch.float32 else 64
-    tokens = 16 if turn or both or dtype == torch.float32 else 32
-    return ScanSettings(
-        walk=ScanLaunch(wide, 1, 16 if turn else 32),
-        output=ScanLaunch(wide, 1, tokens),
-        backward=ScanLaunch(32, 1, BORDER),
-    )
+    narrow = turn or dtype == torch.float32
+    recurrences = batch * channels
+    alone = recurrences >= 64 * WARPS or recurrences < 32 * WARPS // 4
+    # Two channels of 16 bits a thread: each load is of four bytes, as of a pair or an fp32.
+    wide = 32 if narrow else 64
+    walk = ScanLaunch(wide, 1, 16 if turn else 32)
+    if alone:
+        output = ScanLaunch(wide, 1, 16 if narrow or both else 32)
+    else:
+        output = ScanLaunch(32, 4, 16 if narrow or both else 32)
+    return ScanSettings(walk, output, ScanLaunch(32, 1 if alone else 4, BORDER))

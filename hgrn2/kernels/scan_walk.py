@@ -14,7 +14,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from hgrn2.kernels.gate import gate
 from hgrn2.kernels.scan_rows import (
     entering,
     load_row,
@@ -22,8 +21,10 @@ from hgrn2.kernels.scan_rows import (
     plus_scaled,
     product,
     store_row,
+    tied_gate,
     turned,
     whole,
+    wide,
 )
 
 
@@ -60,6 +61,7 @@ def hgrn1_fwd_walk_kernel(
     DESCEND: tl.constexpr,
     ADJOINT: tl.constexpr,
     BOTH: tl.constexpr,
+    FAST: tl.constexpr,
     HAS_FIRST: tl.constexpr,
     HAS_LENGTHS: tl.constexpr,
     STORE_H: tl.constexpr,
@@ -132,14 +134,14 @@ def hgrn1_fwd_walk_kernel(
         elif DESCEND:
             start = begin + (full - 1) * STEP
         zs, xs = (), ()
-        for l in tl.static_range(ROWS):
+        for j in tl.static_range(TOP, PAST, ON):
             take = inside & (count > 0)
             if masked:
-                take = inside & (start + sub + l < end)
-            z_row = z_tile + start.to(tl.int64) * Z_STRIDE + l * Z_STRIDE
-            x_row = x_tile + start.to(tl.int64) * X_STRIDE + l * X_STRIDE
-            zs = zs + (tl.load(z_row, mask=take, other=0.0),)
-            xs = xs + (load_row(x_row, take, X_PAIR, TURN),)
+                take = inside & (start + sub + j < end)
+            z_row = z_tile + start.to(tl.int64) * Z_STRIDE + j * Z_STRIDE
+            x_row = x_tile + start.to(tl.int64) * X_STRIDE + j * X_STRIDE
+            zs += (tl.load(z_row, mask=take, other=0.0),)
+            xs += (load_row(x_row, take, X_PAIR, TURN),)
         for i in range(count):
             at = start
             if not masked:
@@ -152,43 +154,36 @@ def hgrn1_fwd_walk_kernel(
                 index = (at + sub + ROWS - 1) // BORDER
                 # Beyond the end nothing was kept: the other direction starts there, from zero.
                 take = inside & (index * BORDER < end)
-                k_re, k_im = load_row(
-                    back + (border_row + index) * (D * N) + d * N, take, 1, TURN
-                )
-                for l in tl.static_range(ROWS - 1, -1, -1):
-                    _, _, key, f = gate(zs[l].to(tl.float32), b)
+                k_re, k_im = load_row(back + (border_row + index) * (D * N) + d * N, take, 1, TURN)
+                for j in tl.static_range(ROWS - 1, -1, -1):
+                    _, _, key, f = tied_gate(zs[(j - TOP) * ON], b, FAST)
                     r_re, r_im = turned(k_re, k_im, cos_back, sin_back, TURN)
-                    new_re, new_im = plus_scaled(
-                        key * xs[l][0].to(tl.float32),
-                        key * xs[l][1].to(tl.float32),
-                        f,
-                        r_re,
-                        r_im,
-                        TURN,
-                    )
+                    y_re, y_im = wide(xs[(j - TOP) * ON])
+                    new_re, new_im = plus_scaled(key * y_re, key * y_im, f, r_re, r_im, TURN)
                     if masked:
-                        valid = at + sub + l < end
-                        new_re, new_im = tl.where(valid, new_re, k_re), tl.where(valid, new_im, k_im)
+                        valid = at + sub + j < end
+                        new_re = tl.where(valid, new_re, k_re)
+                        new_im = tl.where(valid, new_im, k_im)
                     k_re, k_im = new_re, new_im
-                    backs = ((k_re, k_im),) + backs
+                    backs += ((k_re, k_im),)
 
             if W > 1 or STORE_DECAY:
                 a_re = tl.full((W, BC), 1.0, tl.float32)
                 a_im = tl.zeros((W, BC), tl.float32)
                 u_re, u_im = a_im, a_im
-                for l in tl.static_range(TOP, PAST, ON):
-                    _, _, key, f = gate(zs[l].to(tl.float32), b)
+                for j in tl.static_range(TOP, PAST, ON):
+                    _, _, key, f = tied_gate(zs[(j - TOP) * ON], b, FAST)
                     f_re, f_im = f * cos, f * sin
                     if not TURN:
                         f_re, f_im = f, f
                     if masked:
-                        valid = at + sub + l < end
+                        valid = at + sub + j < end
                         f_re = tl.where(valid, f_re, 1.0)
                         f_im = tl.where(valid, f_im, 0.0)
                         key = tl.where(valid, key, 0.0)
                     a_re, a_im = product(f_re, f_im, a_re, a_im, TURN)
                     if W > 1:
-                        y_re, y_im = xs[l][0].to(tl.float32), xs[l][1].to(tl.float32)
+                        y_re, y_im = wide(xs[(j - TOP) * ON])
                         if ADJOINT:
                             u_re, u_im = product(f_re, f_im, y_re + u_re, y_im + u_im, TURN)
                         else:
@@ -200,29 +195,24 @@ def hgrn1_fwd_walk_kernel(
                     c_re, c_im = entering(c_re, c_im, a_re, a_im, u_re, u_im, DESCEND, TURN)
 
             z_ahead, x_ahead = (), ()
-            for l in tl.static_range(TOP, PAST, ON):
-                token = at + sub + l
-                if STORE_BORDERS:
-                    if (l + 1 if DESCEND else l) % BORDER == 0:
-                        index = token // BORDER
-                        take = inside
-                        if masked:
-                            take = inside & (index < borders_n)
-                        border = borders + (border_row + index) * (D * N) + d * N
-                        store_row(border, c_re, c_im, take, TURN)
-                _, _, key, f = gate(zs[l].to(tl.float32), b)
-                y_re, y_im = xs[l][0].to(tl.float32), xs[l][1].to(tl.float32)
+            for j in tl.static_range(TOP, PAST, ON):
+                token = at + sub + j
+                if STORE_BORDERS and (j + 1 if DESCEND else j) % BORDER == 0:
+                    index = token // BORDER
+                    take = inside
+                    if masked:
+                        take = inside & (index < borders_n)
+                    border = borders + (border_row + index) * (D * N) + d * N
+                    store_row(border, c_re, c_im, take, TURN)
+                _, _, key, f = tied_gate(zs[(j - TOP) * ON], b, FAST)
+                y_re, y_im = wide(xs[(j - TOP) * ON])
                 if not masked:
                     # A row that is used up makes room for the same row of the next step.
                     take = inside & more
-                    z_next = tl.load(
-                        z_tile + ahead * Z_STRIDE + l * Z_STRIDE, mask=take, other=0.0
-                    )
-                    x_next = load_row(
-                        x_tile + ahead * X_STRIDE + l * X_STRIDE, take, X_PAIR, TURN
-                    )
-                    z_ahead = (z_next,) + z_ahead if DESCEND else z_ahead + (z_next,)
-                    x_ahead = (x_next,) + x_ahead if DESCEND else x_ahead + (x_next,)
+                    z_next = tl.load(z_tile + ahead * Z_STRIDE + j * Z_STRIDE, mask=take, other=0.0)
+                    x_next = load_row(x_tile + ahead * X_STRIDE + j * X_STRIDE, take, X_PAIR, TURN)
+                    z_ahead += (z_next,)
+                    x_ahead += (x_next,)
                 if ADJOINT:
                     r_re, r_im = turned(c_re + y_re, c_im + y_im, cos, sin, TURN)
                     new_re, new_im = f * r_re, f * r_im
@@ -236,12 +226,12 @@ def hgrn1_fwd_walk_kernel(
                 if STORE_H:
                     h_re, h_im = c_re, c_im
                     if BOTH:
-                        h_re, h_im = h_re + backs[l][0], h_im + backs[l][1]
+                        h_re, h_im = h_re + backs[ROWS - 1 - j][0], h_im + backs[ROWS - 1 - j][1]
                     take = inside
                     if masked:
                         take = inside & (token < stop)
                         h_re, h_im = tl.where(valid, h_re, 0.0), tl.where(valid, h_im, 0.0)
-                    h_row = h_tile + at.to(tl.int64) * (D * N) + l * (D * N)
+                    h_row = h_tile + at.to(tl.int64) * (D * N) + j * (D * N)
                     store_row(h_row, h_re, h_im, take, TURN)
             c_re, c_im = of_last(c_re, c_im, W, DESCEND, TURN)
             if not masked:
