@@ -99,7 +99,7 @@ def hgrn1_bwd_kernel(
     d = tile * BC + tl.arange(0, BC)[None, :]
     sub = tl.arange(0, W)[:, None] * ROWS
     here = (d < D) if D % BC != 0 else tl.full((1, BC), True, tl.int1)
-    inside = here & (sub >= 0)
+    always = sub >= 0
     b = tl.load(bound + d, mask=here, other=0.0)
     cos, sin, cos_back, sin_back = b, b, b, b
     if TURN:
@@ -117,18 +117,18 @@ def hgrn1_bwd_kernel(
     full = (end - begin) // STEP
     rest = (end - begin) - full * STEP
 
-    z_tile = z + batch * z_stride_b + sub * Z_STRIDE + d
-    v_tile = v + batch * v_stride_b + sub * V_STRIDE + d * V_CHANNEL
-    dh_tile = dh + batch * dh_stride_b + sub * DH_STRIDE + d * DH_CHANNEL
-    dz_tile = dz + batch * T * D + sub * D + d
-    dv_tile = dv + batch * T * (D * N) + sub * (D * N) + d * N
+    z_tile = z + batch * z_stride_b + sub * Z_STRIDE
+    v_tile = v + batch * v_stride_b + sub * V_STRIDE
+    dh_tile = dh + batch * dh_stride_b + sub * DH_STRIDE
+    dz_tile = dz + batch * T * D + sub * D
+    dv_tile = dv + batch * T * (D * N) + sub * (D * N)
     border_row = batch * borders_n
 
     zero = tl.zeros((W, BC), tl.float32)
-    state = (batch * segments + segment) * (D * N) + d * N + tl.zeros((W, 1), tl.int32)
+    state = (batch * segments + segment) * (D * N) + 0 * sub
     g_re, g_im = zero, zero
     if HAS_FIRST:
-        g_re, g_im = load_row(first + state, inside, 1, TURN)
+        g_re, g_im = load_row(first + state, always, tile, D, BC, N, 1, TURN)
     sum_bound, sum_theta, sum_theta_back = zero, zero, zero
 
     for masked in tl.static_range(1, -1, -1):
@@ -139,23 +139,23 @@ def hgrn1_bwd_kernel(
             start = begin + full * STEP
         zs, vs, dhs = (), (), ()
         for j in tl.static_range(ROWS):
-            take = inside & (count > 0)
+            take = always & (count > 0)
             if masked:
-                take = inside & (start + sub + j < end)
+                take = start + sub + j < end
             token = start.to(tl.int64)
-            z_row = tl.load(z_tile + token * Z_STRIDE + j * Z_STRIDE, mask=take, other=0.0)
-            zs += (z_row,)
+            z_row = z_tile + token * Z_STRIDE + j * Z_STRIDE
+            zs += (load_row(z_row, take, tile, D, BC, 1, 1, False)[0],)
             v_row = v_tile + token * V_STRIDE + j * V_STRIDE
-            vs += (load_row(v_row, take, V_PAIR, TURN),)
+            vs += (load_row(v_row, take, tile, D, BC, V_CHANNEL, V_PAIR, TURN),)
             dh_row = dh_tile + token * DH_STRIDE + j * DH_STRIDE
-            dhs += (load_row(dh_row, take, DH_PAIR, TURN),)
-        border = (border_row + (start + sub) // ROWS) * (D * N) + d * N
-        take = inside & (start + sub < end) & (count > 0)
-        h = load_row(states + border, take, 1, TURN)
+            dhs += (load_row(dh_row, take, tile, D, BC, DH_CHANNEL, DH_PAIR, TURN),)
+        border = (border_row + (start + sub) // ROWS) * (D * N)
+        take = (start + sub < end) & (count > 0)
+        h = load_row(states + border, take, tile, D, BC, N, 1, TURN)
         h_back, g_back = h, h
         if BOTH:
-            h_back = load_row(states_back + border, take, 1, TURN)
-            g_back = load_row(gradients_back + border, take, 1, TURN)
+            h_back = load_row(states_back + border, take, tile, D, BC, N, 1, TURN)
+            g_back = load_row(gradients_back + border, take, tile, D, BC, N, 1, TURN)
 
         for i in range(count):
             at = start - i * STEP
@@ -163,21 +163,21 @@ def hgrn1_bwd_kernel(
             z_ahead, v_ahead, dh_ahead = zs, vs, dhs
             h_ahead, h_back_ahead, g_back_ahead = h, h_back, g_back
             if not masked:
-                take = inside & (i + 1 < count)
+                take = always & (i + 1 < count)
                 token = (at - STEP).to(tl.int64)
-                border = (border_row + (at - STEP + sub) // ROWS) * (D * N) + d * N
-                h_ahead = load_row(states + border, take, 1, TURN)
+                border = (border_row + (at - STEP + sub) // ROWS) * (D * N)
+                h_ahead = load_row(states + border, take, tile, D, BC, N, 1, TURN)
                 if BOTH:
-                    h_back_ahead = load_row(states_back + border, take, 1, TURN)
-                    g_back_ahead = load_row(gradients_back + border, take, 1, TURN)
+                    h_back_ahead = load_row(states_back + border, take, tile, D, BC, N, 1, TURN)
+                    g_back_ahead = load_row(gradients_back + border, take, tile, D, BC, N, 1, TURN)
                 z_ahead, v_ahead, dh_ahead = (), (), ()
                 for j in tl.static_range(ROWS):
-                    z_row = tl.load(z_tile + token * Z_STRIDE + j * Z_STRIDE, mask=take, other=0.0)
-                    z_ahead += (z_row,)
+                    z_row = z_tile + token * Z_STRIDE + j * Z_STRIDE
+                    z_ahead += (load_row(z_row, take, tile, D, BC, 1, 1, False)[0],)
                     v_row = v_tile + token * V_STRIDE + j * V_STRIDE
-                    v_ahead += (load_row(v_row, take, V_PAIR, TURN),)
+                    v_ahead += (load_row(v_row, take, tile, D, BC, V_CHANNEL, V_PAIR, TURN),)
                     dh_row = dh_tile + token * DH_STRIDE + j * DH_STRIDE
-                    dh_ahead += (load_row(dh_row, take, DH_PAIR, TURN),)
+                    dh_ahead += (load_row(dh_row, take, tile, D, BC, DH_CHANNEL, DH_PAIR, TURN),)
 
             # Along time: r, and the other direction's du.
             h_re, h_im = h[0], h[1]
@@ -247,16 +247,18 @@ def hgrn1_bwd_kernel(
                         angle = f * (o_im * r_re - o_re * r_im)
                         step_theta_back += tl.where(valid, angle, 0.0) if masked else angle
                     du_re, du_im = du_re + o_re, du_im + o_im
-                take = inside
+                take = always
                 dv_re, dv_im = key * du_re, key * du_im
                 if masked:
-                    take = inside & (at + sub + j < stop)
+                    take = at + sub + j < stop
                     to_gate = tl.where(valid, to_gate, 0.0)
                     dv_re, dv_im = tl.where(valid, dv_re, 0.0), tl.where(valid, dv_im, 0.0)
                 token = at.to(tl.int64)
                 dz_row = dz_tile + token * D + j * D
-                tl.store(dz_row, (key * opened * to_gate).to(dz.dtype.element_ty), mask=take)
-                store_row(dv_tile + token * (D * N) + j * (D * N), dv_re, dv_im, take, TURN)
+                dz_re = key * opened * to_gate
+                store_row(dz_row, dz_re, dz_re, take, tile, D, BC, False)
+                dv_row = dv_tile + token * (D * N) + j * (D * N)
+                store_row(dv_row, dv_re, dv_im, take, tile, D, BC, TURN)
                 step_bound += closed * to_gate
             # Sums of a step first: long sums of small terms would lose digits.
             sum_bound += step_bound
@@ -268,7 +270,7 @@ def hgrn1_bwd_kernel(
                 h, h_back, g_back = h_ahead, h_back_ahead, g_back_ahead
 
     if STORE_LAST:
-        store_row(last + state, g_re, g_im, inside & (sub == 0), TURN)
+        store_row(last + state, g_re, g_im, sub == 0, tile, D, BC, TURN)
     partial = (batch * segments + segment) * D + d
     tl.store(dbound + partial, tl.sum(sum_bound, 0, keep_dims=True), mask=here)
     if TURN:
@@ -278,6 +280,7 @@ def hgrn1_bwd_kernel(
     empty = begin + (full + tl.minimum(rest, 1)) * STEP
     for i in range(stop - empty):
         token = (empty + i).to(tl.int64)
-        take = inside & (sub == 0)
-        tl.store(dz_tile - sub * D + token * D, zero.to(dz.dtype.element_ty), mask=take)
-        store_row(dv_tile - sub * (D * N) + token * (D * N), zero, zero, take, TURN)
+        dz_row = dz_tile - sub * D + token * D
+        dv_row = dv_tile - sub * (D * N) + token * (D * N)
+        store_row(dz_row, zero, zero, sub == 0, tile, D, BC, False)
+        store_row(dv_row, zero, zero, sub == 0, tile, D, BC, TURN)

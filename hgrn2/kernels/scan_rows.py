@@ -41,29 +41,53 @@ def tied_gate(z, bound, FAST: tl.constexpr):
 
 
 @triton.jit
-def load_row(pointer, inside, PAIR: tl.constexpr, TURN: tl.constexpr):
-    """(re, im) of one row in its own dtype; PAIR: how far im lies from re (1: interleaved)."""
+def load_row(
+    rows,
+    take,
+    tile,
+    D: tl.constexpr,
+    BC: tl.constexpr,
+    CHANNEL: tl.constexpr,
+    PAIR: tl.constexpr,
+    TURN: tl.constexpr,
+):
+    """(re, im) of BC channels of every row, [W BC], in the pointer's dtype.
+
+    rows, take [W 1]: where a row begins, and whether it is read (0 if not). CHANNEL: how far the
+    next channel lies; PAIR: how far im lies from re, 1 where they are interleaved.
+    """
+    d = tile * BC + tl.arange(0, BC)[None, :]
+    mask = take
+    if D % BC != 0:
+        mask = take & (d < D)
     if not TURN:
-        x = tl.load(pointer, mask=inside, other=0.0)
+        x = tl.load(rows + d * CHANNEL, mask=mask, other=0.0)
         return x, x
     if PAIR == 1:
-        part = tl.arange(0, 2)[None, None, :]
-        x = tl.load(pointer[:, :, None] + part, mask=inside[:, :, None], other=0.0)
-        return tl.split(x)
-    x = tl.load(pointer, mask=inside, other=0.0)
-    return x, tl.load(pointer + PAIR, mask=inside, other=0.0)
+        # One contiguous row of re, im, re, .. so that a thread loads its pairs whole.
+        e = tile * (2 * BC) + tl.arange(0, 2 * BC)[None, :]
+        mask = take
+        if D % BC != 0:
+            mask = take & (e < 2 * D)
+        x = tl.load(rows + e, mask=mask, other=0.0)
+        return tl.split(tl.reshape(x, (x.shape[0], BC, 2)))
+    re = tl.load(rows + d * CHANNEL, mask=mask, other=0.0)
+    return re, tl.load(rows + d * CHANNEL + PAIR, mask=mask, other=0.0)
 
 
 @triton.jit
-def store_row(pointer, re, im, inside, TURN: tl.constexpr):
-    """Stores a row, interleaved where it is complex, in the pointer's dtype."""
-    kind = pointer.dtype.element_ty
+def store_row(rows, re, im, take, tile, D: tl.constexpr, BC: tl.constexpr, TURN: tl.constexpr):
+    """Stores [W BC] channels of every row, interleaved where they are complex, in rows' dtype."""
+    kind = rows.dtype.element_ty
+    N: tl.constexpr = 2 if TURN else 1
+    e = tile * (N * BC) + tl.arange(0, N * BC)[None, :]
+    mask = take
+    if D % BC != 0:
+        mask = take & (e < N * D)
+    x = re.to(kind)
     if TURN:
-        part = tl.arange(0, 2)[None, None, :]
-        both = tl.join(re.to(kind), im.to(kind))
-        tl.store(pointer[:, :, None] + part, both, mask=inside[:, :, None])
-    else:
-        tl.store(pointer, re.to(kind), mask=inside)
+        x = tl.reshape(tl.join(x, im.to(kind)), (x.shape[0], 2 * BC))
+    tl.store(rows + e, x, mask=mask)
 
 
 @triton.jit

@@ -55,7 +55,7 @@ def scan_settings(
     """
     narrow = turn or dtype == torch.float32
     recurrences = batch * channels
-    alone = recurrences >= 64 * WARPS or recurrences < 32 * WARPS // 4
+    alone = recurrences >= 32 * 1024 or recurrences < 32 * WARPS // 4
     # Two channels of 16 bits a thread: each load is of four bytes, as of a pair or an fp32.
     wide = 32 if narrow else 64
     walk = ScanLaunch(wide, 1, 16 if turn else 32)

@@ -91,7 +91,7 @@ def hgrn1_fwd_walk_kernel(
     d = tile * BC + tl.arange(0, BC)[None, :]
     sub = tl.arange(0, W)[:, None] * ROWS
     here = (d < D) if D % BC != 0 else tl.full((1, BC), True, tl.int1)
-    inside = here & (sub >= 0)
+    always = sub >= 0
     b = tl.load(bound + d, mask=here, other=0.0)
     cos, sin, cos_back, sin_back = b, b, b, b
     if TURN:
@@ -111,16 +111,16 @@ def hgrn1_fwd_walk_kernel(
     full = (end - begin) // STEP
     rest = (end - begin) - full * STEP
 
-    z_tile = z + batch * z_stride_b + sub * Z_STRIDE + d
-    x_tile = x + batch * x_stride_b + sub * X_STRIDE + d * X_CHANNEL
-    h_tile = h + batch * T * (D * N) + sub * (D * N) + d * N
+    z_tile = z + batch * z_stride_b + sub * Z_STRIDE
+    x_tile = x + batch * x_stride_b + sub * X_STRIDE
+    h_tile = h + batch * T * (D * N) + sub * (D * N)
     border_row = batch * borders_n
 
-    state = (batch * segments + segment) * (D * N) + d * N + tl.zeros((W, 1), tl.int32)
+    state = (batch * segments + segment) * (D * N) + 0 * sub
     c_re = tl.zeros((W, BC), tl.float32)
     c_im = c_re
     if HAS_FIRST:
-        c_re, c_im = load_row(first + state, inside, 1, TURN)
+        c_re, c_im = load_row(first + state, always, tile, D, BC, N, 1, TURN)
     decay_re = tl.full((W, BC), 1.0, tl.float32)
     decay_im = tl.zeros((W, BC), tl.float32)
 
@@ -135,13 +135,13 @@ def hgrn1_fwd_walk_kernel(
             start = begin + (full - 1) * STEP
         zs, xs = (), ()
         for j in tl.static_range(TOP, PAST, ON):
-            take = inside & (count > 0)
+            take = always & (count > 0)
             if masked:
-                take = inside & (start + sub + j < end)
+                take = start + sub + j < end
             z_row = z_tile + start.to(tl.int64) * Z_STRIDE + j * Z_STRIDE
             x_row = x_tile + start.to(tl.int64) * X_STRIDE + j * X_STRIDE
-            zs += (tl.load(z_row, mask=take, other=0.0),)
-            xs += (load_row(x_row, take, X_PAIR, TURN),)
+            zs += (load_row(z_row, take, tile, D, BC, 1, 1, False)[0],)
+            xs += (load_row(x_row, take, tile, D, BC, X_CHANNEL, X_PAIR, TURN),)
         for i in range(count):
             at = start
             if not masked:
@@ -153,8 +153,10 @@ def hgrn1_fwd_walk_kernel(
             if BOTH:
                 index = (at + sub + ROWS - 1) // BORDER
                 # Beyond the end nothing was kept: the other direction starts there, from zero.
-                take = inside & (index * BORDER < end)
-                k_re, k_im = load_row(back + (border_row + index) * (D * N) + d * N, take, 1, TURN)
+                take = index * BORDER < end
+                k_re, k_im = load_row(
+                    back + (border_row + index) * (D * N), take, tile, D, BC, N, 1, TURN
+                )
                 for j in tl.static_range(ROWS - 1, -1, -1):
                     _, _, key, f = tied_gate(zs[(j - TOP) * ON], b, FAST)
                     r_re, r_im = turned(k_re, k_im, cos_back, sin_back, TURN)
@@ -199,18 +201,20 @@ def hgrn1_fwd_walk_kernel(
                 token = at + sub + j
                 if STORE_BORDERS and (j + 1 if DESCEND else j) % BORDER == 0:
                     index = token // BORDER
-                    take = inside
+                    take = always
                     if masked:
-                        take = inside & (index < borders_n)
-                    border = borders + (border_row + index) * (D * N) + d * N
-                    store_row(border, c_re, c_im, take, TURN)
+                        take = index < borders_n
+                    border = borders + (border_row + index) * (D * N)
+                    store_row(border, c_re, c_im, take, tile, D, BC, TURN)
                 _, _, key, f = tied_gate(zs[(j - TOP) * ON], b, FAST)
                 y_re, y_im = wide(xs[(j - TOP) * ON])
                 if not masked:
                     # A row that is used up makes room for the same row of the next step.
-                    take = inside & more
-                    z_next = tl.load(z_tile + ahead * Z_STRIDE + j * Z_STRIDE, mask=take, other=0.0)
-                    x_next = load_row(x_tile + ahead * X_STRIDE + j * X_STRIDE, take, X_PAIR, TURN)
+                    take = always & more
+                    z_row = z_tile + ahead * Z_STRIDE + j * Z_STRIDE
+                    z_next = load_row(z_row, take, tile, D, BC, 1, 1, False)[0]
+                    x_row = x_tile + ahead * X_STRIDE + j * X_STRIDE
+                    x_next = load_row(x_row, take, tile, D, BC, X_CHANNEL, X_PAIR, TURN)
                     z_ahead += (z_next,)
                     x_ahead += (x_next,)
                 if ADJOINT:
@@ -227,27 +231,27 @@ def hgrn1_fwd_walk_kernel(
                     h_re, h_im = c_re, c_im
                     if BOTH:
                         h_re, h_im = h_re + backs[ROWS - 1 - j][0], h_im + backs[ROWS - 1 - j][1]
-                    take = inside
+                    take = always
                     if masked:
-                        take = inside & (token < stop)
+                        take = token < stop
                         h_re, h_im = tl.where(valid, h_re, 0.0), tl.where(valid, h_im, 0.0)
                     h_row = h_tile + at.to(tl.int64) * (D * N) + j * (D * N)
-                    store_row(h_row, h_re, h_im, take, TURN)
+                    store_row(h_row, h_re, h_im, take, tile, D, BC, TURN)
             c_re, c_im = of_last(c_re, c_im, W, DESCEND, TURN)
             if not masked:
                 zs, xs = z_ahead, x_ahead
 
     if STORE_LAST:
-        store_row(last + state, c_re, c_im, inside & (sub == 0), TURN)
+        store_row(last + state, c_re, c_im, sub == 0, tile, D, BC, TURN)
     if STORE_DECAY:
         decay_re, decay_im = whole(decay_re, decay_im, W, TURN)
-        store_row(decay + state, decay_re, decay_im, inside & (sub == 0), TURN)
+        store_row(decay + state, decay_re, decay_im, sub == 0, tile, D, BC, TURN)
     if STORE_H:
         zero = tl.zeros((W, BC), tl.float32)
         empty = begin + (full + tl.minimum(rest, 1)) * STEP
         for i in range(stop - empty):
             h_row = h_tile - sub * (D * N) + (empty + i).to(tl.int64) * (D * N)
-            store_row(h_row, zero, zero, inside & (sub == 0), TURN)
+            store_row(h_row, zero, zero, sub == 0, tile, D, BC, TURN)
 
 
 @triton.jit(do_not_specialize=["segments"])
@@ -267,17 +271,18 @@ def hgrn1_fwd_segments_kernel(
     N: tl.constexpr = 2 if TURN else 1
     tiles = (D + BC - 1) // BC
     batch = (tl.program_id(0) // tiles).to(tl.int64)
-    d = tl.program_id(0) % tiles * BC + tl.arange(0, BC)[None, :]
+    tile = tl.program_id(0) % tiles
+    one = tl.full((1, 1), True, tl.int1)
     c_re = tl.zeros((1, BC), tl.float32)
     c_im = c_re
+    start = batch * (D * N) + tl.zeros((1, 1), tl.int64)
     if HAS_FIRST:
-        c_re, c_im = load_row(first + batch * (D * N) + d * N, d < D, 1, TURN)
+        c_re, c_im = load_row(first + start, one, tile, D, BC, N, 1, TURN)
     for step in range(segments):
-        segment = batch * segments + (segments - 1 - step if DESCEND else step)
-        row = segment * (D * N) + d * N
-        own_re, own_im = load_row(sums + row, d < D, 1, TURN)
-        a_re, a_im = load_row(decay + row, d < D, 1, TURN)
-        store_row(sums + row, c_re, c_im, d < D, TURN)
+        row = start * segments + (segments - 1 - step if DESCEND else step) * (D * N)
+        own_re, own_im = load_row(sums + row, one, tile, D, BC, N, 1, TURN)
+        a_re, a_im = load_row(decay + row, one, tile, D, BC, N, 1, TURN)
+        store_row(sums + row, c_re, c_im, one, tile, D, BC, TURN)
         c_re, c_im = product(a_re, a_im, c_re, c_im, TURN)
         c_re, c_im = c_re + own_re, c_im + own_im
-    store_row(last + batch * (D * N) + d * N, c_re, c_im, d < D, TURN)
+    store_row(last + start, c_re, c_im, one, tile, D, BC, TURN)
