@@ -16,8 +16,12 @@ from hgrn2.kernels.gate import gate
 
 @triton.jit
 def tied_gate(z, bound, FAST: tl.constexpr):
-    """`gate` of a row of any dtype. FAST: without the care for subnormal exp(z) and divisors, in
-    half the instructions; a gate within 2^-126 of the bound is the bound."""
+    """sigmoid(-z), sigmoid(z), the key and the forget gate of a row of any dtype, in fp32.
+
+    f is 1 - key where that is the larger: one rounding to nearest, which the many products of a
+    long sequence forgive, while u / (1 + u) falls short of 1 more often than not. FAST: without
+    care for subnormal exp(z), in half the instructions; f within 2^-126 of the bound is the bound.
+    """
     if FAST:
         closed, opened = tl.inline_asm_elementwise(
             """{
@@ -36,8 +40,10 @@ def tied_gate(z, bound, FAST: tl.constexpr):
             is_pure=True,
             pack=1,
         )
-        return closed, opened, (1.0 - bound) * closed, bound + (1.0 - bound) * opened
-    return gate(z.to(tl.float32), bound)
+        key, f = (1.0 - bound) * closed, bound + (1.0 - bound) * opened
+    else:
+        closed, opened, key, f = gate(z.to(tl.float32), bound)
+    return closed, opened, key, tl.where(key < 0.5, 1.0 - key, f)
 
 
 @triton.jit
