@@ -1,8 +1,8 @@
 """The diagonal scan's launches: which kernels run, over how many segments, on which buffers.
 
 Shapes: z [b t d]; v, h and their gradients [b t d], or [b t d 2] with a turn; bound fp32 [d]; a
-turn is cos and sin of theta, fp32 [2 d]; borders fp32 [b n d (2)], what enters every BORDER tokens;
-states and what else is carried fp32 [b d (2)].
+turn is cos and sin of theta, fp32 [2 d]; borders fp32 [b n d (2)], what enters every `border`
+tokens; states and what else is carried fp32 [b d (2)].
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hgrn2.kernels.scan_backward import hgrn1_bwd_kernel
-from hgrn2.kernels.scan_settings import BORDER, ScanLaunch, ScanSettings, cdiv
+from hgrn2.kernels.scan_settings import ScanLaunch, ScanSettings, border, cdiv
 from hgrn2.kernels.scan_walk import hgrn1_fwd_segments_kernel, hgrn1_fwd_walk_kernel
 
 
@@ -190,7 +190,8 @@ def scan_gradients(
 
 def _borders(x: Tensor) -> Tensor:
     b, t = x.shape[:2]
-    return x.new_empty((b, cdiv(t, BORDER), *x.shape[2:]), dtype=torch.float32)
+    n = cdiv(t, border(x.ndim == 4))
+    return x.new_empty((b, n, *x.shape[2:]), dtype=torch.float32)
 
 
 def _or(x: Tensor | None, other: Tensor) -> Tensor:
@@ -281,14 +282,14 @@ def _walk(
         z.stride(0),
         x.stride(0),
         t,
-        cdiv(t, BORDER),
+        cdiv(t, border(turn is not None)),
         segments,
         segment_tokens,
         D=d,
         BC=launch.channels,
         W=launch.warps,
         ROWS=launch.rows,
-        BORDER=BORDER,
+        BORDER=border(turn is not None),
         Z_STRIDE=z.stride(1),
         X_STRIDE=x.stride(1),
         X_CHANNEL=x.stride(2),

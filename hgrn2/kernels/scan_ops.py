@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hgrn2.kernels.scan import Direction, Gated, scan_borders, scan_gradients, scan_output
-from hgrn2.kernels.scan_settings import BORDER, ScanSettings, cdiv, scan_settings
+from hgrn2.kernels.scan_settings import ScanSettings, border, cdiv, scan_settings
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
@@ -200,7 +200,7 @@ def _forward_fake(
 
 def _like(v: Tensor, both: bool, keep: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     b, t, *channels = v.shape
-    n = cdiv(t, BORDER)
+    n = cdiv(t, border(v.ndim == 4))
 
     def wide(*shape: int) -> Tensor:
         return v.new_empty(shape, dtype=torch.float32)

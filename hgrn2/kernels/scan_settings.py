@@ -6,8 +6,6 @@ from dataclasses import dataclass
 
 import torch
 
-# Tokens from one kept state to the next: what the backward pass starts its tiles from.
-BORDER = 16
 # Segments are multiples of it, and it of every step.
 GRAIN = 128
 # Warps that fill an H100: one on each of its 132 * 4 schedulers.
@@ -33,7 +31,8 @@ class ScanLaunch:
 
 @dataclass(frozen=True)
 class ScanSettings:
-    """One launch a kernel."""
+    """One launch a kernel. The backward pass has `border` rows: each sub-block starts from a kept
+    state; the others' rows are multiples of it."""
 
     walk: ScanLaunch
     output: ScanLaunch
@@ -42,6 +41,11 @@ class ScanSettings:
 
 def cdiv(a: int, b: int) -> int:
     return -(-a // b)
+
+
+def border(turn: bool) -> int:
+    """Tokens from one kept state to the next; complex ones fill the registers sooner."""
+    return 8 if turn else 16
 
 
 def scan_settings(
@@ -63,4 +67,4 @@ def scan_settings(
         output = ScanLaunch(wide, 1, 16 if narrow or both else 32)
     else:
         output = ScanLaunch(32, 4, 16 if narrow or both else 32)
-    return ScanSettings(walk, output, ScanLaunch(32, 1 if alone else 4, BORDER))
+    return ScanSettings(walk, output, ScanLaunch(32, 1 if alone else 4, border(turn)))

@@ -1,8 +1,12 @@
 """Inputs of the diagonal scan's tests, its fp64 oracle, and the bar that the kernels have to pass.
 
 The bar, for every channel by itself: a result's error against fp64 is at most twice that of the
-eager reference on the same inputs in the same dtype, or FLOOR roundings where the reference happens
-to be closer. A token's gate rounds about four times, its update three times, the result once.
+eager reference on the same inputs in the same dtype, or a few roundings where the reference happens
+to be closer. In fp32 those are eight, since a token's gate rounds about four times, its update
+three times and the result once; 2 sqrt(T), since behind an open gate the roundings of T tokens, two
+each, add up like a random walk; and |z|, since exp(z) comes from 2^(z / ln 2), whose exponent is
+rounded at its own size. Narrower results come from fp32 and round once. Gradients that are sums
+over time are given four bits more, which their terms of either sign cancel.
 """
 
 from __future__ import annotations
@@ -15,7 +19,8 @@ from torch import Tensor
 from hgrn2 import reference
 
 ROUNDING = {torch.float32: 2**-24, torch.float16: 2**-11, torch.bfloat16: 2**-8}
-FLOOR = {torch.float32: 8, torch.float16: 1, torch.bfloat16: 1}
+
+WORSE = {"dbound": 16, "dtheta": 16, "dtheta_backward": 16}
 
 # regime -> logits [b t d] from normal numbers
 REGIMES = {
@@ -115,11 +120,12 @@ def error(x: Tensor, true: Tensor) -> float:
 
 
 def channel_errors(x: Tensor, true: Tensor, d: int) -> Tensor:
-    """`error` of every channel, [d]; a channel whose truth is below 1e-30 may hold what is too."""
+    """`error` of every channel, [d]; what should be below 1e-27 may be, since exp(-z) stops at
+    1e-35."""
     assert torch.isfinite(x).all()
     axis = next(i for i in reversed(range(x.ndim)) if x.shape[i] == d)
     apart = (x.double() - true).movedim(axis, 0).reshape(d, -1).norm(dim=1)
-    return apart / true.movedim(axis, 0).reshape(d, -1).norm(dim=1).clamp_min(1e-30)
+    return apart / true.movedim(axis, 0).reshape(d, -1).norm(dim=1).clamp_min(1e-27)
 
 
 def check(operators: Any, case: dict[str, Tensor], **options: Any) -> dict[str, Tensor]:
@@ -129,11 +135,13 @@ def check(operators: Any, case: dict[str, Tensor], **options: Any) -> dict[str, 
     eager = run(Eager, case, **options)
     assert found.keys() == true.keys()
     assert all(found[name].dtype == eager[name].dtype for name in true)
-    d = case["z"].shape[-1]
+    t, d = case["z"].shape[1:]
+    logit = case["z"].double().abs().amax((0, 1)).clamp_max(80)
     for name, x in true.items():
         kind = found[name].dtype
         allowed = 2 * channel_errors(eager[name], x, d)
-        allowed = allowed.clamp_min(FLOOR[kind] * ROUNDING[kind])
+        roundings = 8 + 2 * t**0.5 + logit if kind == torch.float32 else torch.ones_like(logit)
+        allowed = torch.maximum(allowed, roundings * ROUNDING[kind]) * WORSE.get(name, 1)
         errors = channel_errors(found[name], x, d)
         assert (errors <= allowed).all(), (name, errors / allowed)
     return found
