@@ -4,10 +4,10 @@ The bar, for every channel by itself: a result's error against fp64 is at most t
 eager reference on the same inputs in the same dtype, or twice what an fp32 scan is expected to
 round, where the reference happens to be closer. That is eight roundings, since a token's gate
 rounds about four times, its update three times and the result once; 2 sqrt(T), since behind an open
-gate the roundings of T tokens, two each, add up like a random walk; and |z|, since exp(z) comes from
-2^(z / ln 2), whose exponent is rounded at its own size. Narrower results come from fp32 and round
-once. A state or a sum over time is one number a channel, and its terms of either sign may cancel
-four bits.
+gate the roundings of T tokens, two each, add up like a random walk; and |z|, since exp(z) comes
+from 2^(z / ln 2), whose exponent is rounded at its own size. Narrower results come from fp32 and
+round once. A state or a sum over time is one number a channel, and its terms of either sign may
+cancel four bits.
 """
 
 from __future__ import annotations
