@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hgrn2.kernels.scan_backward import hgrn1_bwd_kernel
-from hgrn2.kernels.scan_settings import ScanLaunch, ScanSettings, border, cdiv
+from hgrn2.kernels.scan_settings import REGISTERS, ScanLaunch, ScanSettings, border, cdiv
 from hgrn2.kernels.scan_walk import hgrn1_fwd_segments_kernel, hgrn1_fwd_walk_kernel
 
 
@@ -175,6 +175,7 @@ def scan_gradients(
         HAS_LENGTHS=gated.lengths is not None,
         STORE_LAST=segments == 1,
         num_warps=launch.warps,
+        maxnreg=REGISTERS,
     )
     # Each program's own sums, added once in a fixed order: the same bits every time.
     real = forward.turn is None

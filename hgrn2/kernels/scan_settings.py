@@ -10,6 +10,9 @@ import torch
 GRAIN = 128
 # Warps that fill an H100: one on each of its 132 * 4 schedulers.
 WARPS = 528
+# Registers a thread of the backward pass may take: left to itself, ptxas spills a few of them, to
+# make room for more warps than there are.
+REGISTERS = 224
 
 
 @dataclass(frozen=True)
