@@ -215,8 +215,8 @@ def _starts(
 ) -> Tensor:
     """What enters every segment, fp32 [b s d (2)]; `last` is written: what leaves the last one."""
     b, _, d = gated.z.shape
-    starts = x.new_empty((b, segments, *x.shape[2:]), dtype=torch.float32)
-    decay = torch.empty_like(starts)
+    sums = x.new_empty((b, segments, *x.shape[2:]), dtype=torch.float32)
+    decay, starts = torch.empty_like(sums), torch.empty_like(sums)
     _walk(
         x,
         gated,
@@ -227,14 +227,15 @@ def _starts(
         turn=turn,
         descend=descend,
         adjoint=adjoint,
-        last=starts,
+        last=sums,
         decay=decay,
     )
     block = 128
     hgrn1_fwd_segments_kernel[(b * cdiv(d, block),)](
         _or(first, last),
-        starts,
+        sums,
         decay,
+        starts,
         last,
         segments,
         D=d,

@@ -259,6 +259,7 @@ def hgrn1_fwd_segments_kernel(
     first,
     sums,
     decay,
+    starts,
     last,
     segments,
     D: tl.constexpr,
@@ -267,7 +268,7 @@ def hgrn1_fwd_segments_kernel(
     DESCEND: tl.constexpr,
     HAS_FIRST: tl.constexpr,
 ):
-    """Replaces every segment's own sum [b s d] by what enters it; `last` [b d] is what leaves."""
+    """What enters every segment, [b s d], from their sums and decays; `last` [b d]: what leaves."""
     N: tl.constexpr = 2 if TURN else 1
     tiles = (D + BC - 1) // BC
     batch = (tl.program_id(0) // tiles).to(tl.int64)
@@ -282,7 +283,7 @@ def hgrn1_fwd_segments_kernel(
         row = start * segments + (segments - 1 - step if DESCEND else step) * (D * N)
         own_re, own_im = load_row(sums + row, one, tile, D, BC, N, 1, TURN)
         a_re, a_im = load_row(decay + row, one, tile, D, BC, N, 1, TURN)
-        store_row(sums + row, c_re, c_im, one, tile, D, BC, TURN)
+        store_row(starts + row, c_re, c_im, one, tile, D, BC, TURN)
         c_re, c_im = product(a_re, a_im, c_re, c_im, TURN)
         c_re, c_im = c_re + own_re, c_im + own_im
     store_row(last + start, c_re, c_im, one, tile, D, BC, TURN)
