@@ -34,10 +34,9 @@ def unsupported(
     operator: Operator, impl: Impl, device: torch.device, dtype: torch.dtype
 ) -> str | None:
     """Why the operator's `impl` cannot run there, in words; None when it can."""
+    del operator  # all of them run wherever one does
     if impl == "reference":
         return None
-    if operator == "hgrn1":
-        return "impl='triton' has no HGRN1 scan yet: use impl='reference'"
     if device.type != "cuda":
         return f"impl='triton' needs a CUDA device, not {device}: use impl='reference'"
     if dtype not in (torch.bfloat16, torch.float16, torch.float32):
@@ -68,6 +67,8 @@ def hgrn2(
     _check_hgrn2(q, z, v, bound, state, lengths)
     _check_impl("hgrn2", impl, q)
     if impl == "triton":
+        if _is_narrow(q):
+            return _triton_scan().hgrn2_narrow(q, z, v, bound, state=state, lengths=lengths)
         return _triton().hgrn2(q, z, v, bound, state=state, lengths=lengths)
     return reference.hgrn2_chunked(q, z, v, bound, state=state, lengths=lengths)
 
@@ -89,6 +90,8 @@ def hgrn2_bidirectional(
     _check_hgrn2(q, z, v, bound, None, lengths)
     _check_impl("hgrn2", impl, q)
     if impl == "triton":
+        if _is_narrow(q):
+            return _triton_scan().hgrn2_narrow_bidirectional(q, z, v, bound, lengths=lengths)
         return _triton().hgrn2_bidirectional(q, z, v, bound, lengths=lengths)
     return reference.hgrn2_bidirectional(q, z, v, bound, lengths=lengths)
 
@@ -110,6 +113,8 @@ def hgrn2_step(
     _check_step(q, z, v, bound, state)
     _check_impl("hgrn2", impl, q)
     if impl == "triton":
+        if _is_narrow(q):
+            return _triton_scan().hgrn2_narrow_step(q, z, v, bound, state)
         return _triton().hgrn2_step(q, z, v, bound, state)
     return reference.hgrn2_step(q, z, v, bound, state)
 
@@ -135,6 +140,8 @@ def hgrn1(
     """
     _check_hgrn1(v, z, bound, theta, state, lengths)
     _check_impl("hgrn1", impl, v)
+    if impl == "triton":
+        return _triton_scan().hgrn1(v, z, bound, theta=theta, state=state, lengths=lengths)
     return reference.hgrn1_scan(v, z, bound, theta=theta, state=state, lengths=lengths)
 
 
@@ -159,6 +166,10 @@ def hgrn1_bidirectional(
         raise ValueError("theta_backward is given, but theta is None; give both, or neither")
     _expect("theta_backward", theta_backward, z.shape[-1:], "d")
     _check_impl("hgrn1", impl, v)
+    if impl == "triton":
+        return _triton_scan().hgrn1_bidirectional(
+            v, z, bound, theta=theta, theta_backward=theta_backward, lengths=lengths
+        )
     return reference.hgrn1_bidirectional(
         v, z, bound, theta=theta, theta_backward=theta_backward, lengths=lengths
     )
@@ -176,6 +187,18 @@ def _triton() -> ModuleType:
     from hgrn2.kernels import ops
 
     return ops
+
+
+def _triton_scan() -> ModuleType:
+    """The kernels without matrix products: HGRN1, and HGRN2 with few keys a head."""
+    from hgrn2.kernels import scan_ops
+
+    return scan_ops
+
+
+def _is_narrow(q: Tensor) -> bool:
+    """Whether the key is narrower than a matrix instruction takes; its state is then scanned."""
+    return q.shape[-1] < 16
 
 
 def _expect(name: str, x: Tensor | None, shape: tuple[int, ...], axes: str) -> None:

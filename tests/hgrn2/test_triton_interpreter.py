@@ -1,4 +1,5 @@
-"""Runs interpreted_kernels.py in a process of its own: triton reads TRITON_INTERPRET on import."""
+"""Runs the interpreted_*.py files in processes of their own: triton reads TRITON_INTERPRET on
+import."""
 
 from __future__ import annotations
 
@@ -12,8 +13,9 @@ import pytest
 pytest.importorskip("triton")
 
 
-def test_the_interpreted_kernels_agree_with_the_oracle():
-    file = Path(__file__).with_name("interpreted_kernels.py")
+@pytest.mark.parametrize("name", ["interpreted_kernels", "interpreted_scan"])
+def test_the_interpreted_kernels_agree_with_the_oracle(name):
+    file = Path(__file__).with_name(f"{name}.py")
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(file)],
         cwd=file.parent.parent.parent,

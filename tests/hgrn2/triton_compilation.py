@@ -130,7 +130,7 @@ def compile_for(launched: Launched, architecture: int) -> Resources:
         target=GPUTarget("cuda", architecture, 32),
         options={
             name: launched.options[name]
-            for name in ("num_warps", "num_stages")
+            for name in ("num_warps", "num_stages", "maxnreg")
             if name in launched.options
         },
     )

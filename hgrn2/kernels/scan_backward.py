@@ -1,0 +1,286 @@
+"""The diagonal scan's backward pass: one walk against time, from kept states.
+
+With r_t = exp(i theta) h_{t-1}, du_t the gradient of u_t = key_t v_t, and x . y over (re, im):
+
+    du_t = dh_t + g_{t+1}        g_t = f_t exp(-i theta) du_t        dv_t = key_t du_t
+    dz_t = key_t s_t du_t . (r_t - v_t)
+    dbound = sum over time of sigmoid(-z) du . (r - v)
+    dtheta = sum over time of f (du_im r_re - du_re r_im)
+
+r is run again inside a sub-block of BORDER tokens from the state that the forward pass kept there;
+g is carried by the walk. Where both directions are summed, the other direction's h comes from its
+own borders, its g from a walk of its own, and every token is read once for both.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from hgrn2.kernels.scan_rows import (
+    entering,
+    load_row,
+    of_last,
+    plus_scaled,
+    product,
+    store_row,
+    tied_gate,
+    turned,
+    wide,
+)
+
+
+@triton.jit
+def dot_apart(du_re, du_im, r_re, r_im, v_re, v_im, TURN: tl.constexpr):
+    """du . (r - v)"""
+    if TURN:
+        return du_re * (r_re - v_re) + du_im * (r_im - v_im)
+    return du_re * (r_re - v_re)
+
+
+@triton.jit(do_not_specialize=["T", "borders_n", "segments", "segment_tokens"])
+def hgrn1_bwd_kernel(
+    z,
+    v,
+    dh,
+    bound,
+    turn,
+    turn_back,
+    lengths,
+    states,
+    states_back,
+    gradients_back,
+    first,
+    dz,
+    dv,
+    last,
+    dbound,
+    dtheta,
+    dtheta_back,
+    z_stride_b,
+    v_stride_b,
+    dh_stride_b,
+    T,
+    borders_n,
+    segments,
+    segment_tokens,
+    D: tl.constexpr,
+    BC: tl.constexpr,
+    W: tl.constexpr,
+    ROWS: tl.constexpr,
+    Z_STRIDE: tl.constexpr,
+    V_STRIDE: tl.constexpr,
+    V_CHANNEL: tl.constexpr,
+    V_PAIR: tl.constexpr,
+    DH_STRIDE: tl.constexpr,
+    DH_CHANNEL: tl.constexpr,
+    DH_PAIR: tl.constexpr,
+    TURN: tl.constexpr,
+    BOTH: tl.constexpr,
+    FAST: tl.constexpr,
+    HAS_FIRST: tl.constexpr,
+    HAS_LENGTHS: tl.constexpr,
+    STORE_LAST: tl.constexpr,
+):
+    """One segment of BC channels; ROWS is the distance of two borders.
+
+    states, states_back: the borders of h in both directions; gradients_back: those of the other
+    direction's g. first, last [b s d]: what g enters the segment with and leaves it with. dbound,
+    dtheta, dtheta_back: the segment's own sums, fp32 [b s d].
+    """
+    N: tl.constexpr = 2 if TURN else 1
+    STEP: tl.constexpr = W * ROWS
+    tiles = (D + BC - 1) // BC
+    tile = tl.program_id(0) % tiles
+    row = tl.program_id(0) // tiles
+    segment = row % segments
+    batch = (row // segments).to(tl.int64)
+
+    d = tile * BC + tl.arange(0, BC)[None, :]
+    sub = tl.arange(0, W)[:, None] * ROWS
+    here = (d < D) if D % BC != 0 else tl.full((1, BC), True, tl.int1)
+    always = sub >= 0
+    b = tl.load(bound + d, mask=here, other=0.0)
+    cos, sin, cos_back, sin_back = b, b, b, b
+    if TURN:
+        cos = tl.load(turn + d, mask=here, other=1.0)
+        sin = tl.load(turn + D + d, mask=here, other=0.0)
+        if BOTH:
+            cos_back = tl.load(turn_back + d, mask=here, other=1.0)
+            sin_back = tl.load(turn_back + D + d, mask=here, other=0.0)
+
+    begin = segment * segment_tokens
+    stop = tl.minimum(begin + segment_tokens, T)
+    end = stop
+    if HAS_LENGTHS:
+        end = tl.minimum(tl.maximum(tl.load(lengths + batch).to(tl.int32), begin), stop)
+    full = (end - begin) // STEP
+    rest = (end - begin) - full * STEP
+
+    z_tile = z + batch * z_stride_b + sub * Z_STRIDE
+    v_tile = v + batch * v_stride_b + sub * V_STRIDE
+    dh_tile = dh + batch * dh_stride_b + sub * DH_STRIDE
+    dz_tile = dz + batch * T * D + sub * D
+    dv_tile = dv + batch * T * (D * N) + sub * (D * N)
+    border_row = batch * borders_n
+
+    zero = tl.zeros((W, BC), tl.float32)
+    state = (batch * segments + segment) * (D * N) + 0 * sub
+    g_re, g_im = zero, zero
+    if HAS_FIRST:
+        g_re, g_im = load_row(first + state, always, tile, D, BC, N, 1, TURN)
+    sum_bound, sum_theta, sum_theta_back = zero, zero, zero
+
+    for masked in tl.static_range(1, -1, -1):
+        count = full
+        start = begin + (full - 1) * STEP
+        if masked:
+            count = tl.minimum(rest, 1)
+            start = begin + full * STEP
+        zs, vs, dhs = (), (), ()
+        for j in tl.static_range(ROWS):
+            take = always & (count > 0)
+            if masked:
+                take = start + sub + j < end
+            token = start.to(tl.int64)
+            z_row = z_tile + token * Z_STRIDE + j * Z_STRIDE
+            zs += (load_row(z_row, take, tile, D, BC, 1, 1, False)[0],)
+            v_row = v_tile + token * V_STRIDE + j * V_STRIDE
+            vs += (load_row(v_row, take, tile, D, BC, V_CHANNEL, V_PAIR, TURN),)
+            dh_row = dh_tile + token * DH_STRIDE + j * DH_STRIDE
+            dhs += (load_row(dh_row, take, tile, D, BC, DH_CHANNEL, DH_PAIR, TURN),)
+        border = (border_row + (start + sub) // ROWS) * (D * N)
+        take = (start + sub < end) & (count > 0)
+        h = load_row(states + border, take, tile, D, BC, N, 1, TURN)
+        h_back, g_back = h, h
+        if BOTH:
+            h_back = load_row(states_back + border, take, tile, D, BC, N, 1, TURN)
+            g_back = load_row(gradients_back + border, take, tile, D, BC, N, 1, TURN)
+
+        for i in range(count):
+            at = start - i * STEP
+            # The next step's rows are on their way while this one's are computed.
+            z_ahead, v_ahead, dh_ahead = zs, vs, dhs
+            h_ahead, h_back_ahead, g_back_ahead = h, h_back, g_back
+            if not masked:
+                take = always & (i + 1 < count)
+                token = (at - STEP).to(tl.int64)
+                border = (border_row + (at - STEP + sub) // ROWS) * (D * N)
+                h_ahead = load_row(states + border, take, tile, D, BC, N, 1, TURN)
+                if BOTH:
+                    h_back_ahead = load_row(states_back + border, take, tile, D, BC, N, 1, TURN)
+                    g_back_ahead = load_row(gradients_back + border, take, tile, D, BC, N, 1, TURN)
+                z_ahead, v_ahead, dh_ahead = (), (), ()
+                for j in tl.static_range(ROWS):
+                    z_row = z_tile + token * Z_STRIDE + j * Z_STRIDE
+                    z_ahead += (load_row(z_row, take, tile, D, BC, 1, 1, False)[0],)
+                    v_row = v_tile + token * V_STRIDE + j * V_STRIDE
+                    v_ahead += (load_row(v_row, take, tile, D, BC, V_CHANNEL, V_PAIR, TURN),)
+                    dh_row = dh_tile + token * DH_STRIDE + j * DH_STRIDE
+                    dh_ahead += (load_row(dh_row, take, tile, D, BC, DH_CHANNEL, DH_PAIR, TURN),)
+
+            # Along time: r, and the other direction's du.
+            h_re, h_im = h[0], h[1]
+            k_re, k_im = g_back[0], g_back[1]
+            rs, dus_back = (), ()
+            for j in tl.static_range(ROWS):
+                _, _, key, f = tied_gate(zs[j], b, FAST)
+                r_re, r_im = turned(h_re, h_im, cos, sin, TURN)
+                rs += ((r_re, r_im),)
+                v_re, v_im = wide(vs[j])
+                h_re, h_im = plus_scaled(key * v_re, key * v_im, f, r_re, r_im, TURN)
+                if BOTH:
+                    dh_re, dh_im = wide(dhs[j])
+                    du_re, du_im = dh_re + k_re, dh_im + k_im
+                    dus_back += ((du_re, du_im),)
+                    k_re, k_im = turned(du_re, du_im, cos_back, -sin_back, TURN)
+                    k_re, k_im = f * k_re, f * k_im
+
+            if W > 1:
+                a_re, a_im = zero + 1.0, zero
+                e_re, e_im = zero, zero
+                for j in tl.static_range(ROWS - 1, -1, -1):
+                    _, _, _, f = tied_gate(zs[j], b, FAST)
+                    f_re, f_im = f, f
+                    if TURN:
+                        f_re, f_im = f * cos, -f * sin
+                    if masked:
+                        valid = at + sub + j < end
+                        f_re, f_im = tl.where(valid, f_re, 1.0), tl.where(valid, f_im, 0.0)
+                    a_re, a_im = product(f_re, f_im, a_re, a_im, TURN)
+                    dh_re, dh_im = wide(dhs[j])
+                    e_re, e_im = product(f_re, f_im, dh_re + e_re, dh_im + e_im, TURN)
+                g_re, g_im = entering(g_re, g_im, a_re, a_im, e_re, e_im, True, TURN)
+
+            # Against time.
+            k_re, k_im = h_back[0], h_back[1]
+            step_bound, step_theta, step_theta_back = zero, zero, zero
+            for j in tl.static_range(ROWS - 1, -1, -1):
+                closed, opened, key, f = tied_gate(zs[j], b, FAST)
+                v_re, v_im = wide(vs[j])
+                r_re, r_im = rs[j][0], rs[j][1]
+                dh_re, dh_im = wide(dhs[j])
+                du_re, du_im = dh_re + g_re, dh_im + g_im
+                valid = at + sub + j < end
+                to_gate = dot_apart(du_re, du_im, r_re, r_im, v_re, v_im, TURN)
+                next_re, next_im = turned(du_re, du_im, cos, -sin, TURN)
+                next_re, next_im = f * next_re, f * next_im
+                if masked:
+                    next_re, next_im = (
+                        tl.where(valid, next_re, g_re),
+                        tl.where(valid, next_im, g_im),
+                    )
+                g_re, g_im = next_re, next_im
+                if TURN:
+                    angle = f * (du_im * r_re - du_re * r_im)
+                    step_theta += tl.where(valid, angle, 0.0) if masked else angle
+                if BOTH:
+                    o_re, o_im = dus_back[j][0], dus_back[j][1]
+                    r_re, r_im = turned(k_re, k_im, cos_back, sin_back, TURN)
+                    to_gate += dot_apart(o_re, o_im, r_re, r_im, v_re, v_im, TURN)
+                    new_re, new_im = plus_scaled(key * v_re, key * v_im, f, r_re, r_im, TURN)
+                    if masked:
+                        new_re = tl.where(valid, new_re, k_re)
+                        new_im = tl.where(valid, new_im, k_im)
+                    k_re, k_im = new_re, new_im
+                    if TURN:
+                        angle = f * (o_im * r_re - o_re * r_im)
+                        step_theta_back += tl.where(valid, angle, 0.0) if masked else angle
+                    du_re, du_im = du_re + o_re, du_im + o_im
+                take = always
+                dv_re, dv_im = key * du_re, key * du_im
+                if masked:
+                    take = at + sub + j < stop
+                    to_gate = tl.where(valid, to_gate, 0.0)
+                    dv_re, dv_im = tl.where(valid, dv_re, 0.0), tl.where(valid, dv_im, 0.0)
+                token = at.to(tl.int64)
+                dz_row = dz_tile + token * D + j * D
+                dz_re = key * opened * to_gate
+                store_row(dz_row, dz_re, dz_re, take, tile, D, BC, False)
+                dv_row = dv_tile + token * (D * N) + j * (D * N)
+                store_row(dv_row, dv_re, dv_im, take, tile, D, BC, TURN)
+                step_bound += closed * to_gate
+            # Sums of a step first: long sums of small terms would lose digits.
+            sum_bound += step_bound
+            sum_theta += step_theta
+            sum_theta_back += step_theta_back
+            g_re, g_im = of_last(g_re, g_im, W, True, TURN)
+            if not masked:
+                zs, vs, dhs = z_ahead, v_ahead, dh_ahead
+                h, h_back, g_back = h_ahead, h_back_ahead, g_back_ahead
+
+    if STORE_LAST:
+        store_row(last + state, g_re, g_im, sub == 0, tile, D, BC, TURN)
+    partial = (batch * segments + segment) * D + d
+    tl.store(dbound + partial, tl.sum(sum_bound, 0, keep_dims=True), mask=here)
+    if TURN:
+        tl.store(dtheta + partial, tl.sum(sum_theta, 0, keep_dims=True), mask=here)
+        if BOTH:
+            tl.store(dtheta_back + partial, tl.sum(sum_theta_back, 0, keep_dims=True), mask=here)
+    empty = begin + (full + tl.minimum(rest, 1)) * STEP
+    for i in range(stop - empty):
+        token = (empty + i).to(tl.int64)
+        dz_row = dz_tile - sub * D + token * D
+        dv_row = dv_tile - sub * (D * N) + token * (D * N)
+        store_row(dz_row, zero, zero, sub == 0, tile, D, BC, False)
+        store_row(dv_row, zero, zero, sub == 0, tile, D, BC, TURN)

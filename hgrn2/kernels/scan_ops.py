@@ -1,0 +1,293 @@
+"""HGRN1's operator as torch custom operators: no graph break, no host synchronisation.
+
+Axes: b batch, t time, d channels. Inputs may be strided views (of one fused projection, say) as
+long as their channels are contiguous, in a complex tensor either as pairs (re, im) or as two
+planes; others are copied.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hgrn2.kernels.scan import Direction, Gated, scan_borders, scan_gradients, scan_output
+from hgrn2.kernels.scan_settings import ScanSettings, border, cdiv, scan_settings
+
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+
+def hgrn1(
+    v: Tensor,
+    z: Tensor,
+    bound: Tensor,
+    *,
+    theta: Tensor | None = None,
+    state: Tensor | None = None,
+    lengths: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """HGRN1, causal: shapes and results as `hgrn2.hgrn1`; v and z of bf16, fp16 or fp32.
+
+    Raises ValueError for another dtype.
+    """
+    _check(v, z)
+    keep = _differentiates(v, z, bound, theta, state)
+    h, last, *_ = _forward(v, z, bound, theta, None, state, lengths, False, keep)
+    return h, last
+
+
+def hgrn1_bidirectional(
+    v: Tensor,
+    z: Tensor,
+    bound: Tensor,
+    *,
+    theta: Tensor | None = None,
+    theta_backward: Tensor | None = None,
+    lengths: Tensor | None = None,
+) -> Tensor:
+    """Both directions' states summed: shapes and results as `hgrn2.hgrn1_bidirectional`.
+
+    Raises ValueError for another dtype than bf16, fp16 and fp32.
+    """
+    _check(v, z)
+    keep = _differentiates(v, z, bound, theta, theta_backward)
+    other = theta if theta_backward is None else theta_backward
+    return _forward(v, z, bound, theta, other, None, lengths, True, keep)[0]
+
+
+def hgrn2_narrow(
+    q: Tensor,
+    z: Tensor,
+    v: Tensor,
+    bound: Tensor,
+    *,
+    state: Tensor | None = None,
+    lengths: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """HGRN2 with few keys a head as a scan over h * k * v channels; as `hgrn2.hgrn2`.
+
+    q, z [b t h k], v [b t h v]: any widths. The states are read out in fp32. Raises ValueError for
+    a dtype that the kernels do not take.
+    """
+    _check(q, z)
+    flat = None if state is None else state.flatten(1)
+    h, last = hgrn1(*_channels(z, v, bound), state=flat, lengths=lengths)
+    return _read_out(q, h, v), last.view(z.shape[0], *z.shape[2:], v.shape[-1])
+
+
+def hgrn2_narrow_bidirectional(
+    q: Tensor, z: Tensor, v: Tensor, bound: Tensor, *, lengths: Tensor | None = None
+) -> Tensor:
+    """Both directions of `hgrn2_narrow`; as `hgrn2.hgrn2_bidirectional`."""
+    _check(q, z)
+    return _read_out(q, hgrn1_bidirectional(*_channels(z, v, bound), lengths=lengths), v)
+
+
+def hgrn2_narrow_step(
+    q: Tensor, z: Tensor, v: Tensor, bound: Tensor, state: Tensor
+) -> tuple[Tensor, Tensor]:
+    """One token of `hgrn2_narrow`: q, z [b h k], v [b h v]; state [b h k v] is updated in place."""
+    token = (x.detach()[:, None] for x in (q, z, v))
+    y, last = hgrn2_narrow(*token, bound.detach(), state=state.detach())
+    return y[:, 0], state.copy_(last)
+
+
+def _channels(z: Tensor, v: Tensor, bound: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """v, z [b t (h k v)] and the bound [(h k v)], every key with every value.
+
+    v in fp32, so that h is not rounded before it is read out.
+    """
+    shape = (*z.shape, v.shape[-1])
+    wide = v.to(torch.float32)[..., None, :].expand(shape)
+    widest = bound[..., None].expand(shape[2:])
+    return wide.flatten(2), z[..., None].expand(shape).flatten(2), widest.flatten()
+
+
+def _read_out(q: Tensor, h: Tensor, v: Tensor) -> Tensor:
+    """y_t = q_t S_t in v's dtype; h [b t (h k v)] holds the states."""
+    S = h.unflatten(2, (*q.shape[2:], v.shape[-1]))
+    return (q[..., None] * S).sum(-2).to(v.dtype)
+
+
+def _check(v: Tensor, z: Tensor) -> None:
+    for x in (v, z):
+        if x.dtype not in DTYPES:
+            raise ValueError(
+                f"the inputs are {v.dtype} and {z.dtype}; impl='triton' takes torch.bfloat16, "
+                "torch.float16 or torch.float32"
+            )
+
+
+def _differentiates(*tensors: Tensor | None) -> bool:
+    """Whether a backward pass may come, for which the borders are kept."""
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+
+
+def _plain(x: Tensor) -> Tensor:
+    return x.to(torch.float32).contiguous()
+
+
+def _rows(x: Tensor) -> Tensor:
+    """x [b t d] or [b t d 2] itself where the kernels can read its channels."""
+    if x.ndim == 3:
+        return x if x.stride(2) == 1 else x.contiguous()
+    pairs = x.stride(2) == 2 and x.stride(3) == 1
+    return x if pairs or x.stride(2) == 1 else x.contiguous()
+
+
+def _turn(theta: Tensor | None) -> Tensor | None:
+    """cos and sin of theta, fp32 [2 d]."""
+    if theta is None:
+        return None
+    wide = theta.to(torch.float32)
+    return torch.stack([wide.cos(), wide.sin()])
+
+
+def _settings(z: Tensor, theta: Tensor | None, both: bool) -> ScanSettings:
+    b, _, d = z.shape
+    return scan_settings(b, d, z.dtype, turn=theta is not None, both=both)
+
+
+@torch.library.custom_op("hgrn2::scan_forward", mutates_args=())
+def _forward(
+    v: Tensor,
+    z: Tensor,
+    bound: Tensor,
+    theta: Tensor | None,
+    theta_back: Tensor | None,
+    state: Tensor | None,
+    lengths: Tensor | None,
+    both: bool,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """h, the last state, and both directions' borders, each empty where it is not kept."""
+    v, z = _rows(v), _rows(z)
+    gated = Gated(z, _plain(bound), lengths)
+    table = _settings(z, theta, both)
+    with torch.cuda.device_of(z):
+        back = None
+        if both:
+            turn = _turn(theta_back)
+            back = Direction(turn, scan_borders(v, gated, turn, table, adjoint=False))
+        h, last, borders = scan_output(
+            v,
+            gated,
+            _turn(theta),
+            first=None if state is None else _plain(state),
+            back=back,
+            settings=table,
+            keep_borders=keep,
+        )
+        nothing = last.new_empty((0,))
+        return h, last, borders, back.borders if keep and back is not None else nothing
+
+
+@_forward.register_fake
+def _forward_fake(
+    v: Tensor,
+    _z: Tensor,
+    _bound: Tensor,
+    _theta: Tensor | None,
+    _theta_back: Tensor | None,
+    _state: Tensor | None,
+    _lengths: Tensor | None,
+    both: bool,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return _like(v, both, keep)
+
+
+def _like(v: Tensor, both: bool, keep: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    b, t, *channels = v.shape
+    n = cdiv(t, border(v.ndim == 4))
+
+    def wide(*shape: int) -> Tensor:
+        return v.new_empty(shape, dtype=torch.float32)
+
+    borders = wide(b, n, *channels) if keep else wide(0)
+    back = wide(b, n, *channels) if keep and both else wide(0)
+    return v.new_empty(v.shape), wide(b, *channels), borders, back
+
+
+@torch.library.custom_op("hgrn2::scan_backward", mutates_args=())
+def _backward(
+    v: Tensor,
+    z: Tensor,
+    bound: Tensor,
+    theta: Tensor | None,
+    theta_back: Tensor | None,
+    lengths: Tensor | None,
+    borders: Tensor,
+    borders_back: Tensor,
+    dh: Tensor,
+    dlast: Tensor | None,
+    both: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """dv, dz, dbound, dtheta, the other direction's dtheta (or empty), and dstate."""
+    v, z, dh = _rows(v), _rows(z), _rows(dh)
+    with torch.cuda.device_of(z):
+        found = scan_gradients(
+            v,
+            dh,
+            Gated(z, _plain(bound), lengths),
+            Direction(_turn(theta), borders),
+            back=Direction(_turn(theta_back), borders_back) if both else None,
+            dlast=None if dlast is None else _plain(dlast),
+            settings=_settings(z, theta, both),
+        )
+    dtheta, dtheta_back = (
+        found_x if x is None else found_x.to(x.dtype)
+        for x, found_x in ((theta, found.dtheta), (theta_back, found.dtheta_back))
+    )
+    return found.dv, found.dz, found.dbound.to(bound.dtype), dtheta, dtheta_back, found.dstate
+
+
+@_backward.register_fake
+def _backward_fake(
+    v: Tensor,
+    z: Tensor,
+    bound: Tensor,
+    theta: Tensor | None,
+    theta_back: Tensor | None,
+    _lengths: Tensor | None,
+    borders: Tensor,
+    _borders_back: Tensor,
+    _dh: Tensor,
+    _dlast: Tensor | None,
+    _both: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    b, _, *channels = v.shape
+    angles = (borders.new_empty(0 if x is None else x.shape) for x in (theta, theta_back))
+    dtheta, dtheta_back = (
+        y if x is None else y.to(x.dtype) for x, y in zip((theta, theta_back), angles, strict=True)
+    )
+    plain = (x.new_empty(x.shape) for x in (v, z, bound))
+    return *plain, dtheta, dtheta_back, borders.new_empty((b, *channels))
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    v, z, bound, theta, theta_back, state, lengths, both, keep = inputs
+    del keep
+    ctx.save_for_backward(v, z, bound, theta, theta_back, lengths, *output[2:])
+    ctx.both, ctx.has_state = both, state is not None
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(
+    ctx: Any, dh: Tensor | None, dlast: Tensor | None, *_borders: Tensor | None
+) -> tuple[Any, ...]:
+    v, z, bound, theta, theta_back, lengths, *borders = ctx.saved_tensors
+    if dh is None:
+        dh = torch.zeros_like(v)
+    dv, dz, dbound, *angles, dstate = _backward(
+        v, z, bound, theta, theta_back, lengths, *borders, dh, dlast, ctx.both
+    )
+    dtheta, dtheta_back = (
+        None if x is None else y for x, y in zip((theta, theta_back), angles, strict=True)
+    )
+    dstate = dstate if ctx.has_state else None
+    return dv, dz, dbound, dtheta, dtheta_back, dstate, None, None, None
+
+
+torch.library.register_autograd("hgrn2::scan_forward", _differentiate, setup_context=_save)

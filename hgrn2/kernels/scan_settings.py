@@ -1,0 +1,73 @@
+"""The diagonal scan's launch settings: one static table, never read by T."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+# Segments are multiples of it, and it of every step.
+GRAIN = 128
+# Warps that fill an H100: one on each of its 132 * 4 schedulers.
+WARPS = 528
+# Registers a thread of the backward pass may take: left to itself, ptxas spills a few of them, to
+# make room for more warps than there are.
+REGISTERS = 224
+
+
+@dataclass(frozen=True)
+class ScanLaunch:
+    """A walk's step: `warps` sub-blocks of `rows` tokens, `channels` channels, 32 lanes a warp."""
+
+    channels: int
+    warps: int
+    rows: int
+
+    def split(self, programs: int, t: int) -> tuple[int, int]:
+        """How many segments to walk side by side, and tokens in each, a multiple of GRAIN."""
+        grains = cdiv(t, GRAIN)
+        # Every token is read twice then: worth it only where it doubles the programs at least.
+        wanted = max(1, min(WARPS // (programs * self.warps), grains))
+        segment_grains = cdiv(grains, wanted)
+        return cdiv(grains, segment_grains), segment_grains * GRAIN
+
+
+@dataclass(frozen=True)
+class ScanSettings:
+    """One launch a kernel. The backward pass has `border` rows: each sub-block starts from a kept
+    state; the others' rows are multiples of it."""
+
+    walk: ScanLaunch
+    output: ScanLaunch
+    backward: ScanLaunch
+
+
+def cdiv(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def border(turn: bool) -> int:
+    """Tokens from one kept state to the next; complex ones fill the registers sooner."""
+    return 8 if turn else 16
+
+
+def scan_settings(
+    batch: int, channels: int, dtype: torch.dtype, *, turn: bool, both: bool
+) -> ScanSettings:
+    """The table's entry for batch * channels recurrences.
+
+    turn: complex states. both: two directions in one kernel. In one kernel of many recurrences a
+    warp needs no other. Fewer are spread over warps that take turns in time, which reads nothing
+    twice; and where that does not fill the device either, over segments.
+    """
+    narrow = turn or dtype == torch.float32
+    recurrences = batch * channels
+    alone = recurrences >= 32 * 1024 or recurrences < 32 * WARPS // 4
+    # Two channels of 16 bits a thread: each load is of four bytes, as of a pair or an fp32.
+    wide = 32 if narrow else 64
+    walk = ScanLaunch(wide, 1, 16 if turn else 32)
+    if alone:
+        output = ScanLaunch(wide, 1, 16 if narrow or both else 32)
+    else:
+        output = ScanLaunch(32, 4, 16 if narrow or both else 32)
+    return ScanSettings(walk, output, ScanLaunch(32, 1 if alone else 4, border(turn)))

@@ -1,0 +1,187 @@
+"""The diagonal scan's kernels under Triton's interpreter, against the fp64 oracle.
+
+Run by test_triton_interpreter.py with TRITON_INTERPRET=1, which must be set before triton is
+imported. fp32 only: the interpreter's bf16 is wrong. scan_inputs.py derives the bar.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+from hgrn2.gate import gate
+from hgrn2.kernels import scan_ops as ops
+from hgrn2.kernels.scan_settings import ScanLaunch, ScanSettings, border
+from hgrn2.reference import gated_bidirectional, gated_recurrent
+from tests.hgrn2.scan_inputs import check, draw, error, run
+
+assert os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@pytest.fixture(params=[1, 4], ids=["one_warp", "four_warps"])
+def warps(request, monkeypatch):
+    """Both ways through the kernels: a warp alone, and warps that take turns in time."""
+
+    def table(*_args, turn: bool, both: bool) -> ScanSettings:
+        rows = 32 if both else 16
+        launches = (ScanLaunch(32, request.param, rows) for rows in (16, rows, border(turn)))
+        return ScanSettings(*launches)
+
+    monkeypatch.setattr(ops, "scan_settings", table)
+    return request.param
+
+
+@pytest.mark.usefixtures("warps")
+@pytest.mark.parametrize("turn", [False, True], ids=["real", "complex"])
+@pytest.mark.parametrize("both", [False, True], ids=["causal", "both"])
+def test_every_gate_and_bound(turn, both):
+    """35 channels: every regime with every bound."""
+    check(ops, draw(1, 40, 35, turn=turn, regime=None, bound=None), both=both)
+
+
+@pytest.mark.usefixtures("warps")
+@pytest.mark.parametrize("t", [1, 16, 17, 65, 128])
+def test_every_length(t):
+    check(ops, draw(1, t, 2, turn=t == 17))
+
+
+@pytest.mark.usefixtures("warps")
+@pytest.mark.parametrize("turn", [False, True], ids=["real", "complex"])
+@pytest.mark.parametrize("both", [False, True], ids=["causal", "both"])
+def test_lengths(turn, both):
+    lengths = torch.tensor([70, 37, 0])
+    found = check(ops, draw(3, 70, 2, turn=turn), lengths=lengths, both=both)
+    for name in ("h", "dv", "dz"):
+        assert not found[name][1, 37:].any()
+        assert not found[name][2].any()
+
+
+def test_one_angle_for_both_directions():
+    case = draw(1, 40, 3, turn=True)
+    del case["theta_backward"]
+    check(ops, case, both=True)
+
+
+@pytest.mark.parametrize("turn", [False, True], ids=["real", "complex"])
+@pytest.mark.parametrize("both", [False, True], ids=["causal", "both"])
+def test_segments(warps, monkeypatch, turn, both):
+    t, split = (80, (3, 32)) if warps == 1 else (150, (2, 128))
+    monkeypatch.setattr(ScanLaunch, "split", lambda *_: split)
+    check(ops, draw(3, t, 2, turn=turn), both=both, lengths=torch.tensor([t, t - 15, 20]))
+
+
+def test_the_table_as_it_is():
+    """Several programs, the last of them not full."""
+    check(ops, draw(1, 20, 70, turn=True))
+    check(ops, draw(1, 20, 70))
+
+
+def test_strided_inputs_of_one_projection():
+    case = draw(2, 40, 3)
+    fused = torch.cat([case["v"], case["z"]], -1)
+    v, z = fused.split(3, -1)
+    assert not v.is_contiguous()
+    found, _ = ops.hgrn1(v, z, case["bound"])
+    assert torch.equal(found, ops.hgrn1(case["v"], case["z"], case["bound"])[0])
+
+
+def test_imaginary_parts_in_a_plane_of_their_own():
+    case = draw(2, 40, 3, turn=True)
+    planes = {**case, **{name: case[name].mT.contiguous().mT for name in ("v", "dh")}}
+    assert planes["v"].stride()[-2:] == (1, 3)
+    found, expected = run(ops, planes), run(ops, case)
+    assert all(torch.equal(x, expected[name]) for name, x in found.items())
+
+
+@pytest.mark.usefixtures("warps")
+@pytest.mark.parametrize("turn", [False, True], ids=["real", "complex"])
+def test_strictly_causal_bit_for_bit(turn):
+    case = draw(1, 70, 3, turn=turn)
+    v, z, bound, theta = (case.get(name) for name in ("v", "z", "bound", "theta"))
+    h, _ = ops.hgrn1(v, z, bound, theta=theta)
+    for cut, logit in ((20, -60.0), (33, 30.0), (69, -60.0)):
+        changed, other = z.clone(), v.clone()
+        changed[:, cut:], other[:, cut:] = logit, 7.0
+        found, _ = ops.hgrn1(other, changed, bound, theta=theta)
+        assert torch.equal(found[:, :cut], h[:, :cut])
+        assert not torch.equal(found[:, cut:], h[:, cut:])
+
+
+def test_only_the_last_state_is_differentiated():
+    case = draw(1, 40, 3)
+    leaf = case["z"].clone().requires_grad_()
+    ops.hgrn1(case["v"], leaf, case["bound"])[1].sum().backward()
+    bare = {**case, "state": 0 * case["state"]}
+    expected = run(ops, {**bare, "dh": 0 * case["dh"], "dlast": 0 * case["dlast"] + 1})
+    assert torch.equal(leaf.grad, expected["dz"])
+
+
+def test_nothing_is_kept_where_nothing_is_differentiated():
+    case = draw(1, 40, 3)
+    inputs = (case["v"], case["z"], case["bound"], None, None, None, None)
+    kept, left = (ops._forward(*inputs, False, keep) for keep in (True, False))
+    assert torch.equal(kept[0], left[0])
+    assert kept[2].shape == (1, 3, 3)
+    assert left[2].numel() == 0
+
+
+@pytest.mark.parametrize("both", [False, True], ids=["causal", "both"])
+def test_the_operators_shapes_without_data(both):
+    case = draw(2, 20, 3, turn=True)
+    names = ("v", "z", "bound", "theta", "theta_backward")
+    leaves = [case[name].requires_grad_() for name in names]
+    torch.library.opcheck(
+        torch.ops.hgrn2.scan_forward.default,
+        (*leaves, None, None, both, True),
+        test_utils=("test_schema", "test_autograd_registration", "test_faketensor"),
+    )
+
+
+@pytest.mark.parametrize(("k", "v"), [(1, 1), (3, 5)])
+@pytest.mark.parametrize("both", [False, True], ids=["causal", "both"])
+def test_narrow_keys(k, v, both):
+    """HGRN2 with few keys a head, against the per-token loop in fp64."""
+    generator = torch.Generator().manual_seed(k)
+    b, t, h = 2, 20, 2
+    shapes = [(b, t, h, k), (b, t, h, k), (b, t, h, v), (b, h, k, v)]
+    q, z, x, state = (torch.randn(s, generator=generator) for s in shapes)
+    bound = torch.full((h, k), 0.2)
+    lengths = torch.tensor([t, 7])
+    leaves = [y.clone().requires_grad_() for y in (q, z, x, bound, state)]
+    wide = [y.double().requires_grad_() for y in (q, z, x, bound, state)]
+    f, key = gate(wide[1], wide[3])
+    if both:
+        found = [ops.hgrn2_narrow_bidirectional(*leaves[:4], lengths=lengths)]
+        expected = [gated_bidirectional(wide[0], key, wide[2], f, lengths=lengths)]
+    else:
+        found = list(ops.hgrn2_narrow(*leaves[:4], state=leaves[4], lengths=lengths))
+        expected = list(gated_recurrent(wide[0], key, wide[2], f, state=wide[4], lengths=lengths))
+    sum(y.square().sum() for y in found).backward()
+    sum(y.square().sum() for y in expected).backward()
+    inputs = zip(leaves, wide, strict=True)
+    pairs = [*zip(found, expected, strict=True)]
+    pairs += [(y.grad, true.grad) for y, true in inputs if true.grad is not None]
+    for y, true in pairs:
+        # The loss squares what was rounded: one rounding more than the bar's eight, doubled.
+        assert error(y.detach(), true.detach()) <= 18 * 2**-24
+
+
+def test_a_narrow_step_follows_the_sequence():
+    generator = torch.Generator().manual_seed(0)
+    q, z = (torch.randn(2, 5, 3, 4, generator=generator) for _ in range(2))
+    v = torch.randn(2, 5, 3, 6, generator=generator)
+    bound, state = torch.full((3, 4), 0.2), torch.zeros(2, 3, 4, 6)
+    y, last = ops.hgrn2_narrow(q, z, v, bound)
+    for t in range(5):
+        found, given = ops.hgrn2_narrow_step(q[:, t], z[:, t], v[:, t], bound, state)
+        assert given is state
+        assert torch.equal(found, y[:, t])
+    assert torch.equal(state, last)
+
+
+def test_bad_input_is_named():
+    case = draw(1, 4, 3)
+    with pytest.raises(ValueError, match=r"the inputs are torch\.float64 and torch\.float32"):
+        ops.hgrn1(case["v"].double(), case["z"], case["bound"])
