@@ -14,7 +14,7 @@ import os
 import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -166,6 +166,13 @@ class Records:
     def checkpoint(self, key: str, device: str) -> Path:
         """Where the cell keeps what it needs to resume on that device."""
         return self.folder / "checkpoints" / f"{_file_name(key, device)}.pt"
+
+    def drop_stale_checkpoint(self, record: Record) -> None:
+        """Remove the checkpoint that a cell left which was killed right after its record."""
+        path = self.checkpoint(record.key, record.device)
+        with suppress(FileNotFoundError):
+            if utc(datetime.fromtimestamp(path.stat().st_mtime, UTC)) <= record.ended:
+                path.unlink()
 
     def _claims(self) -> Path:
         claims = self.folder / ".claims"

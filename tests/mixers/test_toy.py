@@ -47,6 +47,7 @@ class Toy(Mixer):
             lambda x: averages(x) * (factor if x.dtype == torch.float32 else 1),
             (x.to(dtype),),
             2.0 * x.numel(),
+            ("x",),
         )
 
     def unsupported(self, device: torch.device, dtype: torch.dtype) -> str | None:
