@@ -31,16 +31,18 @@ def plain(x: Tensor) -> Tensor:
     return x.to(torch.float32).contiguous()
 
 
-def room(q: Tensor, v: Tensor, bidirectional: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Room for the states at the chunks' borders [b n h k v], those of the reverse direction
-    (empty without one), the scores [b n h c c], all bf16 for bf16, else fp32, and the flags of
-    deep chunks, int8 [b n h]."""
+def room(
+    q: Tensor, v: Tensor, bidirectional: bool, keep: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Room for what the forward leaves: the states at the chunks' borders [b n h k v], those of the
+    reverse direction (empty without one), the scores [b n h c c] (empty without `keep`), all bf16
+    for bf16, else fp32, and the flags of deep chunks, int8 [b n h]."""
     b, t, h, k = q.shape
     dtype = torch.bfloat16 if q.dtype == torch.bfloat16 else torch.float32
     shape = (b, cdiv(t, CHUNK), h)
     states = q.new_empty((*shape, k, v.shape[-1]), dtype=dtype)
     reverse = q.new_empty(states.shape if bidirectional else (0,), dtype=dtype)
-    scores = q.new_empty((*shape, CHUNK, CHUNK), dtype=dtype)
+    scores = q.new_empty((*shape, CHUNK, CHUNK) if keep else (0,), dtype=dtype)
     return states, reverse, scores, q.new_empty(shape, dtype=torch.int8)
 
 
@@ -58,11 +60,11 @@ def forward(
     q, z, v, bound = rows(q), rows(z), rows(v), plain(bound)
     table = table_of(q, v)
     with torch.cuda.device_of(q):
-        states, reverse, scores, deep = room(q, v, bidirectional)
+        states, reverse, scores, deep = room(q, v, bidirectional, keep)
         walk = {"q": None, "lengths": lengths, "settings": table}
-        last = chunk_states(z, v, bound, states, first=state, reverse=False, **walk)
+        last = chunk_states(z, v, bound, states, first=state, reverse=False, keep_last=True, **walk)
         if bidirectional:
-            chunk_states(z, v, bound, reverse, first=None, reverse=True, **walk)
+            chunk_states(z, v, bound, reverse, first=None, reverse=True, keep_last=False, **walk)
         both = (states, reverse if bidirectional else None)
         filled = scores if keep else None
         y = chunk_output(q, z, v, bound, *both, lengths, table, deep=deep, scores=filled)
@@ -85,17 +87,27 @@ def backward(
     dy: Tensor,
     dlast: Tensor | None,
     bidirectional: bool,
+    has_state: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """dq, dz, dv, dbound and the first state's gradient."""
+    """dq, dz, dv, dbound and, where it `has_state`, the first state's gradient (else empty)."""
     q, z, v, dy, wide = rows(q), rows(z), rows(v), rows(dy), plain(bound)
     table = table_of(q, v)
 
-    def walk(reverse: bool) -> tuple[Tensor, Tensor]:
+    def walk(*, reverse: bool) -> tuple[Tensor, Tensor]:
         dstates = torch.empty_like(states)
-        last = None if reverse else dlast
-        return dstates, chunk_states(
-            z, dy, wide, dstates, q=q, first=last, lengths=lengths, reverse=reverse, settings=table
+        dstate = chunk_states(
+            z,
+            dy,
+            wide,
+            dstates,
+            q=q,
+            first=None if reverse else dlast,
+            lengths=lengths,
+            reverse=reverse,
+            keep_last=has_state,
+            settings=table,
         )
+        return dstates, dstate if has_state else q.new_empty(0)
 
     with torch.cuda.device_of(q):
         dstates, dstate = walk(reverse=False)

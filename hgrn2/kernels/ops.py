@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hgrn2.kernels import decode
 from hgrn2.kernels.chunks import backward, forward, plain, room, rows
-from hgrn2.kernels.settings import settings
+from hgrn2.kernels.settings import check_widths
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
@@ -68,8 +68,7 @@ def _check(q: Tensor, z: Tensor, v: Tensor) -> None:
             f"q, z, v are {q.dtype}, {z.dtype}, {v.dtype}; impl='triton' takes one of "
             "torch.bfloat16, torch.float16, torch.float32 for all three"
         )
-    # the widths
-    settings(q.shape[-1], v.shape[-1], q.dtype, (9, 0))
+    check_widths(q.shape[-1], v.shape[-1])
 
 
 def _operator(
@@ -124,7 +123,7 @@ def _forward_fake(
     y = q.new_empty(v.shape, dtype=v.dtype)
     last = q.new_empty((b, h, k, v.shape[-1]), dtype=torch.float32)
     if keep:
-        return y, last, *room(q, v, bidirectional)
+        return y, last, *room(q, v, bidirectional, True)
     return y, last, *(q.new_empty(0) for _ in range(4))
 
 
@@ -142,10 +141,11 @@ def _backward_fake(
     dy: Tensor,
     dlast: Tensor | None,
     bidirectional: bool,
+    has_state: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     del lengths, states, states_reverse, scores, deep, dy, dlast, bidirectional
     b, _, h, k = q.shape
-    dstate = q.new_empty((b, h, k, v.shape[-1]), dtype=torch.float32)
+    dstate = q.new_empty((b, h, k, v.shape[-1]) if has_state else (0,), dtype=torch.float32)
     dq, dz, dv, dbound = (x.new_empty(x.shape) for x in (q, z, v, bound))
     return dq, dz, dv, dbound, dstate
 
@@ -166,7 +166,9 @@ def _differentiate(
         dy = torch.zeros_like(v)
     if dlast is not None:
         dlast = dlast.contiguous()
-    *gradients, dstate = run(q, z, v, bound, lengths, *kept, dy, dlast, ctx.bidirectional)
+    *gradients, dstate = run(
+        q, z, v, bound, lengths, *kept, dy, dlast, ctx.bidirectional, ctx.has_state
+    )
     return *gradients, dstate if ctx.has_state else None
 
 

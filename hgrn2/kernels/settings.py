@@ -71,18 +71,19 @@ def dot_type(dtype: torch.dtype, k: int, v: int) -> tuple[tl.dtype, str]:
     return tl.float32, "tf32x3" if highest else "tf32"
 
 
-@cache
-def settings(k: int, v: int, dtype: torch.dtype, capability: tuple[int, int]) -> Settings:
-    """The table's entry for key width k and value width v.
-
-    Raises ValueError for a width that the kernels are not compiled for.
-    """
+def check_widths(k: int, v: int) -> None:
+    """Raise ValueError for a width that the kernels are not compiled for."""
     for name, width in (("k", k), ("v", v)):
         if width not in WIDTHS:
             raise ValueError(
                 f"{name}={width}: impl='triton' takes widths {', '.join(map(str, WIDTHS))}; "
                 "pad the heads or use impl='reference'"
             )
+
+
+@cache
+def settings(k: int, v: int, dtype: torch.dtype, capability: tuple[int, int]) -> Settings:
+    """The table's entry for key width k and value width v."""
     if dtype == torch.bfloat16 and not narrow(k, v):
         # 128 value channels a program: every further program gates the same tokens again.
         bk, bv = 64, min(v, 128)
@@ -92,7 +93,7 @@ def settings(k: int, v: int, dtype: torch.dtype, capability: tuple[int, int]) ->
             output=Launch(bk, bv, 4, 2),
             bwd_value=Launch(bk, bv, 4, 3),
             bwd_gate=Launch(bk, min(v, 64), 4, 2),
-            deep=Launch(bk, min(v, 64), 4, 1),
+            deep=Launch(bk, min(v, 64), 8, 1),
             programs=264,
             # Of 64 x 64 channels, 8 a thread, four warps cover 16 rows at a time.
             group=4,

@@ -170,10 +170,11 @@ def chunk_states(
     first: Tensor | None,
     lengths: Tensor | None,
     reverse: bool,
+    keep_last: bool,
     settings: Settings,
 ) -> Tensor:
     """Fills `borders` [b n h k v] with the state at every chunk's border; returns the last one,
-    fp32 [b h k v].
+    fp32 [b h k v] (empty without `keep_last`).
 
     z [b t h k], y [b t h v], bound [h k] fp32, first fp32 [b h k v] or None. Without q, y is v and
     the states are the recurrence's own, each before its chunk. With q [b t h k], y is dy and they
@@ -186,7 +187,8 @@ def chunk_states(
     launch = settings.states
     tiles = (k // launch.bk) * (v // launch.bv)
     segments, segment_chunks = settings.split(b * h * tiles, chunks)
-    last = z.new_empty((b, h, k, v), dtype=torch.float32)
+    shape = (b, h, k, v) if keep_last or segments > 1 else (0,)
+    last = z.new_empty(shape, dtype=torch.float32)
     x = z if q is None else q
     dot, precision = dot_type(z.dtype, k, v)
 
@@ -220,7 +222,7 @@ def chunk_states(
             HAS_FIRST=start is not None,
             HAS_LENGTHS=lengths is not None,
             STORE_BORDERS=not summary,
-            STORE_LAST=summary or segments == 1,
+            STORE_LAST=summary or (segments == 1 and keep_last),
             STORE_DECAY=summary,
             DOT=dot,
             FAST=dot == tl.bfloat16,

@@ -194,6 +194,26 @@ def test_strictly_causal_bit_for_bit(regime):
         assert not torch.equal(found[:, cut:], y[:, cut:])
 
 
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_compiled_without_a_break(bidirectional):
+    """Custom operators there, a plain autograd function in eager mode: the same bits."""
+    q, z, v, bound, state, dy, dlast = draw(1, 40, 1, 16, 16, "ordinary", 0.3)
+
+    def loss(q, z, v, bound, state):
+        if bidirectional:
+            return (ops.hgrn2_bidirectional(q, z, v, bound) * dy).sum()
+        y, last = ops.hgrn2(q, z, v, bound, state=state)
+        return (y * dy).sum() + (last * dlast).sum()
+
+    found = []
+    for run in (loss, torch.compile(loss, backend="aot_eager", fullgraph=True)):
+        leaves = [x.clone().requires_grad_() for x in (q, z, v, bound, state)]
+        run(*leaves).backward()
+        found.append([x.grad for x in leaves if x.grad is not None])
+    assert len(found[0]) == (4 if bidirectional else 5)
+    assert all(torch.equal(x, y) for x, y in zip(*found, strict=True))
+
+
 def test_step_follows_the_oracle_in_place():
     q, z, v, bound, state, _, _ = draw(2, 1, 2, 16, 32, "ordinary", 0.3)
     expected_state = state.double()
@@ -229,9 +249,8 @@ def test_borders_are_the_states_before_each_chunk():
     q, z, v, bound, state, _, _ = draw(1, 130, 1, 16, 16, "ordinary", 0.3)
     table = chunks.table_of(q, v)
     borders = torch.full((1, 3, 1, 16, 16), float("nan"))
-    last = states.chunk_states(
-        z, v, bound, borders, q=None, first=state, lengths=None, reverse=False, settings=table
-    )
+    options = {"lengths": None, "reverse": False, "keep_last": True, "settings": table}
+    last = states.chunk_states(z, v, bound, borders, q=None, first=state, **options)
     f, key = gate(z.double(), bound.double())
     expected = [state.double()]
     for cut in (64, 128, 130):

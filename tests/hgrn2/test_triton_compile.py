@@ -9,27 +9,32 @@ pytest.importorskip("triton")
 
 from tests.hgrn2.triton_compilation import SHARED_BYTES, compile_for, launches
 
-# The entries that differ in tiles; the GPU tests run every pair of widths.
+# The entries that differ in tiles, loops or precision; the GPU tests run every pair of widths.
 ENTRIES = [
     (128, 128, torch.bfloat16, 80),
     (128, 128, torch.bfloat16, 90),
-    pytest.param(
-        *(128, 128, torch.bfloat16, 100),
-        marks=pytest.mark.xfail(
-            strict=True, reason="Triton 3.7.1 fails to lower the state walk for sm_100"
-        ),
-    ),
+    (128, 128, torch.bfloat16, 100),
+    (64, 64, torch.bfloat16, 90),
+    (256, 256, torch.bfloat16, 90),
     (16, 256, torch.bfloat16, 90),
     (64, 64, torch.float32, 90),
+    (32, 16, torch.float16, 80),
+    (32, 64, torch.float32, 100),
 ]
 
 # Bytes a thread that spill today: a ratchet, to be lowered with the kernels, never raised. The
-# backward's chunk kernels hold more tiles than registers.
+# deep kernels, which hold the most, are for rare chunks.
 SPILL_BYTES = {
-    "hgrn2_fwd_states_kernel": 664,
-    "hgrn2_fwd_output_kernel": 200,
-    "hgrn2_bwd_gate_kernel": 2632,
-    "hgrn2_bwd_value_kernel": 1536,
+    "hgrn2_fwd_states_kernel": 32,
+    "hgrn2_bwd_gate_kernel": 520,
+    "hgrn2_fwd_deep_kernel": 3840,
+    "hgrn2_bwd_deep_kernel": 6300,
+}
+# What Hopper spills in bf16, where the speed is measured.
+HOPPER_BF16 = {
+    "hgrn2_bwd_gate_kernel": 128,
+    "hgrn2_fwd_deep_kernel": 200,
+    "hgrn2_bwd_deep_kernel": 1200,
 }
 
 
@@ -44,5 +49,6 @@ def test_entry_compiles_and_fits(k, v, dtype, architecture):
         resources = compile_for(launched, architecture)
         assert resources.shared_bytes <= SHARED_BYTES[architecture], launched.name
         assert resources.registers <= 255
-        allowed = SPILL_BYTES.get(launched.name, 0)
+        fast = dtype == torch.bfloat16 and architecture == 90
+        allowed = (HOPPER_BF16 if fast else SPILL_BYTES).get(launched.name, 0)
         assert resources.spill_bytes <= allowed, (launched.name, resources)

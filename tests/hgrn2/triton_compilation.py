@@ -92,8 +92,14 @@ def launches(k: int, v: int, dtype: torch.dtype, architecture: int) -> list[Laun
     x = meta(1, 8192, 2, v, kind=dtype)
     bound, state = meta(2, k), meta(1, 2, k, v)
     table = settings(k, v, dtype, divmod(architecture, 10))
-    shared = {"first": None, "lengths": None, "reverse": False, "settings": table}
-    S, _, A, flags = chunks.room(q, x, False)
+    shared = {
+        "first": None,
+        "lengths": None,
+        "reverse": False,
+        "keep_last": True,
+        "settings": table,
+    }
+    S, _, A, flags = chunks.room(q, x, False, True)
     inputs = (q, z, x, x, bound, (S, S), None, A, None)
     with recorded() as found:
         states.chunk_states(z, x, bound, S, q=None, **shared)
