@@ -17,6 +17,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from hgrn2.kernels.gate import OPEN
 from hgrn2.kernels.scan_rows import (
     entering,
     held,
@@ -138,33 +139,27 @@ def hgrn1_bwd_kernel(
         g_re, g_im = load_state(first + state, always, tile, D, BC, TURN)
     sum_bound, sum_theta, sum_theta_back = zero, zero, zero
 
+    # What is walked over was loaded one step before; the first step has nothing but loads.
     zs, vs, dhs = (), (), ()
-    token = start.to(tl.int64)
-    z_at, v_at = z_tile + token * Z_STRIDE, v_tile + token * V_STRIDE
-    dh_at = dh_tile + token * DH_STRIDE
-    for j in tl.static_range(ROWS):
-        take = (end - start - sub > j) & (count > 0)
-        zs += (load_logit(z_at + j * Z_STRIDE, take, tile, D, BC),)
-        vs += (load_row(v_at + j * V_STRIDE, take, tile, D, BC, PAIR),)
-        dhs += (load_row(dh_at + j * DH_STRIDE, take, tile, D, BC, DH),)
-    border = (border_row + (start + sub) // ROWS) * (D * N)
-    take = (start + sub < end) & (count > 0)
-    h = load_state(states + border, take, tile, D, BC, TURN)
+    for j in tl.static_range(ROWS):  # noqa: B007
+        zs += (tl.full((W, BC), OPEN, z.dtype.element_ty),)
+        none = tl.zeros((W, BC), v.dtype.element_ty)
+        vs += ((none, none),)
+        none = tl.zeros((W, BC), dh.dtype.element_ty)
+        dhs += ((none, none),)
+    h = (zero, zero)
     h_back, g_back = h, h
-    if BOTH:
-        h_back = load_state(states_back + border, take, tile, D, BC, TURN)
-        g_back = load_state(gradients_back + border, take, tile, D, BC, TURN)
+    left = 0 * sub
 
-    for i in range(count):
-        at = start - i * STEP
-        # Tokens of each sub-block from here on.
-        left = end - at - sub
-        # The next step's rows are on their way while this one's are computed.
-        take = always & (i + 1 < count)
+    for i in range(count + 1):
+        at = start + STEP - i * STEP
+        # Tokens of each sub-block from here on, and from its next row on.
+        left_ahead = tl.where(i < count, end - at + STEP - sub, 0)
         token = (at - STEP).to(tl.int64)
         z_at, v_at = z_tile + token * Z_STRIDE, v_tile + token * V_STRIDE
         dh_at = dh_tile + token * DH_STRIDE
         border = (border_row + (at - STEP + sub) // ROWS) * (D * N)
+        take = left_ahead > 0
         h_ahead = load_state(states + border, take, tile, D, BC, TURN)
         h_back_ahead, g_back_ahead = h_ahead, h_ahead
         if BOTH:
@@ -172,6 +167,7 @@ def hgrn1_bwd_kernel(
             g_back_ahead = load_state(gradients_back + border, take, tile, D, BC, TURN)
         z_ahead, v_ahead, dh_ahead = (), (), ()
         for j in tl.static_range(ROWS):
+            take = left_ahead > j
             z_ahead += (load_logit(z_at + j * Z_STRIDE, take, tile, D, BC),)
             v_ahead += (load_row(v_at + j * V_STRIDE, take, tile, D, BC, PAIR),)
             dh_ahead += (load_row(dh_at + j * DH_STRIDE, take, tile, D, BC, DH),)
@@ -252,7 +248,7 @@ def hgrn1_bwd_kernel(
         sum_theta += step_theta
         sum_theta_back += step_theta_back
         g_re, g_im = of_last(g_re, g_im, W, True, TURN)
-        zs, vs, dhs = z_ahead, v_ahead, dh_ahead
+        zs, vs, dhs, left = z_ahead, v_ahead, dh_ahead, left_ahead
         h, h_back, g_back = h_ahead, h_back_ahead, g_back_ahead
 
     if STORE_LAST:

@@ -65,9 +65,9 @@ def scan_settings(
     alone = recurrences >= 32 * 1024 or recurrences < 32 * WARPS // 4
     # Two channels of 16 bits a thread: each load is of four bytes, as of a pair or an fp32.
     wide = 32 if narrow else 64
-    walk = ScanLaunch(wide, 1, 16 if turn else 32)
+    walk = ScanLaunch(wide, 1, 16)
     if alone:
-        output = ScanLaunch(wide, 1, 16 if narrow or both else 32)
+        output = ScanLaunch(wide, 1, 16)
     else:
-        output = ScanLaunch(32, 4, 16 if narrow or both else 32)
+        output = ScanLaunch(32, 4, 16)
     return ScanSettings(walk, output, ScanLaunch(32, 1 if alone else 4, border(turn)))

@@ -14,6 +14,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from hgrn2.kernels.gate import OPEN
 from hgrn2.kernels.scan_rows import (
     entering,
     held,
@@ -130,29 +131,32 @@ def hgrn1_fwd_walk_kernel(
     decay_re = tl.full((W, BC), 1.0, tl.float32)
     decay_im = tl.zeros((W, BC), tl.float32)
 
+    # What is walked over was loaded one step before; the first step has nothing but loads.
     zs, xs = (), ()
-    z_at = z_tile + start.to(tl.int64) * Z_STRIDE
-    x_at = x_tile + start.to(tl.int64) * X_STRIDE
-    for j in tl.static_range(TOP, PAST, ON):
-        take = (end - start - sub > j) & (count > 0)
-        zs += (load_logit(z_at + j * Z_STRIDE, take, tile, D, BC),)
-        xs += (load_row(x_at + j * X_STRIDE, take, tile, D, BC, PAIR),)
+    for j in tl.static_range(ROWS):  # noqa: B007
+        zs += (tl.full((W, BC), OPEN, z.dtype.element_ty),)
+        none = tl.zeros((W, BC), x.dtype.element_ty)
+        xs += ((none, none),)
+    left = 0 * sub
 
-    for i in range(count):
-        at = start + i * (ON * STEP)
-        # Tokens of each sub-block from here on.
-        left = end - at - sub
-        more = i + 1 < count
-        ahead = (at + ON * STEP).to(tl.int64)
-        z_at, x_at = z_tile + ahead * Z_STRIDE, x_tile + ahead * X_STRIDE
+    for i in range(count + 1):
+        at = start + (i - 1) * (ON * STEP)
+        ahead = at + ON * STEP
+        # Tokens of each sub-block from here on, and from its next row on.
+        left_ahead = tl.where(i < count, end - ahead - sub, 0)
+        z_at = z_tile + ahead.to(tl.int64) * Z_STRIDE
+        x_at = x_tile + ahead.to(tl.int64) * X_STRIDE
         h_at = h_tile + at.to(tl.int64) * (D * N)
+        room = left
+        if HAS_LENGTHS:
+            room = tl.where(i > 0, stop - at - sub, 0)
 
         backs = ()
         if BOTH:
             index = (at + sub + ROWS - 1) // BORDER
             # Beyond the end nothing was kept: the other direction starts there, from zero.
             border = back + (border_row + index) * (D * N)
-            k_re, k_im = load_state(border, index * BORDER < end, tile, D, BC, TURN)
+            k_re, k_im = load_state(border, (index * BORDER < end) & (i > 0), tile, D, BC, TURN)
             for j in tl.static_range(ROWS - 1, -1, -1):
                 _, _, key, f = tied_gate(zs[(j - TOP) * ON], b, FAST)
                 r_re, r_im = turned(k_re, k_im, cos_back, sin_back, TURN)
@@ -188,11 +192,12 @@ def hgrn1_fwd_walk_kernel(
             if STORE_BORDERS and (j + 1 if DESCEND else j) % BORDER == 0:
                 index = (at + sub + j) // BORDER
                 border = borders + (border_row + index) * (D * N)
-                store_state(border, c_re, c_im, index < borders_n, tile, D, BC, TURN)
+                take = left > (j + 1 - BORDER if DESCEND else j)
+                store_state(border, c_re, c_im, take, tile, D, BC, TURN)
             _, _, key, f = tied_gate(zs[(j - TOP) * ON], b, FAST)
             y_re, y_im = wide(xs[(j - TOP) * ON])
             # A row that is used up makes room for the same row of the next step.
-            take = (always & more) if DESCEND else left > j + STEP
+            take = left_ahead > j
             z_ahead += (load_logit(z_at + j * Z_STRIDE, take, tile, D, BC),)
             x_ahead += (load_row(x_at + j * X_STRIDE, take, tile, D, BC, PAIR),)
             if ADJOINT:
@@ -206,13 +211,12 @@ def hgrn1_fwd_walk_kernel(
                 h_re, h_im = c_re, c_im
                 if BOTH:
                     h_re, h_im = h_re + backs[ROWS - 1 - j][0], h_im + backs[ROWS - 1 - j][1]
-                take = left > j
                 if HAS_LENGTHS:
-                    h_re, h_im = tl.where(take, h_re, 0.0), tl.where(take, h_im, 0.0)
-                    take = stop - at - sub > j
-                store_row(h_at + j * (D * N), h_re, h_im, take, tile, D, BC, TURN)
+                    h_re = tl.where(left > j, h_re, 0.0)
+                    h_im = tl.where(left > j, h_im, 0.0)
+                store_row(h_at + j * (D * N), h_re, h_im, room > j, tile, D, BC, TURN)
         c_re, c_im = of_last(c_re, c_im, W, DESCEND, TURN)
-        zs, xs = z_ahead, x_ahead
+        zs, xs, left = z_ahead, x_ahead, left_ahead
 
     if STORE_LAST:
         store_state(last + state, c_re, c_im, sub == 0, tile, D, BC, TURN)
