@@ -70,7 +70,7 @@ def inside(take, tile, D: tl.constexpr, SIZE: tl.constexpr):
 
 @triton.jit
 def load_row(at, take, tile, D: tl.constexpr, BC: tl.constexpr, PAIR: tl.constexpr):
-    """(re, im) of the channels that `spread` found, in the pointer's dtype; take [W 1], 0 if not."""
+    """(re, im) of the channels that `spread` found, in their dtype; take [W 1], 0 if not."""
     if PAIR == 1:
         x = tl.load(at, mask=inside(take, tile, 2 * D, 2 * BC), other=0.0)
         re, im = tl.split(tl.reshape(x, (x.shape[0], BC, 2)))
