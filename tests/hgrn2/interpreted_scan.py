@@ -10,6 +10,7 @@ import os
 
 import pytest
 import torch
+from triton.runtime.interpreter import InterpretedFunction
 
 from hgrn2.gate import gate
 from hgrn2.kernels import scan_ops as ops
@@ -18,6 +19,20 @@ from hgrn2.reference import gated_bidirectional, gated_recurrent
 from tests.hgrn2.scan_inputs import check, draw, error, run
 
 assert os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@pytest.fixture(autouse=True)
+def helpers_without_patching(monkeypatch):
+    """Half of the time: triton would replace its language for every helper's call, as a launch has
+    done already. Its own library, which reaches the language by another name, needs that."""
+    whole = InterpretedFunction.__call__
+
+    def call(function, *args, **options):
+        if function.fn.__module__.startswith("hgrn2."):
+            return function.rewrite()(*args, **options)
+        return whole(function, *args, **options)
+
+    monkeypatch.setattr(InterpretedFunction, "__call__", call)
 
 
 @pytest.fixture(params=[1, 4], ids=["one_warp", "four_warps"])
@@ -170,11 +185,11 @@ def test_narrow_keys(k, v, both):
 
 def test_a_narrow_step_follows_the_sequence():
     generator = torch.Generator().manual_seed(0)
-    q, z = (torch.randn(2, 5, 3, 4, generator=generator) for _ in range(2))
-    v = torch.randn(2, 5, 3, 6, generator=generator)
+    q, z = (torch.randn(2, 2, 3, 4, generator=generator) for _ in range(2))
+    v = torch.randn(2, 2, 3, 6, generator=generator)
     bound, state = torch.full((3, 4), 0.2), torch.zeros(2, 3, 4, 6)
     y, last = ops.hgrn2_narrow(q, z, v, bound)
-    for t in range(5):
+    for t in range(2):
         found, given = ops.hgrn2_narrow_step(q[:, t], z[:, t], v[:, t], bound, state)
         assert given is state
         assert torch.equal(found, y[:, t])
