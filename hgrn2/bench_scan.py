@@ -107,14 +107,18 @@ def main() -> None:
         operators["fla_chunk"] = fla_path("fla.ops.hgrn.chunk", "chunk_hgrn")
     rate = copy_bytes_per_s()
     print(f"{torch.cuda.get_device_name()}, copy {rate / 1e12:.2f} TB/s")
-    print("impl               t    b     d   fwd ms  floor  fwd+bwd ms  floor   peak MiB")
+    print(
+        "impl               t    b     d   fwd ms  floor  fwd+bwd ms  floor   peak MiB", flush=True
+    )
     for t in options.lengths:
         b, d, turn = max(1, options.tokens // t), options.channels, options.complex
         floors = floor_ms(b * t * d, turn, rate)
         for name, operator in operators.items():
+            # A row begins before its kernels are compiled, which takes seconds.
+            print(f"{name:14s}{t:6d}{b:5d}{d:6d}", end="", flush=True)
             row = measure(operator, b, t, d, turn, options.repetitions)
             print(
-                f"{name:14s}{t:6d}{b:5d}{d:6d}{row['fwd_ms']:9.3f}{floors[0]:7.3f}"
+                f"{row['fwd_ms']:9.3f}{floors[0]:7.3f}"
                 f"{row['fwd_bwd_ms']:12.3f}{floors[1]:7.3f}{row['peak_mib']:11.0f}",
                 flush=True,
             )

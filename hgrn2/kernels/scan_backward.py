@@ -17,13 +17,19 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from hgrn2.kernels.gate import OPEN
 from hgrn2.kernels.scan_rows import (
     entering,
+    held,
+    load_logit,
     load_row,
+    load_state,
     of_last,
     plus_scaled,
     product,
+    spread,
     store_row,
+    store_state,
     tied_gate,
     turned,
     wide,
@@ -89,6 +95,8 @@ def hgrn1_bwd_kernel(
     dtheta, dtheta_back: the segment's own sums, fp32 [b s d].
     """
     N: tl.constexpr = 2 if TURN else 1
+    PAIR: tl.constexpr = V_PAIR if TURN else 0
+    DH: tl.constexpr = DH_PAIR if TURN else 0
     STEP: tl.constexpr = W * ROWS
     tiles = (D + BC - 1) // BC
     tile = tl.program_id(0) % tiles
@@ -114,173 +122,147 @@ def hgrn1_bwd_kernel(
     end = stop
     if HAS_LENGTHS:
         end = tl.minimum(tl.maximum(tl.load(lengths + batch).to(tl.int32), begin), stop)
-    full = (end - begin) // STEP
-    rest = (end - begin) - full * STEP
+    count = (end - begin + STEP - 1) // STEP
+    start = begin + (count - 1) * STEP
 
-    z_tile = z + batch * z_stride_b + sub * Z_STRIDE
-    v_tile = v + batch * v_stride_b + sub * V_STRIDE
-    dh_tile = dh + batch * dh_stride_b + sub * DH_STRIDE
-    dz_tile = dz + batch * T * D + sub * D
-    dv_tile = dv + batch * T * (D * N) + sub * (D * N)
+    z_tile = spread(z + batch * z_stride_b + sub * Z_STRIDE, tile, BC, 1, 0)
+    v_tile = spread(v + batch * v_stride_b + sub * V_STRIDE, tile, BC, V_CHANNEL, PAIR)
+    dh_tile = spread(dh + batch * dh_stride_b + sub * DH_STRIDE, tile, BC, DH_CHANNEL, DH)
+    dz_tile = spread(dz + batch * T * D + sub * D, tile, BC, 1, 0)
+    dv_tile = spread(dv + batch * T * (D * N) + sub * (D * N), tile, BC, 1, N - 1)
     border_row = batch * borders_n
 
     zero = tl.zeros((W, BC), tl.float32)
     state = (batch * segments + segment) * (D * N) + 0 * sub
     g_re, g_im = zero, zero
     if HAS_FIRST:
-        g_re, g_im = load_row(first + state, always, tile, D, BC, N, 1, TURN)
+        g_re, g_im = load_state(first + state, always, tile, D, BC, TURN)
     sum_bound, sum_theta, sum_theta_back = zero, zero, zero
 
-    for masked in tl.static_range(1, -1, -1):
-        count = full
-        start = begin + (full - 1) * STEP
-        if masked:
-            count = tl.minimum(rest, 1)
-            start = begin + full * STEP
-        zs, vs, dhs = (), (), ()
-        for j in tl.static_range(ROWS):
-            take = always & (count > 0)
-            if masked:
-                take = start + sub + j < end
-            token = start.to(tl.int64)
-            z_row = z_tile + token * Z_STRIDE + j * Z_STRIDE
-            zs += (load_row(z_row, take, tile, D, BC, 1, 1, False)[0],)
-            v_row = v_tile + token * V_STRIDE + j * V_STRIDE
-            vs += (load_row(v_row, take, tile, D, BC, V_CHANNEL, V_PAIR, TURN),)
-            dh_row = dh_tile + token * DH_STRIDE + j * DH_STRIDE
-            dhs += (load_row(dh_row, take, tile, D, BC, DH_CHANNEL, DH_PAIR, TURN),)
-        border = (border_row + (start + sub) // ROWS) * (D * N)
-        take = (start + sub < end) & (count > 0)
-        h = load_row(states + border, take, tile, D, BC, N, 1, TURN)
-        h_back, g_back = h, h
+    # What is walked over was loaded one step before; the first step has nothing but loads.
+    zs, vs, dhs = (), (), ()
+    for j in tl.static_range(ROWS):  # noqa: B007
+        zs += (tl.full((W, BC), OPEN, z.dtype.element_ty),)
+        none = tl.zeros((W, BC), v.dtype.element_ty)
+        vs += ((none, none),)
+        none = tl.zeros((W, BC), dh.dtype.element_ty)
+        dhs += ((none, none),)
+    h = (zero, zero)
+    h_back, g_back = h, h
+    left = 0 * sub
+
+    for i in range(count + 1):
+        at = start + STEP - i * STEP
+        # Tokens of each sub-block from here on, and from its next row on.
+        left_ahead = tl.where(i < count, end - at + STEP - sub, 0)
+        token = (at - STEP).to(tl.int64)
+        z_at, v_at = z_tile + token * Z_STRIDE, v_tile + token * V_STRIDE
+        dh_at = dh_tile + token * DH_STRIDE
+        border = (border_row + (at - STEP + sub) // ROWS) * (D * N)
+        take = left_ahead > 0
+        h_ahead = load_state(states + border, take, tile, D, BC, TURN)
+        h_back_ahead, g_back_ahead = h_ahead, h_ahead
         if BOTH:
-            h_back = load_row(states_back + border, take, tile, D, BC, N, 1, TURN)
-            g_back = load_row(gradients_back + border, take, tile, D, BC, N, 1, TURN)
+            h_back_ahead = load_state(states_back + border, take, tile, D, BC, TURN)
+            g_back_ahead = load_state(gradients_back + border, take, tile, D, BC, TURN)
+        z_ahead, v_ahead, dh_ahead = (), (), ()
+        for j in tl.static_range(ROWS):
+            take = left_ahead > j
+            z_ahead += (load_logit(z_at + j * Z_STRIDE, take, tile, D, BC),)
+            v_ahead += (load_row(v_at + j * V_STRIDE, take, tile, D, BC, PAIR),)
+            dh_ahead += (load_row(dh_at + j * DH_STRIDE, take, tile, D, BC, DH),)
 
-        for i in range(count):
-            at = start - i * STEP
-            # The next step's rows are on their way while this one's are computed.
-            z_ahead, v_ahead, dh_ahead = zs, vs, dhs
-            h_ahead, h_back_ahead, g_back_ahead = h, h_back, g_back
-            if not masked:
-                take = always & (i + 1 < count)
-                token = (at - STEP).to(tl.int64)
-                border = (border_row + (at - STEP + sub) // ROWS) * (D * N)
-                h_ahead = load_row(states + border, take, tile, D, BC, N, 1, TURN)
-                if BOTH:
-                    h_back_ahead = load_row(states_back + border, take, tile, D, BC, N, 1, TURN)
-                    g_back_ahead = load_row(gradients_back + border, take, tile, D, BC, N, 1, TURN)
-                z_ahead, v_ahead, dh_ahead = (), (), ()
-                for j in tl.static_range(ROWS):
-                    z_row = z_tile + token * Z_STRIDE + j * Z_STRIDE
-                    z_ahead += (load_row(z_row, take, tile, D, BC, 1, 1, False)[0],)
-                    v_row = v_tile + token * V_STRIDE + j * V_STRIDE
-                    v_ahead += (load_row(v_row, take, tile, D, BC, V_CHANNEL, V_PAIR, TURN),)
-                    dh_row = dh_tile + token * DH_STRIDE + j * DH_STRIDE
-                    dh_ahead += (load_row(dh_row, take, tile, D, BC, DH_CHANNEL, DH_PAIR, TURN),)
-
-            # Along time: r, and the other direction's du.
-            h_re, h_im = h[0], h[1]
-            k_re, k_im = g_back[0], g_back[1]
-            rs, dus_back = (), ()
-            for j in tl.static_range(ROWS):
-                _, _, key, f = tied_gate(zs[j], b, FAST)
-                r_re, r_im = turned(h_re, h_im, cos, sin, TURN)
-                rs += ((r_re, r_im),)
-                v_re, v_im = wide(vs[j])
-                h_re, h_im = plus_scaled(key * v_re, key * v_im, f, r_re, r_im, TURN)
-                if BOTH:
-                    dh_re, dh_im = wide(dhs[j])
-                    du_re, du_im = dh_re + k_re, dh_im + k_im
-                    dus_back += ((du_re, du_im),)
-                    k_re, k_im = turned(du_re, du_im, cos_back, -sin_back, TURN)
-                    k_re, k_im = f * k_re, f * k_im
-
-            if W > 1:
-                a_re, a_im = zero + 1.0, zero
-                e_re, e_im = zero, zero
-                for j in tl.static_range(ROWS - 1, -1, -1):
-                    _, _, _, f = tied_gate(zs[j], b, FAST)
-                    f_re, f_im = f, f
-                    if TURN:
-                        f_re, f_im = f * cos, -f * sin
-                    if masked:
-                        valid = at + sub + j < end
-                        f_re, f_im = tl.where(valid, f_re, 1.0), tl.where(valid, f_im, 0.0)
-                    a_re, a_im = product(f_re, f_im, a_re, a_im, TURN)
-                    dh_re, dh_im = wide(dhs[j])
-                    e_re, e_im = product(f_re, f_im, dh_re + e_re, dh_im + e_im, TURN)
-                g_re, g_im = entering(g_re, g_im, a_re, a_im, e_re, e_im, True, TURN)
-
-            # Against time.
-            k_re, k_im = h_back[0], h_back[1]
-            step_bound, step_theta, step_theta_back = zero, zero, zero
-            for j in tl.static_range(ROWS - 1, -1, -1):
-                closed, opened, key, f = tied_gate(zs[j], b, FAST)
-                v_re, v_im = wide(vs[j])
-                r_re, r_im = rs[j][0], rs[j][1]
+        # Along time: r, and the other direction's du.
+        h_re, h_im = h[0], h[1]
+        k_re, k_im = g_back[0], g_back[1]
+        rs, dus_back = (), ()
+        for j in tl.static_range(ROWS):
+            _, _, key, f = tied_gate(zs[j], b, FAST)
+            r_re, r_im = turned(h_re, h_im, cos, sin, TURN)
+            rs += ((r_re, r_im),)
+            v_re, v_im = wide(vs[j])
+            h_re, h_im = plus_scaled(key * v_re, key * v_im, f, r_re, r_im, TURN)
+            if BOTH:
                 dh_re, dh_im = wide(dhs[j])
-                du_re, du_im = dh_re + g_re, dh_im + g_im
-                valid = at + sub + j < end
-                to_gate = dot_apart(du_re, du_im, r_re, r_im, v_re, v_im, TURN)
-                next_re, next_im = turned(du_re, du_im, cos, -sin, TURN)
-                next_re, next_im = f * next_re, f * next_im
-                if masked:
-                    next_re, next_im = (
-                        tl.where(valid, next_re, g_re),
-                        tl.where(valid, next_im, g_im),
-                    )
-                g_re, g_im = next_re, next_im
+                du_re, du_im = dh_re + k_re, dh_im + k_im
+                dus_back += ((du_re, du_im),)
+                k_re, k_im = turned(du_re, du_im, cos_back, -sin_back, TURN)
+                k_re, k_im = f * k_re, f * k_im
+
+        if W > 1:
+            a_re, a_im = zero + 1.0, zero
+            e_re, e_im = zero, zero
+            for j in tl.static_range(ROWS - 1, -1, -1):
+                _, _, _, f = tied_gate(zs[j], b, FAST)
+                f_re, f_im = f, f
                 if TURN:
-                    angle = f * (du_im * r_re - du_re * r_im)
-                    step_theta += tl.where(valid, angle, 0.0) if masked else angle
-                if BOTH:
-                    o_re, o_im = dus_back[j][0], dus_back[j][1]
-                    r_re, r_im = turned(k_re, k_im, cos_back, sin_back, TURN)
-                    to_gate += dot_apart(o_re, o_im, r_re, r_im, v_re, v_im, TURN)
-                    new_re, new_im = plus_scaled(key * v_re, key * v_im, f, r_re, r_im, TURN)
-                    if masked:
-                        new_re = tl.where(valid, new_re, k_re)
-                        new_im = tl.where(valid, new_im, k_im)
-                    k_re, k_im = new_re, new_im
-                    if TURN:
-                        angle = f * (o_im * r_re - o_re * r_im)
-                        step_theta_back += tl.where(valid, angle, 0.0) if masked else angle
-                    du_re, du_im = du_re + o_re, du_im + o_im
-                take = always
-                dv_re, dv_im = key * du_re, key * du_im
-                if masked:
-                    take = at + sub + j < stop
-                    to_gate = tl.where(valid, to_gate, 0.0)
-                    dv_re, dv_im = tl.where(valid, dv_re, 0.0), tl.where(valid, dv_im, 0.0)
-                token = at.to(tl.int64)
-                dz_row = dz_tile + token * D + j * D
-                dz_re = key * opened * to_gate
-                store_row(dz_row, dz_re, dz_re, take, tile, D, BC, False)
-                dv_row = dv_tile + token * (D * N) + j * (D * N)
-                store_row(dv_row, dv_re, dv_im, take, tile, D, BC, TURN)
-                step_bound += closed * to_gate
-            # Sums of a step first: long sums of small terms would lose digits.
-            sum_bound += step_bound
-            sum_theta += step_theta
-            sum_theta_back += step_theta_back
-            g_re, g_im = of_last(g_re, g_im, W, True, TURN)
-            if not masked:
-                zs, vs, dhs = z_ahead, v_ahead, dh_ahead
-                h, h_back, g_back = h_ahead, h_back_ahead, g_back_ahead
+                    f_re, f_im = held(left > j, f * cos, -f * sin, 1.0, 0.0, TURN)
+                a_re, a_im = product(f_re, f_im, a_re, a_im, TURN)
+                dh_re, dh_im = wide(dhs[j])
+                e_re, e_im = product(f_re, f_im, dh_re + e_re, dh_im + e_im, TURN)
+            g_re, g_im = entering(g_re, g_im, a_re, a_im, e_re, e_im, True, TURN)
+
+        # Against time.
+        k_re, k_im = h_back[0], h_back[1]
+        step_bound, step_theta, step_theta_back = zero, zero, zero
+        token = at.to(tl.int64)
+        dz_at, dv_at = dz_tile + token * D, dv_tile + token * (D * N)
+        for j in tl.static_range(ROWS - 1, -1, -1):
+            closed, opened, key, f = tied_gate(zs[j], b, FAST)
+            v_re, v_im = wide(vs[j])
+            r_re, r_im = rs[j][0], rs[j][1]
+            dh_re, dh_im = wide(dhs[j])
+            du_re, du_im = dh_re + g_re, dh_im + g_im
+            valid = left > j
+            to_gate = dot_apart(du_re, du_im, r_re, r_im, v_re, v_im, TURN)
+            next_re, next_im = turned(du_re, du_im, cos, -sin, TURN)
+            next_re, next_im = f * next_re, f * next_im
+            g_re, g_im = held(valid, next_re, next_im, g_re, g_im, TURN)
+            if TURN:
+                angle = f * (du_im * r_re - du_re * r_im)
+                step_theta += tl.where(valid, angle, 0.0)
+            if BOTH:
+                o_re, o_im = dus_back[j][0], dus_back[j][1]
+                r_re, r_im = turned(k_re, k_im, cos_back, sin_back, TURN)
+                to_gate += dot_apart(o_re, o_im, r_re, r_im, v_re, v_im, TURN)
+                new_re, new_im = plus_scaled(key * v_re, key * v_im, f, r_re, r_im, TURN)
+                k_re, k_im = held(valid, new_re, new_im, k_re, k_im, TURN)
+                if TURN:
+                    angle = f * (o_im * r_re - o_re * r_im)
+                    step_theta_back += tl.where(valid, angle, 0.0)
+                du_re, du_im = du_re + o_re, du_im + o_im
+            take = valid
+            dv_re, dv_im = key * du_re, key * du_im
+            if HAS_LENGTHS or HAS_FIRST:
+                # Otherwise g is 0 beyond the end, and so are they.
+                to_gate = tl.where(valid, to_gate, 0.0)
+            if HAS_LENGTHS:
+                dv_re, dv_im = tl.where(valid, dv_re, 0.0), tl.where(valid, dv_im, 0.0)
+                take = stop - at - sub > j
+            dz_re = key * opened * to_gate
+            store_row(dz_at + j * D, dz_re, dz_re, take, tile, D, BC, False)
+            store_row(dv_at + j * (D * N), dv_re, dv_im, take, tile, D, BC, TURN)
+            step_bound += closed * to_gate
+        # Sums of a step first: long sums of small terms would lose digits.
+        sum_bound += step_bound
+        sum_theta += step_theta
+        sum_theta_back += step_theta_back
+        g_re, g_im = of_last(g_re, g_im, W, True, TURN)
+        zs, vs, dhs, left = z_ahead, v_ahead, dh_ahead, left_ahead
+        h, h_back, g_back = h_ahead, h_back_ahead, g_back_ahead
 
     if STORE_LAST:
-        store_row(last + state, g_re, g_im, sub == 0, tile, D, BC, TURN)
+        store_state(last + state, g_re, g_im, sub == 0, tile, D, BC, TURN)
     partial = (batch * segments + segment) * D + d
     tl.store(dbound + partial, tl.sum(sum_bound, 0, keep_dims=True), mask=here)
     if TURN:
         tl.store(dtheta + partial, tl.sum(sum_theta, 0, keep_dims=True), mask=here)
         if BOTH:
             tl.store(dtheta_back + partial, tl.sum(sum_theta_back, 0, keep_dims=True), mask=here)
-    empty = begin + (full + tl.minimum(rest, 1)) * STEP
+    empty = begin + count * STEP
     for i in range(stop - empty):
         token = (empty + i).to(tl.int64)
-        dz_row = dz_tile - sub * D + token * D
-        dv_row = dv_tile - sub * (D * N) + token * (D * N)
-        store_row(dz_row, zero, zero, sub == 0, tile, D, BC, False)
-        store_row(dv_row, zero, zero, sub == 0, tile, D, BC, TURN)
+        dz_at = dz_tile - sub * D + token * D
+        dv_at = dv_tile - sub * (D * N) + token * (D * N)
+        store_row(dz_at, zero, zero, sub == 0, tile, D, BC, False)
+        store_row(dv_at, zero, zero, sub == 0, tile, D, BC, TURN)

@@ -1,12 +1,14 @@
-"""HGRN1's operator as torch custom operators: no graph break, no host synchronisation.
+"""HGRN1's operator for autograd, eager and compiled: no graph break, no host synchronisation.
 
-Axes: b batch, t time, d channels. Inputs may be strided views (of one fused projection, say) as
+torch.compile sees custom operators; eager calls go around their dispatch, as in `ops`. Axes: b
+batch, t time, d channels. Inputs may be strided views (of one fused projection, say) as
 long as their channels are contiguous, in a complex tensor either as pairs (re, im) or as two
 planes; others are copied.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -32,9 +34,7 @@ def hgrn1(
     Raises ValueError for another dtype.
     """
     _check(v, z)
-    keep = _differentiates(v, z, bound, theta, state)
-    h, last, *_ = _forward(v, z, bound, theta, None, state, lengths, False, keep)
-    return h, last
+    return _operator(v, z, bound, theta, None, state, lengths, False)
 
 
 def hgrn1_bidirectional(
@@ -51,9 +51,8 @@ def hgrn1_bidirectional(
     Raises ValueError for another dtype than bf16, fp16 and fp32.
     """
     _check(v, z)
-    keep = _differentiates(v, z, bound, theta, theta_backward)
     other = theta if theta_backward is None else theta_backward
-    return _forward(v, z, bound, theta, other, None, lengths, True, keep)[0]
+    return _operator(v, z, bound, theta, other, None, lengths, True)[0]
 
 
 def hgrn2_narrow(
@@ -119,11 +118,6 @@ def _check(v: Tensor, z: Tensor) -> None:
             )
 
 
-def _differentiates(*tensors: Tensor | None) -> bool:
-    """Whether a backward pass may come, for which the borders are kept."""
-    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
-
-
 def _plain(x: Tensor) -> Tensor:
     return x.to(torch.float32).contiguous()
 
@@ -144,12 +138,35 @@ def _turn(theta: Tensor | None) -> Tensor | None:
     return torch.stack([wide.cos(), wide.sin()])
 
 
-def _settings(z: Tensor, theta: Tensor | None, both: bool) -> ScanSettings:
+def _settings(z: Tensor, theta: Tensor | None) -> ScanSettings:
     b, _, d = z.shape
-    return scan_settings(b, d, z.dtype, turn=theta is not None, both=both)
+    return scan_settings(b, d, z.dtype, turn=theta is not None)
 
 
-@torch.library.custom_op("hgrn2::scan_forward", mutates_args=())
+def _operator(*inputs: Any) -> tuple[Tensor, Tensor]:
+    """`_forward`'s inputs but the last: borders are kept where a backward pass may come."""
+    keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs[:6])
+    if torch.compiler.is_compiling():
+        h, last, *_ = _compiled_forward(*inputs, keep)
+    elif keep:
+        h, last = _Eager.apply(*inputs, True)
+    else:
+        h, last, *_ = _forward(*inputs, False)
+    return h, last
+
+
+class _Eager(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
+        outputs = _forward(*inputs)
+        _save(ctx, inputs, outputs)
+        return outputs[:2]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
+        return _differentiate(ctx, _backward, *gradients)
+
+
 def _forward(
     v: Tensor,
     z: Tensor,
@@ -164,7 +181,7 @@ def _forward(
     """h, the last state, and both directions' borders, each empty where it is not kept."""
     v, z = _rows(v), _rows(z)
     gated = Gated(z, _plain(bound), lengths)
-    table = _settings(z, theta, both)
+    table = _settings(z, theta)
     with torch.cuda.device_of(z):
         back = None
         if both:
@@ -183,22 +200,12 @@ def _forward(
         return h, last, borders, back.borders if keep and back is not None else nothing
 
 
-@_forward.register_fake
-def _forward_fake(
-    v: Tensor,
-    _z: Tensor,
-    _bound: Tensor,
-    _theta: Tensor | None,
-    _theta_back: Tensor | None,
-    _state: Tensor | None,
-    _lengths: Tensor | None,
-    both: bool,
-    keep: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return _like(v, both, keep)
+_compiled_forward = torch.library.custom_op("hgrn2::scan_forward", _forward, mutates_args=())
 
 
-def _like(v: Tensor, both: bool, keep: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+@_compiled_forward.register_fake
+def _forward_fake(v: Tensor, *inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    *_, both, keep = inputs
     b, t, *channels = v.shape
     n = cdiv(t, border(v.ndim == 4))
 
@@ -210,7 +217,6 @@ def _like(v: Tensor, both: bool, keep: bool) -> tuple[Tensor, Tensor, Tensor, Te
     return v.new_empty(v.shape), wide(b, *channels), borders, back
 
 
-@torch.library.custom_op("hgrn2::scan_backward", mutates_args=())
 def _backward(
     v: Tensor,
     z: Tensor,
@@ -234,7 +240,7 @@ def _backward(
             Direction(_turn(theta), borders),
             back=Direction(_turn(theta_back), borders_back) if both else None,
             dlast=None if dlast is None else _plain(dlast),
-            settings=_settings(z, theta, both),
+            settings=_settings(z, theta),
         )
     dtheta, dtheta_back = (
         found_x if x is None else found_x.to(x.dtype)
@@ -243,20 +249,12 @@ def _backward(
     return found.dv, found.dz, found.dbound.to(bound.dtype), dtheta, dtheta_back, found.dstate
 
 
-@_backward.register_fake
-def _backward_fake(
-    v: Tensor,
-    z: Tensor,
-    bound: Tensor,
-    theta: Tensor | None,
-    theta_back: Tensor | None,
-    _lengths: Tensor | None,
-    borders: Tensor,
-    _borders_back: Tensor,
-    _dh: Tensor,
-    _dlast: Tensor | None,
-    _both: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+_compiled_backward = torch.library.custom_op("hgrn2::scan_backward", _backward, mutates_args=())
+
+
+@_compiled_backward.register_fake
+def _backward_fake(*inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    v, z, bound, theta, theta_back, _, borders, *_ = inputs
     b, _, *channels = v.shape
     angles = (borders.new_empty(0 if x is None else x.shape) for x in (theta, theta_back))
     dtheta, dtheta_back = (
@@ -267,20 +265,23 @@ def _backward_fake(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    v, z, bound, theta, theta_back, state, lengths, both, keep = inputs
-    del keep
+    v, z, bound, theta, theta_back, state, lengths, both, *_ = inputs
     ctx.save_for_backward(v, z, bound, theta, theta_back, lengths, *output[2:])
     ctx.both, ctx.has_state = both, state is not None
     ctx.set_materialize_grads(False)
 
 
 def _differentiate(
-    ctx: Any, dh: Tensor | None, dlast: Tensor | None, *_borders: Tensor | None
+    ctx: Any,
+    run: Callable[..., tuple[Tensor, ...]],
+    dh: Tensor | None,
+    dlast: Tensor | None,
+    *_: None,
 ) -> tuple[Any, ...]:
     v, z, bound, theta, theta_back, lengths, *borders = ctx.saved_tensors
     if dh is None:
         dh = torch.zeros_like(v)
-    dv, dz, dbound, *angles, dstate = _backward(
+    dv, dz, dbound, *angles, dstate = run(
         v, z, bound, theta, theta_back, lengths, *borders, dh, dlast, ctx.both
     )
     dtheta, dtheta_back = (
@@ -290,4 +291,7 @@ def _differentiate(
     return dv, dz, dbound, dtheta, dtheta_back, dstate, None, None, None
 
 
-torch.library.register_autograd("hgrn2::scan_forward", _differentiate, setup_context=_save)
+_compiled_forward.register_autograd(
+    lambda ctx, *gradients: _differentiate(ctx, _compiled_backward, *gradients),
+    setup_context=lambda ctx, inputs, output: _save(ctx, inputs, output),
+)

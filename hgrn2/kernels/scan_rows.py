@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from hgrn2.kernels.gate import gate
+from hgrn2.kernels.gate import OPEN, gate
 
 
 @triton.jit
@@ -47,53 +47,78 @@ def tied_gate(z, bound, FAST: tl.constexpr):
 
 
 @triton.jit
-def load_row(
-    rows,
-    take,
-    tile,
-    D: tl.constexpr,
-    BC: tl.constexpr,
-    CHANNEL: tl.constexpr,
-    PAIR: tl.constexpr,
-    TURN: tl.constexpr,
-):
-    """(re, im) of BC channels of every row, [W BC], in the pointer's dtype.
+def spread(rows, tile, BC: tl.constexpr, CHANNEL: tl.constexpr, PAIR: tl.constexpr):
+    """Where BC channels of every row lie, from where the rows begin, [W 1].
 
-    rows, take [W 1]: where a row begins, and whether it is read (0 if not). CHANNEL: how far the
-    next channel lies; PAIR: how far im lies from re, 1 where they are interleaved.
+    CHANNEL: how far the next channel lies; PAIR: how far im lies from re, 0 in a real row. Pairs
+    are one contiguous row of re, im, re, .. so that a thread reaches its pairs whole.
     """
-    d = tile * BC + tl.arange(0, BC)[None, :]
-    mask = take
-    if D % BC != 0:
-        mask = take & (d < D)
-    if not TURN:
-        x = tl.load(rows + d * CHANNEL, mask=mask, other=0.0)
-        return x, x
     if PAIR == 1:
-        # One contiguous row of re, im, re, .. so that a thread loads its pairs whole.
-        e = tile * (2 * BC) + tl.arange(0, 2 * BC)[None, :]
-        mask = take
-        if D % BC != 0:
-            mask = take & (e < 2 * D)
-        x = tl.load(rows + e, mask=mask, other=0.0)
-        return tl.split(tl.reshape(x, (x.shape[0], BC, 2)))
-    re = tl.load(rows + d * CHANNEL, mask=mask, other=0.0)
-    return re, tl.load(rows + d * CHANNEL + PAIR, mask=mask, other=0.0)
+        at = rows + tile * (2 * BC) + tl.arange(0, 2 * BC)[None, :]
+    else:
+        at = rows + (tile * BC + tl.arange(0, BC)[None, :]) * CHANNEL
+    return at
 
 
 @triton.jit
-def store_row(rows, re, im, take, tile, D: tl.constexpr, BC: tl.constexpr, TURN: tl.constexpr):
-    """Stores [W BC] channels of every row, interleaved where they are complex, in rows' dtype."""
-    kind = rows.dtype.element_ty
-    N: tl.constexpr = 2 if TURN else 1
-    e = tile * (N * BC) + tl.arange(0, N * BC)[None, :]
-    mask = take
-    if D % BC != 0:
-        mask = take & (e < N * D)
-    x = re.to(kind)
+def inside(take, tile, D: tl.constexpr, SIZE: tl.constexpr):
+    """`take` [W 1], and within the D numbers of a row."""
+    if D % SIZE != 0:
+        take = take & (tile * SIZE + tl.arange(0, SIZE)[None, :] < D)
+    return take
+
+
+@triton.jit
+def load_row(at, take, tile, D: tl.constexpr, BC: tl.constexpr, PAIR: tl.constexpr):
+    """(re, im) of the channels that `spread` found, in their dtype; take [W 1], 0 if not."""
+    if PAIR == 1:
+        x = tl.load(at, mask=inside(take, tile, 2 * D, 2 * BC), other=0.0)
+        re, im = tl.split(tl.reshape(x, (x.shape[0], BC, 2)))
+    else:
+        mask = inside(take, tile, D, BC)
+        re = tl.load(at, mask=mask, other=0.0)
+        im = re
+        if PAIR > 0:
+            im = tl.load(at + PAIR, mask=mask, other=0.0)
+    return re, im
+
+
+@triton.jit
+def load_logit(at, take, tile, D: tl.constexpr, BC: tl.constexpr):
+    """Where no token is, the gate is wide open: f = 1, and a key that a v of 0 makes 0."""
+    return tl.load(at, mask=inside(take, tile, D, BC), other=OPEN)
+
+
+@triton.jit
+def store_row(at, re, im, take, tile, D: tl.constexpr, BC: tl.constexpr, TURN: tl.constexpr):
+    """Stores [W BC] channels of every row, interleaved where they are complex, in at's dtype."""
+    kind = at.dtype.element_ty
     if TURN:
-        x = tl.reshape(tl.join(x, im.to(kind)), (x.shape[0], 2 * BC))
-    tl.store(rows + e, x, mask=mask)
+        x = tl.reshape(tl.join(re.to(kind), im.to(kind)), (re.shape[0], 2 * BC))
+        tl.store(at, x, mask=inside(take, tile, 2 * D, 2 * BC))
+    else:
+        tl.store(at, re.to(kind), mask=inside(take, tile, D, BC))
+
+
+@triton.jit
+def load_state(rows, take, tile, D: tl.constexpr, BC: tl.constexpr, TURN: tl.constexpr):
+    """`load_row` of contiguous channels; rows [W 1]."""
+    PAIR: tl.constexpr = 1 if TURN else 0
+    return load_row(spread(rows, tile, BC, 1, PAIR), take, tile, D, BC, PAIR)
+
+
+@triton.jit
+def store_state(rows, re, im, take, tile, D: tl.constexpr, BC: tl.constexpr, TURN: tl.constexpr):
+    at = spread(rows, tile, BC, 1, 1 if TURN else 0)
+    store_row(at, re, im, take, tile, D, BC, TURN)
+
+
+@triton.jit
+def held(valid, re, im, old_re, old_im, TURN: tl.constexpr):
+    """The old state where no token is. The gate there holds a real one by itself."""
+    if TURN:
+        return tl.where(valid, re, old_re), tl.where(valid, im, old_im)
+    return re, im
 
 
 @triton.jit

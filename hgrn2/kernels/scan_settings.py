@@ -51,23 +51,17 @@ def border(turn: bool) -> int:
     return 8 if turn else 16
 
 
-def scan_settings(
-    batch: int, channels: int, dtype: torch.dtype, *, turn: bool, both: bool
-) -> ScanSettings:
+def scan_settings(batch: int, channels: int, dtype: torch.dtype, *, turn: bool) -> ScanSettings:
     """The table's entry for batch * channels recurrences.
 
-    turn: complex states. both: two directions in one kernel. In one kernel of many recurrences a
-    warp needs no other. Fewer are spread over warps that take turns in time, which reads nothing
-    twice; and where that does not fill the device either, over segments.
+    turn: complex states. Of many recurrences a warp needs no other. Fewer are spread over warps
+    that take turns in time, which reads nothing twice; and where that does not fill the device
+    either, over segments. 16 rows, loaded one step ahead, keep the memory busy; more take long
+    to compile, as Triton follows every load's and store's dependences through each instruction.
     """
-    narrow = turn or dtype == torch.float32
     recurrences = batch * channels
     alone = recurrences >= 32 * 1024 or recurrences < 32 * WARPS // 4
     # Two channels of 16 bits a thread: each load is of four bytes, as of a pair or an fp32.
-    wide = 32 if narrow else 64
-    walk = ScanLaunch(wide, 1, 16 if turn else 32)
-    if alone:
-        output = ScanLaunch(wide, 1, 16 if narrow or both else 32)
-    else:
-        output = ScanLaunch(32, 4, 16 if narrow or both else 32)
+    walk = ScanLaunch(32 if turn or dtype == torch.float32 else 64, 1, 16)
+    output = walk if alone else ScanLaunch(32, 4, 16)
     return ScanSettings(walk, output, ScanLaunch(32, 1 if alone else 4, border(turn)))

@@ -10,6 +10,7 @@ import os
 
 import pytest
 import torch
+from triton.runtime.interpreter import InterpretedFunction
 
 from hgrn2.gate import gate
 from hgrn2.kernels import scan_ops as ops
@@ -20,13 +21,26 @@ from tests.hgrn2.scan_inputs import check, draw, error, run
 assert os.environ.get("TRITON_INTERPRET") == "1"
 
 
+@pytest.fixture(autouse=True)
+def helpers_without_patching(monkeypatch):
+    """Half of the time: triton would replace its language for every helper's call, as a launch has
+    done already. Its own library, which reaches the language by another name, needs that."""
+    whole = InterpretedFunction.__call__
+
+    def call(function, *args, **options):
+        if function.fn.__module__.startswith("hgrn2."):
+            return function.rewrite()(*args, **options)
+        return whole(function, *args, **options)
+
+    monkeypatch.setattr(InterpretedFunction, "__call__", call)
+
+
 @pytest.fixture(params=[1, 4], ids=["one_warp", "four_warps"])
 def warps(request, monkeypatch):
     """Both ways through the kernels: a warp alone, and warps that take turns in time."""
 
-    def table(*_args, turn: bool, both: bool) -> ScanSettings:
-        rows = 32 if both else 16
-        launches = (ScanLaunch(32, request.param, rows) for rows in (16, rows, border(turn)))
+    def table(*_args, turn: bool) -> ScanSettings:
+        launches = (ScanLaunch(64, request.param, rows) for rows in (16, 16, border(turn)))
         return ScanSettings(*launches)
 
     monkeypatch.setattr(ops, "scan_settings", table)
@@ -38,11 +52,11 @@ def warps(request, monkeypatch):
 @pytest.mark.parametrize("both", [False, True], ids=["causal", "both"])
 def test_every_gate_and_bound(turn, both):
     """35 channels: every regime with every bound."""
-    check(ops, draw(1, 40, 35, turn=turn, regime=None, bound=None), both=both)
+    check(ops, draw(1, 20, 35, turn=turn, regime=None, bound=None), both=both)
 
 
 @pytest.mark.usefixtures("warps")
-@pytest.mark.parametrize("t", [1, 16, 17, 65, 128])
+@pytest.mark.parametrize("t", [1, 17, 65])
 def test_every_length(t):
     check(ops, draw(1, t, 2, turn=t == 17))
 
@@ -51,15 +65,15 @@ def test_every_length(t):
 @pytest.mark.parametrize("turn", [False, True], ids=["real", "complex"])
 @pytest.mark.parametrize("both", [False, True], ids=["causal", "both"])
 def test_lengths(turn, both):
-    lengths = torch.tensor([70, 37, 0])
-    found = check(ops, draw(3, 70, 2, turn=turn), lengths=lengths, both=both)
+    lengths = torch.tensor([9, 0])
+    found = check(ops, draw(2, 20, 2, turn=turn), lengths=lengths, both=both)
     for name in ("h", "dv", "dz"):
-        assert not found[name][1, 37:].any()
-        assert not found[name][2].any()
+        assert not found[name][0, 9:].any()
+        assert not found[name][1].any()
 
 
 def test_one_angle_for_both_directions():
-    case = draw(1, 40, 3, turn=True)
+    case = draw(1, 20, 3, turn=True)
     del case["theta_backward"]
     check(ops, case, both=True)
 
@@ -67,9 +81,10 @@ def test_one_angle_for_both_directions():
 @pytest.mark.parametrize("turn", [False, True], ids=["real", "complex"])
 @pytest.mark.parametrize("both", [False, True], ids=["causal", "both"])
 def test_segments(warps, monkeypatch, turn, both):
-    t, split = (80, (3, 32)) if warps == 1 else (150, (2, 128))
+    """The sequence ends within the last segment but one, or within the last."""
+    t, split, length = (40, (3, 16), 25) if warps == 1 else (80, (2, 64), 70)
     monkeypatch.setattr(ScanLaunch, "split", lambda *_: split)
-    check(ops, draw(3, t, 2, turn=turn), both=both, lengths=torch.tensor([t, t - 15, 20]))
+    check(ops, draw(1, t, 2, turn=turn), both=both, lengths=torch.tensor([length]))
 
 
 def test_the_table_as_it_is():
@@ -79,7 +94,7 @@ def test_the_table_as_it_is():
 
 
 def test_strided_inputs_of_one_projection():
-    case = draw(2, 40, 3)
+    case = draw(1, 20, 3)
     fused = torch.cat([case["v"], case["z"]], -1)
     v, z = fused.split(3, -1)
     assert not v.is_contiguous()
@@ -88,20 +103,21 @@ def test_strided_inputs_of_one_projection():
 
 
 def test_imaginary_parts_in_a_plane_of_their_own():
-    case = draw(2, 40, 3, turn=True)
+    case = draw(1, 20, 3, turn=True)
     planes = {**case, **{name: case[name].mT.contiguous().mT for name in ("v", "dh")}}
     assert planes["v"].stride()[-2:] == (1, 3)
     found, expected = run(ops, planes), run(ops, case)
     assert all(torch.equal(x, expected[name]) for name, x in found.items())
 
 
-@pytest.mark.usefixtures("warps")
 @pytest.mark.parametrize("turn", [False, True], ids=["real", "complex"])
-def test_strictly_causal_bit_for_bit(turn):
-    case = draw(1, 70, 3, turn=turn)
+def test_strictly_causal_bit_for_bit(warps, turn):
+    """Within a step, and in the next one."""
+    t = 34 if warps == 1 else 70
+    case = draw(1, t, 3, turn=turn)
     v, z, bound, theta = (case.get(name) for name in ("v", "z", "bound", "theta"))
     h, _ = ops.hgrn1(v, z, bound, theta=theta)
-    for cut, logit in ((20, -60.0), (33, 30.0), (69, -60.0)):
+    for cut, logit in ((5, -60.0), (20, 30.0), (t - 1, -60.0)):
         changed, other = z.clone(), v.clone()
         changed[:, cut:], other[:, cut:] = logit, 7.0
         found, _ = ops.hgrn1(other, changed, bound, theta=theta)
@@ -110,7 +126,7 @@ def test_strictly_causal_bit_for_bit(turn):
 
 
 def test_only_the_last_state_is_differentiated():
-    case = draw(1, 40, 3)
+    case = draw(1, 20, 3)
     leaf = case["z"].clone().requires_grad_()
     ops.hgrn1(case["v"], leaf, case["bound"])[1].sum().backward()
     bare = {**case, "state": 0 * case["state"]}
@@ -119,17 +135,17 @@ def test_only_the_last_state_is_differentiated():
 
 
 def test_nothing_is_kept_where_nothing_is_differentiated():
-    case = draw(1, 40, 3)
+    case = draw(1, 20, 3)
     inputs = (case["v"], case["z"], case["bound"], None, None, None, None)
     kept, left = (ops._forward(*inputs, False, keep) for keep in (True, False))
     assert torch.equal(kept[0], left[0])
-    assert kept[2].shape == (1, 3, 3)
+    assert kept[2].shape == (1, 2, 3)
     assert left[2].numel() == 0
 
 
 @pytest.mark.parametrize("both", [False, True], ids=["causal", "both"])
 def test_the_operators_shapes_without_data(both):
-    case = draw(2, 20, 3, turn=True)
+    case = draw(1, 4, 3, turn=True)
     names = ("v", "z", "bound", "theta", "theta_backward")
     leaves = [case[name].requires_grad_() for name in names]
     torch.library.opcheck(
@@ -144,7 +160,7 @@ def test_the_operators_shapes_without_data(both):
 def test_narrow_keys(k, v, both):
     """HGRN2 with few keys a head, against the per-token loop in fp64."""
     generator = torch.Generator().manual_seed(k)
-    b, t, h = 2, 20, 2
+    b, t, h = 2, 9, 2
     shapes = [(b, t, h, k), (b, t, h, k), (b, t, h, v), (b, h, k, v)]
     q, z, x, state = (torch.randn(s, generator=generator) for s in shapes)
     bound = torch.full((h, k), 0.2)
@@ -170,11 +186,11 @@ def test_narrow_keys(k, v, both):
 
 def test_a_narrow_step_follows_the_sequence():
     generator = torch.Generator().manual_seed(0)
-    q, z = (torch.randn(2, 5, 3, 4, generator=generator) for _ in range(2))
-    v = torch.randn(2, 5, 3, 6, generator=generator)
+    q, z = (torch.randn(2, 2, 3, 4, generator=generator) for _ in range(2))
+    v = torch.randn(2, 2, 3, 6, generator=generator)
     bound, state = torch.full((3, 4), 0.2), torch.zeros(2, 3, 4, 6)
     y, last = ops.hgrn2_narrow(q, z, v, bound)
-    for t in range(5):
+    for t in range(2):
         found, given = ops.hgrn2_narrow_step(q[:, t], z[:, t], v[:, t], bound, state)
         assert given is state
         assert torch.equal(found, y[:, t])

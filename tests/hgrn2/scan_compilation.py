@@ -47,7 +47,7 @@ def launches(batch: int, dtype: torch.dtype, *, turn: bool, both: bool) -> list[
     angle = meta(2, d) if turn else None
     gated = scan.Gated(z, meta(d), meta(batch, kind=torch.int64))
     state = None if both else meta(batch, d, *pair)
-    table = scan_settings(batch, d, dtype, turn=turn, both=both)
+    table = scan_settings(batch, d, dtype, turn=turn)
     with recorded() as found:
         back = None
         if both:
