@@ -167,8 +167,7 @@ def hgrn2_bwd_gate_kernel(
         z_tile = as_products(limited(z_tile, FAST), constants, FAST)
         key, g = key_and_log2_gate(z_tile, tl.load(bound + k)[None, :], FAST)
         if FAST:
-            up = constant(constants, 0, C)
-            up = tl.trans(up) if direction == 1 else up
+            up = constant(constants, 2 * direction, C)
         else:
             up = indicator(up_to(row, column, direction == 1), FAST)
         # Rows below are of deep chunks: kept finite, and replaced.
@@ -187,9 +186,8 @@ def hgrn2_bwd_gate_kernel(
         q_tile = as_products(load_tile(q, token, k, q_stride_t, valid), constants, FAST)
         q_start = operand(q_tile * from_start, DOT, PRECISION)
 
-        dA = tl.load(dscores + place * C * C + row * C + column).to(DOT)
-        if BIDIRECTIONAL:
-            dA = tl.where(up_to(row, column, direction == 1), dA, 0.0)
+        dA_place = place * (LAST + 1) + direction
+        dA = tl.load(dscores + dA_place * C * C + row * C + column).to(DOT)
         to_q = tl.dot(dA, key_start, to_q, input_precision=PRECISION)
         moved = q_start.to(tl.float32) * to_q
         dq_tile += to_q * from_start
@@ -211,7 +209,7 @@ def hgrn2_bwd_gate_kernel(
 
 
 def constants(device: torch.device) -> Tensor:
-    """What `gate.constant` reads, [2 c c], made once a device.
+    """What `gate.constant` reads, [3 c c], made once a device.
 
     In a CUDA graph it is made anew: what a capture allocates holds nothing before a replay.
     """
@@ -221,7 +219,8 @@ def constants(device: torch.device) -> Tensor:
 
 def _made(device: torch.device) -> Tensor:
     identity = torch.eye(CHUNK, dtype=torch.bfloat16, device=device)
-    return torch.stack([torch.ones_like(identity).tril(), identity])
+    ones = torch.ones_like(identity)
+    return torch.stack([ones.tril(), identity, ones.triu()])
 
 
 _kept = cache(_made)
@@ -242,8 +241,8 @@ def gate_gradients(
     """dq, dz [b t h k] in the inputs' dtypes, and every chunk's part of dbound, fp32 [b n h k].
 
     `forward` holds the states and the states' gradients at the chunks' borders, [b n h k v];
-    `backward` the same of the reverse direction, if there is one; `dscores` [b n h c c] the scores'
-    gradients, masked where there is one direction.
+    `backward` the same of the reverse direction, if there is one; `dscores` [b n h s c c] the
+    scores' gradients in each of the s directions.
     """
     b, t, h, k = q.shape
     width = v.shape[-1]

@@ -3,7 +3,6 @@ own gradients, for `backward_gate`: formed here once, not once for every tile of
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -15,6 +14,7 @@ from hgrn2.kernels.gate import (
     power,
     rows_to_tokens,
     running_sums,
+    up_to,
 )
 from hgrn2.kernels.settings import CHUNK, Settings, cdiv, dot_type
 
@@ -49,7 +49,7 @@ def hgrn2_bwd_value_kernel(
     BV: tl.constexpr,
     C: tl.constexpr,
     GROUP: tl.constexpr,
-    BIDIRECTIONAL: tl.constexpr,
+    DIRECTIONS: tl.constexpr,
     HAS_LENGTHS: tl.constexpr,
     DOT: tl.constexpr,
     FAST: tl.constexpr,
@@ -57,8 +57,8 @@ def hgrn2_bwd_value_kernel(
 ):
     """dv [C BV] = A^T dy plus the sum over blocks of channels of (key to the border) dS.
 
-    dscores [b n h C C]: dA = dy v^T, rows and columns in the order of tokens; of one direction
-    what the mask keeps, of two all of it.
+    dscores [b n h s C C]: dA = dy v^T as each direction's mask leaves it, rows and columns in the
+    order of tokens.
     """
     program = tl.program_id(0)
     v_tile = program % (V // BV)
@@ -88,15 +88,16 @@ def hgrn2_bwd_value_kernel(
             left = load_tile(dy, plain, channel, dy_stride_t, inside).to(DOT)
             right = load_tile(v, plain, channel, v_stride_t, inside).to(DOT)
             dA = tl.dot(left, tl.trans(right), dA, input_precision=PRECISION)
-        if not BIDIRECTIONAL:
-            dA = tl.where(plain[:, None] >= plain[None, :], dA, 0.0)
-        places = plain[:, None] * C + plain[None, :]
-        tl.store(dscores + place * C * C + places, operand(dA, DOT, PRECISION))
+        # Masked here, so that it enters the products there as it is read.
+        first = place * DIRECTIONS * C * C + plain[:, None] * C + plain[None, :]
+        for direction in tl.static_range(DIRECTIONS):
+            masked = tl.where(up_to(plain[:, None], plain[None, :], direction == 1), dA, 0.0)
+            tl.store(dscores + first + direction * C * C, operand(masked, DOT, PRECISION))
     square = tl.arange(0, C)[:, None] * C + tl.arange(0, C)[None, :]
     A = tl.load(scores + place * C * C + square).to(DOT)
     dy_tile = load_tile(dy, token, value, dy_stride_t, valid)
     acc = tl.dot(tl.trans(A), dy_tile.to(DOT), input_precision=PRECISION)
-    for direction in tl.static_range(2 if BIDIRECTIONAL else 1):
+    for direction in tl.static_range(DIRECTIONS):
         for k_block in range(0, K, BK):
             k = k_block + tl.arange(0, BK)
             key, g = gated_tile(z, bound, token, k, z_stride_t, valid, FAST)
@@ -127,7 +128,7 @@ def value_gradient(
     lengths: Tensor | None,
     settings: Settings,
 ) -> tuple[Tensor, Tensor]:
-    """dv [b t h v] in v's dtype, and the scores' gradients [b n h c c].
+    """dv [b t h v] in v's dtype, and the scores' gradients [b n h s c c] in each direction.
 
     `scores` [b n h c c] as `chunk_output` leaves them, the states' gradients [b n h k v] at the
     chunks' borders.
@@ -136,7 +137,9 @@ def value_gradient(
     width = v.shape[-1]
     chunks = cdiv(t, CHUNK)
     launch = settings.bwd_value
-    dv, dscores = v.new_empty(v.shape), torch.empty_like(scores)
+    directions = 1 if dstates_reverse is None else 2
+    dv = v.new_empty(v.shape)
+    dscores = scores.new_empty((b, chunks, h, directions, CHUNK, CHUNK))
     dot, precision = dot_type(z.dtype, k, width)
     hgrn2_bwd_value_kernel[(b * h * chunks * (width // launch.bv),)](
         z,
@@ -161,7 +164,7 @@ def value_gradient(
         BV=launch.bv,
         C=CHUNK,
         GROUP=settings.group,
-        BIDIRECTIONAL=dstates_reverse is not None,
+        DIRECTIONS=directions,
         HAS_LENGTHS=lengths is not None,
         DOT=dot,
         FAST=dot == tl.bfloat16,

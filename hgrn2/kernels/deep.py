@@ -247,8 +247,8 @@ def hgrn2_bwd_deep_kernel(
                 to_key *= power(sums(after, g, FAST), FAST)
                 carry = whole * tl.sum(both, 0) + tl.sum(key * to_key, 0)
                 moved = q_tile * to_q - key * to_key
-                dA = tl.load(dscores + place * C * C + row * C + column).to(DOT)
-                dA = tl.where(up_to(row, column, direction == 1), dA, 0.0)
+                dA_place = place * (2 if BIDIRECTIONAL else 1) + direction
+                dA = tl.load(dscores + dA_place * C * C + row * C + column).to(DOT)
                 dq_inside, dkey_inside, moved_inside = dyadic_gradients(
                     dA,
                     q_chunk,

@@ -40,7 +40,8 @@ def as_products(x, constants, FAST: tl.constexpr):
 
 @triton.jit
 def constant(constants, which, SIDE: tl.constexpr):
-    """Of `constants` [2 c c] in bf16: 0, ones on and below the diagonal; 1, the identity.
+    """Of `constants` [3 c c] in bf16: 0, ones on and below the diagonal; 1, the identity; 2, ones
+    on and above the diagonal.
 
     Read, not formed: Triton would write a formed one to shared memory number by number.
     """

@@ -133,6 +133,14 @@ def test_random_shapes_lengths_and_directions(seed):
     check(case, lengths=lengths, bidirectional=bool(seed % 2))
 
 
+@pytest.mark.parametrize(("scale", "shift"), [(1, 0), (1, 4), (4, 0)])
+@pytest.mark.parametrize("width", [32, 64, 128])
+def test_both_directions(width, scale, shift):
+    case = draw(2, 200, 2, width, width, torch.bfloat16, scale=scale, shift=shift, bound=0.1)
+    check(case, bidirectional=True)
+    check(case, bidirectional=True, lengths=torch.tensor([200, 70]).cuda())
+
+
 @pytest.mark.parametrize("shift", [0.0, -9.0])
 def test_strictly_causal_bit_for_bit(shift):
     case = draw(1, 300, 2, 64, 64, torch.bfloat16, shift=shift, bound=0.0)

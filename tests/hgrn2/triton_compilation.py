@@ -109,6 +109,11 @@ def launches(k: int, v: int, dtype: torch.dtype, architecture: int) -> list[Laun
         backward_value.value_gradient(z, x, x, bound, A, S, None, None, table)
         gradients = backward_gate.gate_gradients(*inputs, table)
         deep.deep_gradients(*inputs, flags, gradients, table)
+        # both directions
+        both = (q, z, x, x, bound, (S, S), (S, S), A, None)
+        output.chunk_output(q, z, x, bound, S, S, None, table, deep=flags, scores=A)
+        backward_value.value_gradient(z, x, x, bound, A, S, S, None, table)
+        backward_gate.gate_gradients(*both, table)
         decode.step(q[:, 0], z[:, 0], x[:, 0], bound, state)
     return found
 
