@@ -29,13 +29,10 @@ Env = dict[str, Any]
 
 def checkout() -> Env:
     """The commit of the code, and whether a package of ours differs from it (both None where git
-    cannot tell). Results do not count: a run writes them.
-
-    A copy without its history is told its commit by the variable MIXERBENCH_COMMIT.
-    """
+    cannot tell). Results do not count: a run writes them."""
     commit = _git("rev-parse", "--verify", "--quiet", "HEAD")
     if commit is None:
-        return {"commit": os.environ.get("MIXERBENCH_COMMIT"), "dirty": None}
+        return {"commit": None, "dirty": None}
     return {"commit": commit, "dirty": bool(_git("status", "--porcelain", "--", *PACKAGES))}
 
 
