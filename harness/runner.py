@@ -71,6 +71,7 @@ def run_grid(cells: Sequence[Cell], options: Options) -> Summary:
     Raises ValueError where no record can be written or no worker starts.
     """
     todo = pending(cells, options)
+    _drop_stale_checkpoints(cells, options)
     summary = Summary(total=len(cells), settled_before=len(cells) - len(todo))
     if todo:
         grid, device = todo[0].grid, options.machine.device_name
@@ -79,6 +80,16 @@ def run_grid(cells: Sequence[Cell], options: Options) -> Summary:
             display.note(f"{grid}: {len(todo)} of {len(cells)} cells to run on {device}")
             _Run(todo, labels(cells), options, summary, display).to_the_end()
     return summary
+
+
+def _drop_stale_checkpoints(cells: Sequence[Cell], options: Options) -> None:
+    if not cells:
+        return
+    device = options.machine.device_name
+    records = Records(options.results / cells[0].grid)
+    for cell in cells:
+        if settled := records.settled(cell.key, device, since=options.fresh_since):
+            records.drop_stale_checkpoint(settled)
 
 
 class _Run:

@@ -59,11 +59,4 @@ def pending(cells: Sequence[Cell], options: Options) -> list[Cell]:
     records = Records(options.results / cells[0].grid)
     device = options.machine.device_name
     since = options.fresh_since
-    left = []
-    for cell in cells:
-        settled = records.settled(cell.key, device, since=since)
-        if settled is None:
-            left.append(cell)
-        else:
-            records.drop_stale_checkpoint(settled)
-    return left
+    return [cell for cell in cells if not records.settled(cell.key, device, since=since)]

@@ -34,12 +34,13 @@ def times_ms(
 ) -> list[list[float]]:
     """Time each call in turn, interleaved, for `budget_s` in all, in 5 to 100 rounds.
 
-    One warm-up round comes first. On a GPU: events, with the L2 cache flushed before each call, and
-    the host ahead of the device, as it is in training; `host_ms` is a figure of its own.
+    One warm-up round comes first; on a GPU also the calls that `host_ms` takes. There: events, with
+    the L2 cache flushed before each call, and the host ahead of the device, as it is in training.
     """
     clock = _cpu_ms
     if device.type == "cuda":
-        wait = round(AHEAD * max(host_ms(call, device) for call in calls) * _cycles_per_ms(device))
+        host = max(host_ms(call, device) for call in dict.fromkeys(calls))
+        wait = round(AHEAD * host * _cycles_per_ms(device))
         clock = partial(_cuda_ms, wait_cycles=wait)
     flush = (
         torch.empty(FLUSH_BYTES, dtype=torch.int8, device=device)
@@ -66,9 +67,9 @@ def _cpu_ms(call: Callable[[], object], flush: torch.Tensor) -> float:
 
 
 def host_ms(call: Callable[[], object], device: torch.device) -> float:
-    """The host's part of a call, in which it launches what the device is to do: the least of 5."""
+    """The host's part of a call, in which it launches what the device is to do: the least of 3."""
     times = []
-    for _ in range(5):
+    for _ in range(3):
         synchronize(device)
         times.append(_cpu_ms(call, torch.empty(0)))
     synchronize(device)

@@ -11,8 +11,6 @@ same rounded operands: independent roundings would add up to several times bf16'
 
 from __future__ import annotations
 
-from functools import cache
-
 import torch
 import triton
 import triton.language as tl
@@ -120,7 +118,8 @@ def hgrn2_bwd_gate_kernel(
     """dq, dz [C BK], and the chunk's part of dbound [BK]; of deep chunks, what `deep` replaces."""
     program = tl.program_id(0)
     k_tile = program % (K // BK)
-    head = program // (K // BK) % H
+    # int64: a stride of heads may be that of a whole sequence.
+    head = (program // (K // BK) % H).to(tl.int64)
     chunk = program // (K // BK) // H % chunks
     batch = (program // (K // BK) // H // chunks).to(tl.int64)
 
@@ -208,22 +207,21 @@ def hgrn2_bwd_gate_kernel(
     tl.store(dbound + place * K + k, tl.sum(to_bound, 0))
 
 
-def constants(device: torch.device) -> Tensor:
-    """What `gate.constant` reads, [3 c c], made once a device.
-
-    In a CUDA graph it is made anew: what a capture allocates holds nothing before a replay.
-    """
-    capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-    return _made(device) if capturing else _kept(device)
-
-
-def _made(device: torch.device) -> Tensor:
-    identity = torch.eye(CHUNK, dtype=torch.bfloat16, device=device)
-    ones = torch.ones_like(identity)
-    return torch.stack([ones.tril(), identity, ones.triu()])
+@triton.jit
+def hgrn2_bwd_constants_kernel(constants, C: tl.constexpr):
+    """What `gate.constant` reads, bf16 [3 c c]."""
+    row, column = tl.arange(0, C)[:, None], tl.arange(0, C)[None, :]
+    place = constants + row * C + column
+    tl.store(place, (row >= column).to(tl.float32))
+    tl.store(place + C * C, (row == column).to(tl.float32))
+    tl.store(place + 2 * C * C, (row <= column).to(tl.float32))
 
 
-_kept = cache(_made)
+def _constants(like: Tensor) -> Tensor:
+    """Made anew each time: a kept one would belong to the stream, graph or pool that made it."""
+    made = like.new_empty((3, CHUNK, CHUNK), dtype=torch.bfloat16)
+    hgrn2_bwd_constants_kernel[(1,)](made, C=CHUNK, num_warps=4)
+    return made
 
 
 def gate_gradients(
@@ -261,7 +259,7 @@ def gate_gradients(
         *forward,
         *(forward if backward is None else backward),
         dscores,
-        dscores if dot == tl.float32 else constants(q.device),
+        _constants(q) if dot == tl.bfloat16 else dscores,
         dq,
         dz,
         dbound,

@@ -62,7 +62,8 @@ def hgrn2_bwd_value_kernel(
     """
     program = tl.program_id(0)
     v_tile = program % (V // BV)
-    head = program // (V // BV) % H
+    # int64: a stride of heads may be that of a whole sequence.
+    head = (program // (V // BV) % H).to(tl.int64)
     chunk = program // (V // BV) // H % chunks
     batch = (program // (V // BV) // H // chunks).to(tl.int64)
 

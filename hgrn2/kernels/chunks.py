@@ -31,6 +31,10 @@ def plain(x: Tensor) -> Tensor:
     return x.to(torch.float32).contiguous()
 
 
+def in_a_row(lengths: Tensor | None) -> Tensor | None:
+    return None if lengths is None else lengths.contiguous()
+
+
 def room(
     q: Tensor, v: Tensor, bidirectional: bool, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -58,6 +62,7 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """y, the forward direction's last state, and what the backward needs (empty without `keep`)."""
     q, z, v, bound = rows(q), rows(z), rows(v), plain(bound)
+    lengths = in_a_row(lengths)
     table = table_of(q, v)
     with torch.cuda.device_of(q):
         states, reverse, scores, deep = room(q, v, bidirectional, keep)
@@ -91,6 +96,7 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """dq, dz, dv, dbound and, where it `has_state`, the first state's gradient (else empty)."""
     q, z, v, dy, wide = rows(q), rows(z), rows(v), rows(dy), plain(bound)
+    lengths = in_a_row(lengths)
     table = table_of(q, v)
 
     def walk(*, reverse: bool) -> tuple[Tensor, Tensor]:
@@ -107,7 +113,7 @@ def backward(
             keep_last=has_state,
             settings=table,
         )
-        return dstates, dstate if has_state else q.new_empty(0)
+        return dstates, dstate if has_state else wide.new_empty(0)
 
     with torch.cuda.device_of(q):
         dstates, dstate = walk(reverse=False)

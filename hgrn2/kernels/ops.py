@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from hgrn2.kernels import decode
 from hgrn2.kernels.chunks import backward, forward, plain, room, rows
@@ -99,6 +100,7 @@ class _Eager(torch.autograd.Function):
         return outputs[:2]
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         return (*_differentiate(ctx, backward, *gradients), None, None)
 

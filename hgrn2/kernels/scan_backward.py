@@ -121,7 +121,9 @@ def hgrn1_bwd_kernel(
     stop = tl.minimum(begin + segment_tokens, T)
     end = stop
     if HAS_LENGTHS:
-        end = tl.minimum(tl.maximum(tl.load(lengths + batch).to(tl.int32), begin), stop)
+        end = tl.minimum(
+            tl.maximum(tl.minimum(tl.load(lengths + batch), T).to(tl.int32), begin), stop
+        )
     count = (end - begin + STEP - 1) // STEP
     start = begin + (count - 1) * STEP
 

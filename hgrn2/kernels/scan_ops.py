@@ -13,7 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
+from hgrn2.kernels.chunks import in_a_row, plain
 from hgrn2.kernels.scan import Direction, Gated, scan_borders, scan_gradients, scan_output
 from hgrn2.kernels.scan_settings import ScanSettings, border, cdiv, scan_settings
 
@@ -118,10 +120,6 @@ def _check(v: Tensor, z: Tensor) -> None:
             )
 
 
-def _plain(x: Tensor) -> Tensor:
-    return x.to(torch.float32).contiguous()
-
-
 def _rows(x: Tensor) -> Tensor:
     """x [b t d] or [b t d 2] itself where the kernels can read its channels."""
     if x.ndim == 3:
@@ -163,6 +161,7 @@ class _Eager(torch.autograd.Function):
         return outputs[:2]
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
         return _differentiate(ctx, _backward, *gradients)
 
@@ -180,7 +179,7 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """h, the last state, and both directions' borders, each empty where it is not kept."""
     v, z = _rows(v), _rows(z)
-    gated = Gated(z, _plain(bound), lengths)
+    gated = Gated(z, plain(bound), in_a_row(lengths))
     table = _settings(z, theta)
     with torch.cuda.device_of(z):
         back = None
@@ -191,7 +190,7 @@ def _forward(
             v,
             gated,
             _turn(theta),
-            first=None if state is None else _plain(state),
+            first=None if state is None else plain(state),
             back=back,
             settings=table,
             keep_borders=keep,
@@ -236,10 +235,10 @@ def _backward(
         found = scan_gradients(
             v,
             dh,
-            Gated(z, _plain(bound), lengths),
+            Gated(z, plain(bound), in_a_row(lengths)),
             Direction(_turn(theta), borders),
             back=Direction(_turn(theta_back), borders_back) if both else None,
-            dlast=None if dlast is None else _plain(dlast),
+            dlast=None if dlast is None else plain(dlast),
             settings=_settings(z, theta),
         )
     dtheta, dtheta_back = (

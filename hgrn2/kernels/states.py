@@ -79,7 +79,8 @@ def hgrn2_fwd_states_kernel(
     v_tile = program % (V // BV)
     k_tile = program // (V // BV) % (K // BK)
     rest = program // (V // BV) // (K // BK)
-    head = rest % H
+    # int64: a stride of heads may be that of a whole sequence.
+    head = (rest % H).to(tl.int64)
     segment = rest // H % segments
     batch = (rest // H // segments).to(tl.int64)
 

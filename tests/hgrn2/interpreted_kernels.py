@@ -137,6 +137,8 @@ def test_lengths():
     case = draw(3, 100, 1, 16, 16, "ordinary", 0.2)
     found = kernels(*case, lengths=lengths)
     check(found, oracle(*case, lengths=lengths))
+    strided = torch.tensor([[100, 1], [37, 2], [1, 3]])[:, 0]
+    assert torch.equal(kernels(*case, lengths=strided)["y"], found["y"])
     assert not found["y"][1, 37:].any()
     assert not found["dz"][1, 37:].any()
 

@@ -24,6 +24,7 @@ KERNELS = (
     (states, "hgrn2_fwd_segments_kernel"),
     (output, "hgrn2_fwd_output_kernel"),
     (backward_gate, "hgrn2_bwd_gate_kernel"),
+    (backward_gate, "hgrn2_bwd_constants_kernel"),
     (backward_value, "hgrn2_bwd_value_kernel"),
     (deep, "hgrn2_fwd_deep_kernel"),
     (deep, "hgrn2_bwd_deep_kernel"),
