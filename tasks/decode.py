@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mixers.base import Mixer, MixerLayer, Operator
 from tasks.base import Context, Metrics, Task, Unsupported
-from tasks.timing import ceilings, replayed, spread, times_ms
+from tasks.timing import ceilings, host_ms, replayed, spread, times_ms
 from tasks.training import seeded
 from tasks.workload import DTYPES, expect_close, relative_error, token_by_token
 
@@ -46,7 +46,8 @@ class Decode(Task):
     level: Literal["layer", "op"] = "layer"
     """`layer`: with its projections and norm. `op`: the bare operator."""
     replay: Literal["eager", "graph"] = "eager"
-    """`eager`: launched from Python. `graph`: one replay of a CUDA graph of the step."""
+    """`eager`: launched from Python. `graph`: one replay of a CUDA graph of the step. Of both,
+    `time_ms` is the device's part on a GPU, and `host_ms` the host's."""
 
     timed: ClassVar[bool] = True
     later: ClassVar[tuple[str, ...]] = ("level", "replay")
@@ -69,9 +70,10 @@ class Decode(Task):
             self._check_operator(device) if bare else self._check_layer(device)
             call = replayed(step.call, device) if self.replay == "graph" else step.call
             times, null_times = times_ms([call, call], device, budget_s=self.budget_s)
+            host = host_ms(call, device) if device.type == "cuda" else None
             roof = ceilings(device, dtype)
         p20, median, p80 = spread(times)
-        return {
+        metrics: Metrics = {
             "time_ms": median,
             "time_ms_p20": p20,
             "time_ms_p80": p80,
@@ -83,6 +85,9 @@ class Decode(Task):
             "bytes_floor_ms": 1e3 * step.bytes_moved / roof.copy_bytes_per_s,
             "copy_gb_per_s": 1e-9 * roof.copy_bytes_per_s,
         }
+        if host is not None:
+            metrics["host_ms"] = host
+        return metrics
 
     def _layer_step(self, device: torch.device) -> _Step:
         dtype = DTYPES[self.dtype]
