@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from hgrn2.kernels.scan_backward import hgrn1_bwd_kernel
-from hgrn2.kernels.scan_settings import REGISTERS, ScanLaunch, ScanSettings, border, cdiv
+from hgrn2.kernels.scan_settings import REGISTERS, ScanLaunch, ScanSettings, border
 from hgrn2.kernels.scan_walk import hgrn1_fwd_segments_kernel, hgrn1_fwd_walk_kernel
+from hgrn2.kernels.settings import cdiv
 
 
 @dataclass(frozen=True)

@@ -143,7 +143,7 @@ def hgrn1_bwd_kernel(
 
     # What is walked over was loaded one step before; the first step has nothing but loads.
     zs, vs, dhs = (), (), ()
-    for j in tl.static_range(ROWS):  # noqa: B007
+    for _row in tl.static_range(ROWS):
         zs += (tl.full((W, BC), OPEN, z.dtype.element_ty),)
         none = tl.zeros((W, BC), v.dtype.element_ty)
         vs += ((none, none),)

@@ -17,7 +17,8 @@ from torch.autograd.function import once_differentiable
 
 from hgrn2.kernels.chunks import in_a_row, plain
 from hgrn2.kernels.scan import Direction, Gated, scan_borders, scan_gradients, scan_output
-from hgrn2.kernels.scan_settings import ScanSettings, border, cdiv, scan_settings
+from hgrn2.kernels.scan_settings import ScanSettings, border, scan_settings
+from hgrn2.kernels.settings import cdiv
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from hgrn2.kernels.settings import cdiv
+
 # Segments are multiples of it, and it of every step.
 GRAIN = 128
 # Warps that fill an H100: one on each of its 132 * 4 schedulers.
@@ -40,10 +42,6 @@ class ScanSettings:
     walk: ScanLaunch
     output: ScanLaunch
     backward: ScanLaunch
-
-
-def cdiv(a: int, b: int) -> int:
-    return -(-a // b)
 
 
 def border(turn: bool) -> int:

@@ -135,7 +135,7 @@ def hgrn1_fwd_walk_kernel(
 
     # What is walked over was loaded one step before; the first step has nothing but loads.
     zs, xs = (), ()
-    for j in tl.static_range(ROWS):  # noqa: B007
+    for _row in tl.static_range(ROWS):
         zs += (tl.full((W, BC), OPEN, z.dtype.element_ty),)
         none = tl.zeros((W, BC), x.dtype.element_ty)
         xs += ((none, none),)
