@@ -51,7 +51,7 @@ class _TiedGate(torch.autograd.Function):
         z, bound = ctx.saved_tensors
         dclosed = (df - dkey).mul_(torch.sigmoid(-z))
         dbound = dclosed.sum_to_size(bound.shape)
-        return dclosed.mul_(torch.sigmoid(z)).mul_(1 - bound), dbound
+        return (dclosed * torch.sigmoid(z)).mul_(1 - bound), dbound
 
 
 def valid_tokens(x: Tensor, lengths: Tensor) -> Tensor:

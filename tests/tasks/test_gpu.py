@@ -60,6 +60,9 @@ def test_the_forward_of_the_kernels_has_a_small_error(regime):
     assert metrics["reference_error_y"] < 2**-8
 
 
+# torch's own: its compiler, of a gate, still imports torch.jit.
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.usefixtures("little_tuning")
 @pytest.mark.parametrize("mixer", gpu_mixers(128, 256), ids=lambda m: f"{m.name}-{m.impl}")
 def test_every_kernel_has_a_forward_time(mixer):
     if mixer.unsupported(GPU, torch.bfloat16):
