@@ -99,7 +99,8 @@ class LanguageModel(nn.Module):
         self.dropout = Dropout(backbone.embed_dropout)
         token_mixers = mixer.stack(d_model, n_layers, causal=causal, generator=generator)
         self.blocks = nn.ModuleList(Block(backbone, layer, generator) for layer in token_mixers)
-        self.norm = norm(backbone.final_norm or backbone.norm, d_model)
+        final = backbone.final_norm or backbone.norm
+        self.norm = norm(final, d_model, device=generator.device)
         self.head = (
             self.embedding
             if backbone.tie_embeddings
@@ -139,12 +140,12 @@ class Block(nn.Module):
     def __init__(self, backbone: Backbone, mixer: nn.Module, generator: torch.Generator) -> None:
         super().__init__()
         d_model = backbone.d_model
-        self.mixer_norm = norm(backbone.norm, d_model)
+        self.mixer_norm = norm(backbone.norm, d_model, device=generator.device)
         self.mixer = mixer
         self.channel_norm: nn.Module | None = None
         self.channel: nn.Module | None = None
         if backbone.channel_mixer != "none":
-            self.channel_norm = norm(backbone.norm, d_model)
+            self.channel_norm = norm(backbone.norm, d_model, device=generator.device)
             glu = backbone.channel_mixer == "glu"
             self.channel = GLU(backbone, generator) if glu else nn.Identity()
 

@@ -126,8 +126,6 @@ def test_imaginary_parts_in_a_plane_of_their_own():
     assert all(torch.equal(x, expected[name]) for name, x in found.items())
 
 
-# torch's own: its compiler still imports torch.jit.
-@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 @KINDS
 @DIRECTIONS
 def test_no_graph_break_and_a_graph_capture(turn, both):

@@ -172,8 +172,6 @@ def test_strided_views_of_one_projection():
     assert torch.equal(found, expected)
 
 
-# torch's own: its compiler still imports torch.jit.
-@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 def test_no_graph_break_and_a_graph_capture():
     case = draw(1, 256, 2, 64, 64, torch.bfloat16)
     args = [case[name] for name in ("q", "z", "v", "bound")]

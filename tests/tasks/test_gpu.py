@@ -60,8 +60,6 @@ def test_the_forward_of_the_kernels_has_a_small_error(regime):
     assert metrics["reference_error_y"] < 2**-8
 
 
-# torch's own: its compiler, of a gate, still imports torch.jit.
-@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 @pytest.mark.usefixtures("little_tuning")
 @pytest.mark.parametrize("mixer", gpu_mixers(128, 256), ids=lambda m: f"{m.name}-{m.impl}")
 def test_every_kernel_has_a_forward_time(mixer):
@@ -72,3 +70,9 @@ def test_every_kernel_has_a_forward_time(mixer):
     metrics = task.run(Context(GPU))
     assert metrics["bytes_floor_ms"] < metrics["time_ms"]
     assert metrics["flops_floor_ms"] > 0
+
+
+def test_a_training_step_has_a_time():
+    fields = {"mixer": OURS, "level": "training_step", "mode": "step", "d_model": 256}
+    task = Speed.model_validate(fields | {"seq_len": 256, "batch": 2, "dtype": "bf16"})
+    assert task.run(Context(GPU))["time_ms"] > 0
