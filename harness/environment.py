@@ -23,6 +23,8 @@ DISTRIBUTIONS = {
     "mamba_ssm": "mamba-ssm",
     "causal_conv1d": "causal-conv1d",
 }
+# Variables that change which kernel or which of its settings runs; in a record where they are set.
+KERNEL_SETTINGS = ("FLA_CACHE_RESULTS", "FLA_CACHE_MODE", "FLA_DISABLE_BACKEND_DISPATCH")
 
 Env = dict[str, Any]
 
@@ -65,7 +67,7 @@ def capture(device: torch.device) -> Env:
         env["device_index"] = device.index
         env["device_memory_mib"] = properties.total_memory // 2**20
         env["capability"] = f"{properties.major}.{properties.minor}"
-    return env
+    return env | {name: os.environ[name] for name in KERNEL_SETTINGS if name in os.environ}
 
 
 def clocks(device: torch.device) -> Env:

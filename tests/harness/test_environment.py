@@ -15,3 +15,10 @@ def test_a_cpu_is_its_model_and_the_cores_that_may_be_used(monkeypatch: pytest.M
         monkeypatch.setattr(environment, "cores", lambda count=count: count)
         names.append(environment.device_name(torch.device("cpu")))
     assert names == [f"Xeon @ 2.50GHz, {told}" for told in ("1 core", "2 cores", "64 cores")]
+
+
+def test_a_setting_that_changes_a_kernel_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FLA_CACHE_RESULTS", raising=False)
+    assert "FLA_CACHE_RESULTS" not in environment.capture(torch.device("cpu"))
+    monkeypatch.setenv("FLA_CACHE_RESULTS", "1")
+    assert environment.capture(torch.device("cpu"))["FLA_CACHE_RESULTS"] == "1"
