@@ -16,6 +16,8 @@ class Cell:
     task: dict[str, Any]
     payload: bytes
     timed: bool
+    cost: float
+    """`Task.cost`: orders the cells."""
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ Grids = Annotated[
 Results = Annotated[Path, typer.Option(help="Folder of the records: <results>/<grid>/")]
 Device = Annotated[
     str | None,
-    typer.Option(help="cpu, cuda (every GPU) or cuda:N; default: cuda where there is a GPU"),
+    typer.Option(help="cpu, cuda (every GPU) or some, as cuda:0,cuda:2; default: cuda, else cpu"),
 ]
 AnyDevice = Annotated[
     bool, typer.Option("--any-device", help="Put records of different devices side by side")
@@ -72,7 +72,8 @@ def run(
 ) -> None:
     """Measure the cells that have no ok record for this device yet; run again to resume.
 
-    Cells that are timed run last, one by one. A cell that fails is tried again by the next run.
+    Every GPU takes cells, the longest first. Cells that are timed run last, one by one, on the
+    first device. A cell that fails is tried again by the next run.
     Ctrl-C saves the running cells and stops; so does the end of the budget, within ten seconds.
 
     Exit status: 0 all is well, cells left by the budget included; 1 a cell failed (wrong, timeout
@@ -82,6 +83,7 @@ def run(
     Examples:
       mixerbench run mqar_quick --budget 9m
       mixerbench run speed_quick --where 'seq_len <= 256 and mixer == "hgrn2"'
+      mixerbench run mqar_fig3 --device cuda:0,cuda:1 --jobs 2 --timeout 1h
     """
     started, limit = time.monotonic(), seconds("--budget", budget)
     timeout_s = seconds("--timeout", timeout)

@@ -28,7 +28,7 @@ MAY_IMPORT = {
 TORCH_FREE = (
     *("frames", "figures", "style", "sheet", "report", "compare", "records", "cli"),
     *("curves", "crossover", "plot", "series", "selection", "cells", "runner", "processes"),
-    "progress",
+    *("progress", "placement"),
 )
 PEERS = {"fla", "mamba_ssm", "causal_conv1d", "ray"}
 
