@@ -9,6 +9,7 @@ import pickle
 import re
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -23,27 +24,28 @@ from tasks.base import Task
 Grid = Callable[[torch.device], list[Task]]
 
 
-def plan(specs: list[str], device: str | None) -> Plan:
-    """Find the devices and build the cells of every grid that is named.
+def plan(specs: list[str], device: str | None, machine: Machine | None = None) -> Plan:
+    """Build the cells of every grid that is named, for `device` or for another machine's.
 
     A spec is a grid's name, or `my_grids.py:my_grid`, whose folder is on `sys.path`. Raises
     ValueError, in one line, for whatever the user could have meant otherwise.
     """
-    devices = find_devices(device)
+    # The code of a run through Ray is this checkout's too.
+    machine = replace(machine, checkout=checkout()) if machine else find_machine(device)
     found: dict[str, Grid] = {}
     for spec in specs:
         name = grid_name(spec)
         if name in found:
             raise ValueError(f"grid {spec!r}: a grid {name!r} is named already; run one at a time")
         found[name] = find_grid(spec)
-    cells = {name: build(name, grid, devices[0]) for name, grid in found.items()}
-    return Plan(machine(devices), cells)
+    first = torch.device(machine.devices[0])
+    return Plan(machine, {name: build(name, grid, first) for name, grid in found.items()})
 
 
-def machine(devices: list[torch.device]) -> Machine:
-    """The machine, seen through these devices."""
-    names = tuple(map(str, devices))
-    return Machine(names, device_name(devices[0]), cores(), checkout())
+def find_machine(device: str | None) -> Machine:
+    """This machine, seen through the devices that are chosen."""
+    devices = find_devices(device)
+    return Machine(tuple(map(str, devices)), device_name(devices[0]), cores(), checkout())
 
 
 def find_devices(device: str | None) -> list[torch.device]:
