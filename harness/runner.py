@@ -111,6 +111,8 @@ class _Run:
                         slot.worker.kill()
 
     def _phase(self, cells: list[Cell], *, timed: bool) -> None:
+        if not cells:
+            return
         places = [p for p in self.fleet.places(timed=timed) if p.name not in self.lost]
         # Timed cells are alone on the machine: a neighbour shares its host, its bus and its power.
         places = places[:1] if timed else places
