@@ -6,6 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+CHECKOUT = Path(__file__).resolve().parent.parent
+"""The folder of this suite's packages."""
+PACKAGES = ("hgrn2", "mixers", "tasks", "harness")
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -16,6 +20,8 @@ class Cell:
     task: dict[str, Any]
     payload: bytes
     timed: bool
+    cost: float
+    """`Task.cost`: orders the cells."""
 
 
 @dataclass(frozen=True)

@@ -1,21 +1,23 @@
 """The command line. Imports what a command needs when it runs, so that --help is quick."""
 
-import itertools
-import re
-import shlex
 import sys
-import time
-from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    from harness.cells import Cell, Options
-    from harness.runner import Summary
-
-INTERRUPTED = {"SIGINT": 130, "SIGTERM": 143}
+from harness.arguments import (
+    RESULTS,
+    AnyDevice,
+    Device,
+    Grids,
+    OnlyDevice,
+    Results,
+    Timeout,
+    Where,
+    seconds,
+)
+from harness.cli_run import check, run
 
 app = typer.Typer(
     name="mixerbench",
@@ -26,150 +28,72 @@ app = typer.Typer(
     add_completion=False,
 )
 
-Grids = Annotated[
-    list[str], typer.Argument(help="Names of grids, or my_grids.py:my_grid", show_default=False)
-]
-Results = Annotated[Path, typer.Option(help="Folder of the records: <results>/<grid>/")]
-Device = Annotated[
-    str | None,
-    typer.Option(help="cpu, cuda (every GPU) or cuda:N; default: cuda where there is a GPU"),
-]
-AnyDevice = Annotated[
-    bool, typer.Option("--any-device", help="Put records of different devices side by side")
-]
-OnlyDevice = Annotated[
-    str | None, typer.Option(help="Only records of devices with this in their name, as H100")
-]
-RESULTS = Path("results")
+app.command()(run)
 
 
 @app.command()
-def run(
+def submit(
     grids: Grids,
-    where: Annotated[
-        str | None, typer.Option(help="Only these cells: a pandas query over the report's columns")
-    ] = None,
+    partition: Annotated[str, typer.Option(help="Slurm's partition", show_default=False)],
     budget: Annotated[
-        str | None, typer.Option(help="Stop cleanly after this time, as 90s, 9m or 1h30m")
-    ] = None,
-    device: Device = None,
-    jobs: Annotated[
-        int | None,
-        typer.Option(min=1, help="Cells at once, on the CPU (default: its cores) or on each GPU"),
-    ] = None,
-    timeout: Annotated[
-        str | None, typer.Option(help="Give up on a cell after this time, as 90s or 20m")
-    ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list the cells")] = False,
-    fresh: Annotated[
-        bool, typer.Option("--fresh", help="Measure again what has a record, from the start")
-    ] = False,
-    fresh_since: Annotated[
-        str | None,
-        typer.Option(help="Go on with a --fresh run of that time: what is older does not count"),
-    ] = None,
+        str,
+        typer.Option(help="Time of each job, as 4h; Slurm gets 5 minutes more", show_default=False),
+    ],
+    array: Annotated[int, typer.Option(min=1, help="Jobs in the array")] = 1,
+    gpus: Annotated[int, typer.Option(min=0, help="GPUs of a job; 0: run on its CPU")] = 1,
+    cpus: Annotated[int, typer.Option(min=1, help="Cores of a job")] = 8,
+    where: Where = None,
+    timeout: Timeout = None,
     results: Results = RESULTS,
 ) -> None:
-    """Measure the cells that have no ok record for this device yet; run again to resume.
+    """Submit an array of Slurm jobs that share a grid: each runs `mixerbench run` on one folder.
 
-    Cells that are timed run last, one by one. A cell that fails is tried again by the next run.
-    Ctrl-C saves the running cells and stops; so does the end of the budget, within ten seconds.
-
-    Exit status: 0 all is well, cells left by the budget included; 1 a cell failed (wrong, timeout
-    or error); 2 nothing could be run; 130 Ctrl-C.
+    The folder of the records has to be shared by the nodes and to keep flock among them (NFS 4
+    does, unless mounted with nolock or local_lock). What the jobs print is in <results>/.slurm.
 
     \b
-    Examples:
-      mixerbench run mqar_quick --budget 9m
-      mixerbench run speed_quick --where 'seq_len <= 256 and mixer == "hgrn2"'
+    Example:
+      mixerbench submit mqar_fig3 --partition gpu --array 8 --budget 4h
     """
-    started, limit = time.monotonic(), seconds("--budget", budget)
-    timeout_s = seconds("--timeout", timeout)
-    since = _since(fresh, fresh_since)
-    from harness import processes
-    from harness.cells import Options, user_folder
+    from harness import slurm
 
-    # Also in the workers, which unpickle the classes of a user's file.
-    sys.path.extend(str(folder) for spec in grids if (folder := user_folder(spec)))
-    processes.start_server()
-    # While the server imports torch.
-    from harness import runner, selection
-
-    plan = processes.make_plan(grids, device)
-    options = Options(
-        machine=plan.machine,
-        results=results,
-        jobs=jobs,
-        timeout_s=timeout_s,
-        deadline=None if limit is None else started + limit,
-        fresh_since=since,
-    )
-    cells = [cell for grid in plan.grids.values() for cell in grid]
-    if where is not None:
-        cells = selection.select(cells, where)
-        if not cells:
-            raise ValueError(f"--where {where!r} chooses none of the cells")
-    by_grid = {name: [cell for cell in cells if cell.grid == name] for name in plan.grids}
-    if dry_run:
-        for name, chosen in by_grid.items():
-            _list(name, chosen, options)
-        return
-    status = 0
-    for place, (name, chosen) in enumerate(by_grid.items()):
-        summary = runner.run_grid(chosen, options)
-        _tell(name, summary, options)
-        if summary.failures:
-            status = 1
-        if summary.stopped_by:
-            not_begun = list(by_grid.values())[place + 1 :]
-            left = summary.left + sum(len(selection.pending(c, options)) for c in not_begun)
-            # A --fresh of its own would start over.
-            again = ["--fresh-since", since or ""]
-            words = [again if word == "--fresh" else [word] for word in sys.argv[1:]]
-            command = shlex.join(["mixerbench", *itertools.chain(*words)])
-            print(f"{left} cells left; to go on: {command}")
-            status = INTERRUPTED.get(summary.stopped_by, status)
-            break
-    raise typer.Exit(status)
+    budget_s = seconds("--budget", budget) or 0.0
+    seconds("--timeout", timeout)
+    check(grids, where)
+    command = ["run", *grids, "--budget", budget, "--results", str(results.resolve())]
+    command += ["--device", "cuda" if gpus else "cpu"]
+    for option, value in (("--where", where), ("--timeout", timeout)):
+        command += [option, value] if value else []
+    for job in slurm.submit(
+        command,
+        partition=partition,
+        array=array,
+        gpus=gpus,
+        cpus=cpus,
+        budget_s=budget_s,
+        folder=results / ".slurm",
+    ):
+        print(f"job {job.job_id}: {job.paths.stdout}")
 
 
-def _since(fresh: bool, fresh_since: str | None) -> str | None:
-    """From when on records count, in UTC."""
-    from harness.records import utc, utc_now
+@app.command()
+def merge(
+    grid: Annotated[str, typer.Argument(help="The grid of the records", show_default=False)],
+    files: Annotated[
+        list[Path], typer.Argument(help="Other machines' records.jsonl", show_default=False)
+    ],
+    results: Results = RESULTS,
+) -> None:
+    """Add other machines' records to a grid's: each once, all or, where a line is damaged, none.
 
-    if fresh_since is None:
-        return utc_now() if fresh else None
-    if fresh:
-        raise ValueError("--fresh starts over, --fresh-since goes on: use one of them")
-    try:
-        return utc(datetime.fromisoformat(fresh_since))
-    except ValueError:
-        raise ValueError(
-            f"--fresh-since {fresh_since!r}: write a time as 2024-04-11T09:00:00Z"
-        ) from None
+    \b
+    Example:
+      mixerbench merge mqar_fig3 from_a/records.jsonl from_b/records.jsonl
+    """
+    from harness.merge import merge
 
-
-def _list(grid: str, cells: "list[Cell]", options: "Options") -> None:
-    from harness.selection import labels, pending
-
-    todo = {cell.key for cell in pending(cells, options)}
-    names = labels(cells)
-    print(f"{grid} on {options.machine.device_name}: {len(todo)} of {len(cells)} cells would run")
-    for cell in cells:
-        timed = "  timed" if cell.timed else ""
-        print(f"  {'run' if cell.key in todo else 'ok':<3}  {cell.key}  {names[cell.key]}{timed}")
-
-
-def _tell(grid: str, summary: "Summary", options: "Options") -> None:
-    counts = [f"{count} {status}" for status, count in sorted(summary.statuses.items())]
-    if summary.settled_before:
-        counts.append(f"{summary.settled_before} ok from before")
-    if summary.left:
-        counts.append(f"{summary.left} left")
-    print(f"{grid} on {options.machine.device_name}: {', '.join(counts) or 'no cells'}")
-    for failure in summary.failures:
-        print(f"  {failure}")
-    print(f"  records: {options.results / grid / 'records.jsonl'}")
+    for line in merge(grid, files, results):
+        print(line)
 
 
 @app.command()
@@ -256,20 +180,6 @@ def doctor(device: Device = None) -> None:
 
     for line in examine(device):
         print(line)
-
-
-def seconds(option: str, text: str | None) -> float | None:
-    """`90s`, `9m`, `1h30m` in seconds. Raises ValueError, naming the option, for anything else."""
-    if text is None:
-        return None
-    match = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", text)
-    total = sum(
-        int(part or 0) * unit
-        for part, unit in zip(match.groups() if match else (), (3600, 60, 1), strict=False)
-    )
-    if not total:
-        raise ValueError(f"{option} {text!r}: write a duration as 90s, 9m or 1h30m")
-    return float(total)
 
 
 def main() -> None:

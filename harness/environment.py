@@ -14,8 +14,8 @@ import psutil
 import pynvml
 import torch
 
-CHECKOUT = Path(__file__).resolve().parent.parent
-PACKAGES = ("hgrn2", "mixers", "tasks", "harness")
+from harness.cells import CHECKOUT, PACKAGES
+
 DISTRIBUTIONS = {
     "triton": "triton",
     "numpy": "numpy",

@@ -6,8 +6,10 @@ import difflib
 import importlib
 import inspect
 import pickle
+import re
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -22,50 +24,64 @@ from tasks.base import Task
 Grid = Callable[[torch.device], list[Task]]
 
 
-def plan(specs: list[str], device: str | None) -> Plan:
-    """Find the devices and build the cells of every grid that is named.
+def plan(specs: list[str], device: str | None, machine: Machine | None = None) -> Plan:
+    """Build the cells of every grid that is named, for `device` or for another machine's.
 
     A spec is a grid's name, or `my_grids.py:my_grid`, whose folder is on `sys.path`. Raises
     ValueError, in one line, for whatever the user could have meant otherwise.
     """
-    devices = find_devices(device)
+    # The code of a run through Ray is this checkout's too.
+    machine = replace(machine, checkout=checkout()) if machine else find_machine(device)
     found: dict[str, Grid] = {}
     for spec in specs:
         name = grid_name(spec)
         if name in found:
             raise ValueError(f"grid {spec!r}: a grid {name!r} is named already; run one at a time")
         found[name] = find_grid(spec)
-    cells = {name: build(name, grid, devices[0]) for name, grid in found.items()}
-    return Plan(machine(devices), cells)
+    first = torch.device(machine.devices[0])
+    return Plan(machine, {name: build(name, grid, first) for name, grid in found.items()})
 
 
-def machine(devices: list[torch.device]) -> Machine:
-    """The machine, seen through these devices."""
-    names = tuple(map(str, devices))
-    return Machine(names, device_name(devices[0]), cores(), checkout())
+def find_machine(device: str | None) -> Machine:
+    """This machine, seen through the devices that are chosen."""
+    devices = find_devices(device)
+    return Machine(tuple(map(str, devices)), device_name(devices[0]), cores(), checkout())
 
 
 def find_devices(device: str | None) -> list[torch.device]:
-    """`cpu`, `cuda:N`, or `cuda` for every GPU that is visible; None: cuda if there is one."""
+    """`cpu`; GPUs, as `cuda:0` or `cuda:0,cuda:2`; `cuda` for every GPU that is visible; None: cuda
+    if there is one."""
     count = torch.cuda.device_count()
     wanted = device or ("cuda" if count else "cpu")
     if wanted == "cpu":
         return [torch.device("cpu")]
-    kind, _, index = wanted.partition(":")
-    if kind != "cuda" or (wanted != "cuda" and not index.isdecimal()):
-        raise ValueError(f"--device {wanted!r}: use cpu, cuda or cuda:N")
+    numbers = _gpus(wanted)
     if not count:
         raise ValueError(
             f"--device {wanted!r}: torch {torch.__version__} sees no GPU; use --device cpu"
         )
-    if index and int(index) >= count:
+    if max(numbers, default=0) >= count:
         raise ValueError(f"--device {wanted!r}: the GPUs here are cuda:0 to cuda:{count - 1}")
-    devices = [torch.device("cuda", n) for n in ([int(index)] if index else range(count))]
+    devices = [torch.device("cuda", n) for n in numbers or range(count)]
     names = {str(device): device_name(device) for device in devices}
     if len(set(names.values())) > 1:
         listed = ", ".join(f"{device} is {name}" for device, name in names.items())
-        raise ValueError(f"--device cuda: these GPUs differ ({listed}): choose --device cuda:N")
+        raise ValueError(
+            f"--device {wanted!r}: these GPUs differ ({listed}): choose those of one kind, "
+            "as --device cuda:0,cuda:1"
+        )
     return devices
+
+
+def _gpus(wanted: str) -> list[int]:
+    """The numbers in `cuda:0,cuda:2`; none of `cuda`."""
+    names = [] if wanted == "cuda" else wanted.split(",")
+    numbers = [re.fullmatch(r"cuda:(\d+)", name) for name in names]
+    if not all(numbers) or len(set(names)) < len(names):
+        raise ValueError(
+            f"--device {wanted!r}: use cpu, cuda (every GPU) or different GPUs, as cuda:0,cuda:2"
+        )
+    return [int(number[1]) for number in numbers if number]
 
 
 def built_in() -> dict[str, Grid]:
@@ -140,7 +156,7 @@ def _cell(grid: str, task: Task) -> Cell:
             f"grid {grid}: a {type(task).__name__} cannot be sent to a worker ({error}); "
             "define its class at the top level of a module"
         ) from error
-    return Cell(task.key, grid, task.model_dump(mode="json"), payload, task.timed)
+    return Cell(task.key, grid, task.model_dump(mode="json"), payload, task.timed, task.cost)
 
 
 def _fields(error: ValidationError) -> str:

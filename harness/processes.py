@@ -18,7 +18,7 @@ from typing import Any
 
 import psutil
 
-from harness.cells import Cell, Plan, Setup
+from harness.cells import Cell, Machine, Plan, Setup
 
 STOP = "stop"
 """Sent to a worker: save and pause the cell. Any other message is a Cell."""
@@ -54,10 +54,19 @@ def on_interrupt(
             signal.signal(number, handler)
 
 
-def make_plan(specs: list[str], device: str | None) -> Plan:
+def make_plan(specs: list[str], device: str | None, machine: Machine | None = None) -> Plan:
     """`plan.plan`, run in a process of its own. Raises its ValueErrors."""
+    return _apart("plan", specs, device, machine)
+
+
+def find_machine(device: str | None) -> Machine:
+    """`plan.find_machine`, run in a process of its own. Raises its ValueErrors."""
+    return _apart("find_machine", device)
+
+
+def _apart(function: str, *arguments: Any) -> Any:
     receiver, sender = _context.Pipe(duplex=False)
-    process = _context.Process(target=_plan, args=(sender, specs, device), daemon=True)
+    process = _context.Process(target=_answer, args=(sender, function, arguments), daemon=True)
     try:
         process.start()
         sender.close()
@@ -72,12 +81,12 @@ def make_plan(specs: list[str], device: str | None) -> Plan:
     return answer
 
 
-def _plan(sender: Connection, specs: list[str], device: str | None) -> None:
+def _answer(sender: Connection, function: str, arguments: tuple[Any, ...]) -> None:
     # Here and in _serve: the parent, which reads this file too, stays without torch.
-    from harness.plan import plan
+    from harness import plan
 
     try:
-        sender.send(plan(specs, device))
+        sender.send(getattr(plan, function)(*arguments))
     except ValueError as error:
         sender.send(str(error))
 

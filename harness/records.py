@@ -103,9 +103,9 @@ class Records:
     the last is damaged.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, name: str = "records.jsonl") -> None:
         self.folder = folder
-        self.path = folder / "records.jsonl"
+        self.path = folder / name
         self._forget()
 
     def _forget(self) -> None:
@@ -119,6 +119,11 @@ class Records:
         self._read()
         return list(self._rows)
 
+    def torn(self) -> bool:
+        """Whether the last line is a torn one."""
+        self._read()
+        return self.path.exists() and self.path.stat().st_size > self._offset
+
     def newest(self, key: str, device: str) -> Record | None:
         """The last record, of any status, of the cell on that device."""
         self._read()
@@ -131,15 +136,22 @@ class Records:
         found = self._newest_ok.get((key, device))
         return None if found and since and found.started < since else found
 
-    def append(self, record: Record) -> None:
-        """Add one record: when this returns, it is on the disk."""
-        line = record.line()
-        with self._writing():
-            fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-            try:
-                _write_line(fd, line)
-            finally:
-                os.close(fd)
+    def append(self, *records: Record) -> None:
+        """Add all of them or none: when this returns, they are on the disk.
+
+        The error of one that cannot be written holds its line, so that it is not lost.
+        """
+        lines = b"".join(record.line() for record in records)
+        try:
+            with self._writing():
+                fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+                try:
+                    _write_lines(fd, lines)
+                finally:
+                    os.close(fd)
+        except ValueError as unwritten:
+            kept = f"\n{lines.decode()}" if len(records) == 1 else ""
+            raise ValueError(f"{unwritten}{kept}") from unwritten
 
     def check_writable(self) -> None:
         """Find out before anything is computed."""
@@ -258,18 +270,18 @@ def _parsed(line: bytes) -> Record | None:
         return None
 
 
-def _write_line(fd: int, line: bytes) -> None:
+def _write_lines(fd: int, lines: bytes) -> None:
     """Cut off a torn last line, then append."""
     end = os.fstat(fd).st_size
     if end and os.pread(fd, 1, end - 1) != b"\n":
         last = os.pread(fd, end, 0).rpartition(b"\n")[2]
         if _parsed(last):
-            line = b"\n" + line
+            lines = b"\n" + lines
         else:
             end -= len(last)
             os.ftruncate(fd, end)
-    written = os.write(fd, line)
-    if written != len(line):
+    written = os.write(fd, lines)
+    if written != len(lines):
         os.ftruncate(fd, end)
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     os.fsync(fd)

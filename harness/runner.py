@@ -1,4 +1,4 @@
-"""Run a grid's cells in worker processes, one by one, until each has its record.
+"""Run a grid's cells in worker processes, one at a time on every place, until each has its record.
 
 Whatever happens to a worker costs its own cell: a crash or a time-out becomes a record, and a new
 worker goes on. The records are the only state: what a run leaves undone, the next one does.
@@ -15,7 +15,8 @@ from multiprocessing.connection import wait
 from typing import Any
 
 from harness.cells import Cell, Options, Setup
-from harness.processes import Message, WorkerProcess, on_interrupt
+from harness.placement import Fleet, Slot, ThisMachine, in_order
+from harness.processes import Message, on_interrupt
 from harness.progress import Display, duration
 from harness.records import FAILURES, Record, Records, Status, utc_now
 from harness.selection import labels, pending
@@ -48,28 +49,13 @@ class Summary:
         return self.total - self.settled_before - self.statuses.total()
 
 
-@dataclass
-class _Slot:
-    """A place for one worker, and what is on it now."""
-
-    name: str
-    device: str
-    threads: int
-    worker: WorkerProcess | None = None
-    env: dict[str, Any] | None = None
-    cell: Cell | None = None
-    given_at: float = 0.0
-    started: str | None = None
-    """When the worker got hold of the cell, in UTC; None: it has not yet."""
-    overdue_at: float | None = None
-    timed_out: bool = False
-
-
-def run_grid(cells: Sequence[Cell], options: Options) -> Summary:
+def run_grid(cells: Sequence[Cell], options: Options, fleet: Fleet | None = None) -> Summary:
     """Measure the pending cells of one grid, the timed ones last, alone and in fresh processes.
 
-    Raises ValueError where no record can be written or no worker starts.
+    `fleet`: this machine if None. Raises ValueError where no record can be written or no worker
+    starts.
     """
+    fleet = fleet or ThisMachine(options)
     todo = pending(cells, options)
     _drop_stale_checkpoints(cells, options)
     summary = Summary(total=len(cells), settled_before=len(cells) - len(todo))
@@ -78,7 +64,7 @@ def run_grid(cells: Sequence[Cell], options: Options) -> Summary:
         Records(options.results / grid).check_writable()
         with Display(grid, len(todo)) as display:
             display.note(f"{grid}: {len(todo)} of {len(cells)} cells to run on {device}")
-            _Run(todo, labels(cells), options, summary, display).to_the_end()
+            _Run(todo, labels(cells), options, fleet, summary, display).to_the_end()
     return summary
 
 
@@ -98,14 +84,16 @@ class _Run:
         cells: list[Cell],
         names: dict[str, str],
         options: Options,
+        fleet: Fleet,
         summary: Summary,
         display: Display,
     ) -> None:
         self.cells, self.names, self.options = cells, names, options
-        self.summary, self.display = summary, display
+        self.fleet, self.summary, self.display = fleet, summary, display
         self.records = Records(options.results / cells[0].grid)
         self.run_started = utc_now()
-        self.slots: list[_Slot] = []
+        self.slots: list[Slot] = []
+        self.lost: set[str] = set()
         self.queue: deque[Cell] = deque()
         self.held: deque[tuple[float, Cell]] = deque()
         self.fresh_process = self.waiting = False
@@ -123,8 +111,13 @@ class _Run:
                         slot.worker.kill()
 
     def _phase(self, cells: list[Cell], *, timed: bool) -> None:
-        self.queue.extend(cells)
-        self.slots = self._places(timed)
+        if not cells:
+            return
+        places = [p for p in self.fleet.places(timed=timed) if p.name not in self.lost]
+        # Timed cells are alone on the machine: a neighbour shares its host, its bus and its power.
+        places = places[:1] if timed else places
+        self.slots = [Slot(place) for place in places]
+        self.queue.extend(in_order(cells, places))
         self.fresh_process = timed
         while True:
             self._notice_a_stop()
@@ -136,19 +129,7 @@ class _Run:
             self._listen()
             self._notice_overdue_cells()
         for slot in self.slots:
-            _retire(slot)
-
-    def _places(self, timed: bool) -> list[_Slot]:
-        machine = self.options.machine
-        jobs = self.options.jobs or (machine.cores if machine.devices == ("cpu",) else 1)
-        if timed:
-            jobs = 1
-        threads = max(1, machine.cores // (jobs * len(machine.devices)))
-        return [
-            _Slot(device if jobs == 1 else f"{device}/{job}", device, threads)
-            for job in range(jobs)
-            for device in machine.devices
-        ]
+            slot.retire()
 
     def _hand_out(self) -> None:
         while not self.queue and self.held and self.held[0][0] <= time.monotonic():
@@ -157,12 +138,10 @@ class _Run:
             if slot.cell is None and self.queue:
                 self._give(slot, self.queue.popleft())
 
-    def _give(self, slot: _Slot, cell: Cell) -> None:
-        if slot.worker is None:
-            setup = Setup(cell.grid, slot.device, slot.threads, self.run_started, self.options)
-            slot.worker = WorkerProcess(setup)
-        slot.cell, slot.given_at = cell, time.monotonic()
-        slot.worker.give(cell)
+    def _give(self, slot: Slot, cell: Cell) -> None:
+        place = slot.place
+        setup = Setup(cell.grid, place.device, place.threads, self.run_started, self.options)
+        slot.give(cell, slot.worker or self.fleet.start(place, setup))
         self.display.working(slot.name, self.names[cell.key], "")
 
     def _listen(self) -> None:
@@ -171,7 +150,7 @@ class _Run:
             wait(signs, _TICK_S)
         else:
             time.sleep(_TICK_S)
-        for slot in self.slots:
+        for slot in list(self.slots):
             if slot.worker is None:
                 continue
             # Asked first: what the worker said before it ended is then all there to be read.
@@ -181,21 +160,19 @@ class _Run:
             if ended and slot.worker:
                 self._bury(slot)
 
-    def _take(self, slot: _Slot, message: Message) -> None:
+    def _take(self, slot: Slot, message: Message) -> None:
         assert slot.cell or message[0] == "ready", message
         match message:
             case ("ready", env):
                 slot.env = env
             case ("started", started):
-                slot.started = started
-                if self.options.timeout_s is not None:
-                    slot.overdue_at = time.monotonic() + self.options.timeout_s
+                slot.begin(started, self.options.timeout_s)
             case ("progress", line) if slot.cell:
                 self.display.working(slot.name, self.names[slot.cell.key], line)
             case ("finished" | "settled", status, headline):
                 self._count(slot, status, headline)
                 if self.fresh_process or status in _NEEDS_NEW_WORKER:
-                    _retire(slot)
+                    slot.retire()
             case ("held",):
                 self._wait_for_another_run(slot)
             case ("paused",):
@@ -205,7 +182,7 @@ class _Run:
             case _:
                 raise AssertionError(message)
 
-    def _wait_for_another_run(self, slot: _Slot) -> None:
+    def _wait_for_another_run(self, slot: Slot) -> None:
         assert slot.cell
         self.held.append((time.monotonic() + _HELD_RETRY_S, slot.cell))
         self._clear(slot)
@@ -213,7 +190,7 @@ class _Run:
             self.waiting = True
             self.display.note("waiting for cells that another run has begun")
 
-    def _count(self, slot: _Slot, status: Status, headline: str) -> None:
+    def _count(self, slot: Slot, status: Status, headline: str) -> None:
         assert slot.cell
         label = self.names[slot.cell.key]
         self.summary.statuses[status] += 1
@@ -224,12 +201,11 @@ class _Run:
         self.display.finished(label, status, headline, time.monotonic() - slot.given_at)
         self._clear(slot)
 
-    def _clear(self, slot: _Slot) -> None:
-        slot.cell, slot.started, slot.overdue_at = None, None, None
-        slot.timed_out = False
+    def _clear(self, slot: Slot) -> None:
+        slot.clear()
         self.display.idle(slot.name)
 
-    def _bury(self, slot: _Slot) -> None:
+    def _bury(self, slot: Slot) -> None:
         """A worker has ended by itself, or was killed."""
         assert slot.worker
         how, env = slot.worker.how_it_ended(), slot.env
@@ -240,14 +216,25 @@ class _Run:
             self._clear(slot)
             return
         if env is None:
-            raise ValueError(f"{slot.name}: {how} before it was ready: see above")
-        if slot.timed_out:
+            self._leave_out(slot, how)
+        elif slot.timed_out:
             limit = duration(self.options.timeout_s or 0)
             self._record_loss(slot, env, "timeout", f"not done after --timeout {limit}")
         else:
             self._record_loss(slot, env, "error", how)
 
-    def _record_loss(self, slot: _Slot, env: dict[str, Any], status: Status, error: str) -> None:
+    def _leave_out(self, slot: Slot, how: str) -> None:
+        """No worker gets ready on that place: its cell goes to another one."""
+        assert slot.cell
+        if len(self.slots) == 1:
+            raise ValueError(f"{slot.name}: {how} before it was ready: see above")
+        self.display.note(f"{slot.name} is left out: {how} before it was ready")
+        self.queue.appendleft(slot.cell)
+        self._clear(slot)
+        self.slots.remove(slot)
+        self.lost.add(slot.name)
+
+    def _record_loss(self, slot: Slot, env: dict[str, Any], status: Status, error: str) -> None:
         assert slot.cell
         started = slot.started or utc_now()
         record = self.records.newest(slot.cell.key, self.options.machine.device_name)
@@ -291,9 +278,3 @@ class _Run:
             for slot in self.slots:
                 if slot.worker and slot.cell:
                     slot.worker.kill()
-
-
-def _retire(slot: _Slot) -> None:
-    if slot.worker:
-        slot.worker.retire()
-    slot.worker = slot.env = None

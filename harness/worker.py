@@ -20,7 +20,6 @@ import threading
 import time
 import traceback
 from contextlib import AbstractContextManager, nullcontext
-from datetime import UTC, datetime
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -29,15 +28,15 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from harness import environment
-from harness.cells import Cell, Setup
+from harness.cells import CHECKOUT, Cell, Setup
+from harness.claims import claimed, headline
 from harness.exclusive import device_alone
-from harness.records import Metric, Record, Records, Status, utc, utc_now
+from harness.records import Metric, Record, Records, Status, utc_now
 from tasks.base import Context, Paused, Unsupported, Wrong
 
 PROGRESS_EVERY_S = 0.5
 FRAMES = 4
 LONGEST_ERROR = 2000
-LONGEST_HEADLINE = 160
 
 # What the out-of-memory errors say that are no torch.OutOfMemoryError.
 OUT_OF_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
@@ -117,13 +116,9 @@ def _settle(
     cell: Cell, records: Records, setup: Setup, env: environment.Env, parent: _Parent
 ) -> None:
     """See to it that the cell has a record, or say why not."""
-    device_name = setup.options.machine.device_name
-    with records.claim(cell.key, device_name) as claimed:
-        if not claimed:
-            parent.say("held")
-            return
-        if record := _settled_elsewhere(records, cell, setup):
-            parent.say("settled", record.status, _headline(record))
+    with claimed(cell, records, setup) as why_not:
+        if why_not:
+            parent.say(*why_not)
             return
         device = torch.device(setup.device)
         with _to_itself(cell, device, parent) as free:
@@ -144,9 +139,6 @@ def _measure_and_record(
     cell: Cell, records: Records, setup: Setup, env: environment.Env, parent: _Parent
 ) -> None:
     checkpoint = records.checkpoint(cell.key, setup.options.machine.device_name)
-    since = setup.options.fresh_since
-    if since and checkpoint.exists() and _changed(checkpoint) < since:
-        checkpoint.unlink()
     device = torch.device(setup.device)
     started = utc_now()
     parent.say("started", started)
@@ -172,27 +164,10 @@ def _measure_and_record(
         ended=utc_now(),
         error=error,
     )
-    try:
-        records.append(record)
-    except ValueError as unwritten:
-        raise ValueError(f"{unwritten}\n{record.line().decode()}") from unwritten
+    records.append(record)
     if status == "ok":
         checkpoint.unlink(missing_ok=True)
-    parent.say("finished", status, _headline(record))
-
-
-def _settled_elsewhere(records: Records, cell: Cell, setup: Setup) -> Record | None:
-    """A record that another run has written since this one read them: also of a failure, so that
-    two runs side by side do not repeat each other's."""
-    device_name = setup.options.machine.device_name
-    newest = records.newest(cell.key, device_name)
-    if newest and newest.started >= setup.run_started:
-        return newest
-    return records.settled(cell.key, device_name, since=setup.options.fresh_since)
-
-
-def _changed(path: Path) -> str:
-    return utc(datetime.fromtimestamp(path.stat().st_mtime, UTC))
+    parent.say("finished", status, headline(record))
 
 
 Outcome = tuple[Status, dict[str, Metric], str | None]
@@ -230,15 +205,6 @@ def _is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, RuntimeError) and any(said in str(error) for said in OUT_OF_MEMORY)
 
 
-def _headline(record: Record) -> str:
-    """The error's first line, or the first metrics."""
-    if record.error is not None:
-        line = record.error.splitlines()[0]
-        return line if len(line) <= LONGEST_HEADLINE else f"{line[:LONGEST_HEADLINE]}..."
-    numbers = [(name, value) for name, value in record.metrics.items() if isinstance(value, float)]
-    return "  ".join(f"{name} {value:.4g}" for name, value in numbers[:2])
-
-
 def _told(error: Exception) -> str:
     return _without_paths(str(error))[:LONGEST_ERROR] or "(no message)"
 
@@ -252,8 +218,8 @@ def _frames(error: Exception) -> str:
 
 def _place(filename: str) -> str:
     path = Path(filename)
-    if path.is_relative_to(environment.CHECKOUT):
-        return str(path.relative_to(environment.CHECKOUT))
+    if path.is_relative_to(CHECKOUT):
+        return str(path.relative_to(CHECKOUT))
     for folder in ("site-packages", "dist-packages"):
         if folder in path.parts:
             return str(Path(*path.parts[path.parts.index(folder) + 1 :]))
@@ -263,7 +229,7 @@ def _place(filename: str) -> str:
 def _without_paths(text: str) -> str:
     """Records are shared: the folders of this machine are nobody's business."""
     folders = {
-        f"{environment.CHECKOUT}{os.sep}": "",
+        f"{CHECKOUT}{os.sep}": "",
         f"{Path.cwd()}{os.sep}": "",
         f"{sys.prefix}{os.sep}": "",
         f"{Path.home()}{os.sep}": "~/",

@@ -46,6 +46,11 @@ class Accuracy(Task):
         self.mixer.check_width(self.d_model)
         return self
 
+    @property
+    def cost(self) -> float:
+        """Tokens times width."""
+        return float(self.batch * self.seq_len * self.d_model)
+
     def run(self, context: Context) -> Metrics:
         device, dtype = context.device, DTYPES[self.dtype]
         reason = self.mixer.unsupported(device, dtype)

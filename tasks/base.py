@@ -77,6 +77,12 @@ class Task(Frozen):
         unset = {name for name in self.later if getattr(self, name) == fields[name].default}
         return {name: value for name, value in dump(self).items() if name not in unset}
 
+    @property
+    def cost(self) -> float:
+        """How long the cell takes, in any unit that its task's cells share: the longest of a grid
+        are begun first where several run side by side."""
+        return 0.0
+
     def run(self, context: Context) -> Metrics:
         """Measure. Raise Unsupported, Wrong or Paused where that is the outcome."""
         raise NotImplementedError

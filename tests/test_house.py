@@ -28,9 +28,9 @@ MAY_IMPORT = {
 TORCH_FREE = (
     *("frames", "figures", "style", "sheet", "report", "compare", "records", "cli"),
     *("curves", "crossover", "plot", "series", "selection", "cells", "runner", "processes"),
-    "progress",
+    *("progress", "placement", "claims", "cluster", "seat", "merge", "slurm", "arguments"),
 )
-PEERS = {"fla", "mamba_ssm", "causal_conv1d", "ray"}
+PEERS = {"fla", "mamba_ssm", "causal_conv1d", "ray", "submitit"}
 
 
 def module_name(path: Path) -> str:

@@ -67,6 +67,12 @@ class MQAR(Task):
         """The largest number of pairs tested."""
         return max(segment.kv_pairs for segment in self.test)
 
+    @property
+    def cost(self) -> float:
+        """Training tokens times layers times width."""
+        tokens = self.training.epochs * sum(part.examples * part.seq_len for part in self.train)
+        return float(tokens * self.backbone.n_layers * self.backbone.d_model)
+
     def run(self, context: Context) -> Metrics:
         reason = self.mixer.unsupported(context.device, self.compute_dtype)
         if reason is not None:

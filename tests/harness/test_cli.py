@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from harness import cli
+from harness import arguments, cli
 from harness.records import Records
 
 TOYS = Path(__file__).parent / "toy_grids.py"
@@ -160,14 +160,21 @@ def test_timeout(mixerbench: Mixerbench) -> None:
         (["run", toy("fine"), "--where", "seed > 9"], "chooses none of the cells"),
         (["run", toy("fine"), "--budget", "9 minutes"], "--budget '9 minutes': write a duration"),
         (["run", toy("fine"), "--timeout", "0s"], "--timeout '0s': write a duration"),
-        (["run", toy("fine"), "--device", "gpu"], "--device 'gpu': use cpu, cuda or cuda:N"),
-        (["run", toy("fine"), "--device", "cuda:x"], "--device 'cuda:x': use cpu, cuda or cuda:N"),
+        (["run", toy("fine"), "--device", "gpu"], "--device 'gpu': use cpu, cuda"),
+        (["run", toy("fine"), "--device", "cuda:x"], "--device 'cuda:x': use cpu, cuda"),
         (["run", toy("fine"), "--device", "cuda:99"], "--device 'cuda:99': "),
         (["run", toy("fine"), "--results", str(TOYS)], "cannot read .*records.jsonl"),
         (["run", toy("fine"), "--fresh-since", "noon"], "--fresh-since 'noon': write a time as"),
         (["run", toy("fine"), "--fresh", "--fresh-since", "2026-01-01"], "use one of them"),
         (["run", toy("fine"), "--jobs", "0"], "--jobs"),
+        (["run", toy("fine"), "--ray", "auto", "--jobs", "2"], "--jobs 2: with --ray every GPU"),
         (["run"], "grids"),
+        (["merge", "mqar_quick"], "files"),
+        (["merge", "mqar_quick", "none.jsonl"], "there is no file none.jsonl"),
+        (["submit", "mqar_quick", "--budget", "1h"], "--partition"),
+        (["submit", "mqar_quick", "--partition", "gpu"], "--budget"),
+        (["submit", "mqar_quick", "--partition", "p", "--budget", "1"], "--budget '1': write a"),
+        (["submit", "mqar_quik", "--partition", "p", "--budget", "1h"], "Did you mean mqar_quick"),
     ],
 )
 def test_a_mistake_is_one_clear_line(
@@ -196,13 +203,13 @@ def test_damaged_records_are_named(mixerbench: Mixerbench) -> None:
     [(None, None), ("90s", 90), ("9m", 540), ("1h30m", 5400), ("1h1m1s", 3661)],
 )
 def test_durations(text: str | None, expected: float | None) -> None:
-    assert cli.seconds("--budget", text) == expected
+    assert arguments.seconds("--budget", text) == expected
 
 
 @pytest.mark.parametrize("text", ["", "9", "m", "9x", "1.5h", "-9m", "9m1h", "0s"])
 def test_a_duration_that_is_none_names_its_option(text: str) -> None:
     with pytest.raises(ValueError, match="--budget"):
-        cli.seconds("--budget", text)
+        arguments.seconds("--budget", text)
 
 
 def test_grids_lists_name_cells_and_caption(mixerbench: Mixerbench) -> None:
@@ -234,7 +241,7 @@ def test_doctor_names_every_mixer_and_implementation(mixerbench: Mixerbench) -> 
 
 def test_every_command_has_an_example(mixerbench: Mixerbench) -> None:
     commands = [command.callback.__name__ for command in cli.app.registered_commands]  # pyright: ignore[reportOptionalMemberAccess]
-    assert {"run", "report", "compare", "grids", "doctor"} == set(commands)
+    assert {"run", "submit", "merge", "report", "compare", "grids", "doctor"} == set(commands)
     for command in commands:
         said = mixerbench(command, "--help")
         assert said.status == 0

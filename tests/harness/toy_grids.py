@@ -75,6 +75,10 @@ class Steps(Task):
     steps: int = 40
     seed: int = 0
 
+    @property
+    def cost(self) -> float:
+        return float(self.steps)
+
     def run(self, context: Context) -> Metrics:
         assert context.checkpoint
         done = int(context.checkpoint.read_text()) if context.checkpoint.exists() else 0
@@ -89,7 +93,7 @@ class Steps(Task):
             context.progress(f"step {done}")
             if context.should_stop():
                 raise Paused
-        return {"steps": done, "resumed_at": resumed_at}
+        return {"steps": done, "resumed_at": resumed_at, "place": str(context.device)}
 
 
 class Timed(Task):
@@ -154,6 +158,12 @@ def many(device: torch.device) -> list[Task]:
     """Cells of up to half a second, to be killed at any moment."""
     del device
     return [Steps(steps=10 + 5 * (seed % 9), seed=seed) for seed in range(40)]
+
+
+def growing(device: torch.device) -> list[Task]:
+    """Nine cells, each longer than the one before, and one that kills its worker."""
+    del device
+    return [*(Steps(steps=10 * seed, seed=seed) for seed in range(1, 10)), Toy(ends="killed")]
 
 
 def mixed(device: torch.device) -> list[Task]:

@@ -1,0 +1,54 @@
+"""One cell, one worker: what has to hold before a cell is measured, wherever that is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+
+from harness.cells import Cell, Setup
+from harness.processes import Message
+from harness.records import Record, Records, utc
+
+LONGEST_HEADLINE = 160
+
+
+@contextmanager
+def claimed(cell: Cell, records: Records, setup: Setup) -> Iterator[Message | None]:
+    """Hold the cell against every other process; give None, or the message that tells why it is
+    not to be measured. A checkpoint that a --fresh run must not see is gone then.
+    """
+    options = setup.options
+    device = options.machine.device_name
+    with records.claim(cell.key, device) as mine:
+        if not mine:
+            yield ("held",)
+            return
+        if record := _settled_elsewhere(cell, records, setup):
+            yield ("settled", record.status, headline(record))
+            return
+        checkpoint, since = records.checkpoint(cell.key, device), options.fresh_since
+        if since and checkpoint.exists():
+            changed = datetime.fromtimestamp(checkpoint.stat().st_mtime, UTC)
+            if utc(changed) < since:
+                checkpoint.unlink()
+        yield None
+
+
+def _settled_elsewhere(cell: Cell, records: Records, setup: Setup) -> Record | None:
+    """A record that another run has written since this one read them: also of a failure, so that
+    two runs side by side do not repeat each other's."""
+    device = setup.options.machine.device_name
+    newest = records.newest(cell.key, device)
+    if newest and newest.started >= setup.run_started:
+        return newest
+    return records.settled(cell.key, device, since=setup.options.fresh_since)
+
+
+def headline(record: Record) -> str:
+    """The error's first line, or the first metrics."""
+    if record.error is not None:
+        line = record.error.splitlines()[0]
+        return line if len(line) <= LONGEST_HEADLINE else f"{line[:LONGEST_HEADLINE]}..."
+    numbers = [(name, value) for name, value in record.metrics.items() if isinstance(value, float)]
+    return "  ".join(f"{name} {value:.4g}" for name, value in numbers[:2])
