@@ -10,8 +10,10 @@ from hgrn2.kernels.settings import cdiv
 
 # Segments are multiples of it, and it of every step.
 GRAIN = 128
-# Warps that fill an H100: one on each of its 132 * 4 schedulers.
-WARPS = 528
+# An H100's schedulers, one warp on each of which fills it; and how many warps over segments keep
+# its memory busy.
+SCHEDULERS = 132 * 4
+WARPS = 4 * SCHEDULERS
 # Registers a thread of the backward pass may take: left to itself, ptxas spills a few of them, to
 # make room for more warps than there are.
 REGISTERS = 224
@@ -28,8 +30,9 @@ class ScanLaunch:
     def split(self, programs: int, t: int) -> tuple[int, int]:
         """How many segments to walk side by side, and tokens in each, a multiple of GRAIN."""
         grains = cdiv(t, GRAIN)
-        # Every token is read twice then: worth it only where it doubles the programs at least.
-        wanted = max(1, min(WARPS // (programs * self.warps), grains))
+        # Every token is read twice then: worth it only where half of the schedulers had no warp.
+        warps = programs * self.warps
+        wanted = min(WARPS // warps, grains) if 2 * warps <= SCHEDULERS else 1
         segment_grains = cdiv(grains, wanted)
         return cdiv(grains, segment_grains), segment_grains * GRAIN
 
@@ -58,7 +61,7 @@ def scan_settings(batch: int, channels: int, dtype: torch.dtype, *, turn: bool) 
     to compile, as Triton follows every load's and store's dependences through each instruction.
     """
     recurrences = batch * channels
-    alone = recurrences >= 32 * 1024 or recurrences < 32 * WARPS // 4
+    alone = recurrences >= 32 * 1024 or recurrences < 32 * SCHEDULERS // 4
     # Two channels of 16 bits a thread: each load is of four bytes, as of a pair or an fp32.
     walk = ScanLaunch(32 if turn or dtype == torch.float32 else 64, 1, 16)
     output = walk if alone else ScanLaunch(32, 4, 16)
