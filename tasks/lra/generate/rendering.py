@@ -1,0 +1,81 @@
+"""From Pathfinder's dashes to images: ink, two markers, and the stretch to 255 levels."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+from tasks.lra.generate.canvas import Canvas
+from tasks.lra.generate.contours import Dashes
+from tasks.lra.generate.streams import Streams
+from tasks.lra.generate.strokes import markers
+
+Contrast = Literal["clipped", "documented"]
+"""`clipped`: dashes saturate at 1 and the documented contrasts have no effect, as in the published
+images of 64 and 128 pixels. `documented`: dashes are scaled by them. No published image of 32
+pixels was at hand, and only there do they exceed 1."""
+
+
+def render(
+    canvas: Canvas,
+    targets: Dashes,
+    distractors: Dashes,
+    streams: Streams,
+    contrast: Contrast = "clipped",
+) -> tuple[UInt8[Tensor, "b h w"], Int[Tensor, "b"]]:
+    """Images and labels. A label is 1 where the two markers are at the ends of one contour.
+
+    `targets` alternate between the two contours. The first marker is at the tail of either; the
+    second at the head of the same one or of the other, with equal chances.
+    """
+    of_targets, of_distractors = (_ink(canvas, dashes) for dashes in (targets, distractors))
+    if contrast == "documented":
+        scale = canvas.setting.contrasts
+        ink = torch.maximum(of_targets * scale[0], of_distractors * scale[1])
+    else:
+        ink = torch.maximum(of_targets, of_distractors)
+    label, first = streams.below(2), streams.below(2)
+    last = torch.where(label == 1, first, 1 - first)
+    tail = targets.at.gather(1, first[:, None])[:, 0]
+    head = targets.at[:, -2:].gather(1, last[:, None])[:, 0]
+    table = torch.as_tensor(markers(canvas.setting), device=canvas.device).double()
+    for place in (tail, head):
+        _mark(canvas, ink, table, place)
+    low, high = ink.amin((1, 2), keepdim=True), ink.amax((1, 2), keepdim=True)
+    return ((ink - low) * (255 / (high - low)) + 0.5).to(torch.uint8), label
+
+
+def _ink(canvas: Canvas, dashes: Dashes) -> Float[Tensor, "b h w"]:
+    drawn = torch.zeros(len(dashes.at), canvas.size, dtype=torch.uint8, device=canvas.device)
+    for at, orientation in zip(dashes.at.unbind(1), dashes.orientation.unbind(1), strict=True):
+        rows = at.nonzero()[:, 0]
+        canvas.draw(canvas.ink, drawn, rows, at[rows], orientation[rows])
+    # In fp64 a device's own rounding cannot reach the 255 levels.
+    return drawn[:, canvas.pixels].view(-1, canvas.side, canvas.side).double() / 255
+
+
+def _mark(
+    canvas: Canvas,
+    ink: Float[Tensor, "b h w"],
+    table: Float[Tensor, "n n n n"],
+    place: Int[Tensor, "b"],
+) -> None:
+    room = len(table) // 2
+    rows = torch.arange(len(ink), device=canvas.device)
+    square = torch.arange(len(table), device=canvas.device)
+    y, x = canvas.yx(place)
+    # Which marker: how near the borders the pixel is.
+    near_y, near_x = (
+        torch.where(p < room, p, torch.where(p >= canvas.side - room, p - canvas.side, room))
+        % len(table)
+        for p in (y, x)
+    )
+    where = (
+        rows[:, None, None],
+        (y - near_y)[:, None, None] + square[:, None],
+        (x - near_x)[:, None, None] + square,
+    )
+    ink[where] = torch.maximum(ink[where], table[near_y, near_x])
