@@ -72,6 +72,7 @@ class Canvas:
         self.seed_aside = self._offsets(tables.seed_aside)
         self.seed_window = torch.as_tensor(tables.seed_window, device=device)
         self.seed_barred = torch.as_tensor(tables.seed_barred, device=device)
+        self.seed_share = float((~tables.seed_barred).mean())
         self.seed_reach = self._offsets(tables.seed_reach.yx)
         self.ink = self._picture(tables.ink)
         self.claim = self._picture(tables.claim)

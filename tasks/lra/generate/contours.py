@@ -46,34 +46,30 @@ class Dashes(NamedTuple):
 class Targets(NamedTuple):
     """Two target contours a row."""
 
-    canvas: UInt8[Tensor, "b s"]
-    """How much of each pixel is occupied."""
-    dashes: Dashes
-    """Of the two contours, alternating."""
+    attempt: Int[Tensor, "b"]
+    """Which attempt succeeded."""
+    occupied: UInt8[Tensor, "b s"]
+    """How much of each pixel is."""
+    at: Int[Tensor, "b n"]
+    orientation: Int[Tensor, "b n"]
+    """The dashes, as `Dashes`, of the two contours alternating."""
 
-    def of(self, rows: Tensor) -> Self:
-        """The targets of these rows."""
-        return type(self)(self.canvas[rows], Dashes(*(field[rows] for field in self.dashes)))
-
-    @classmethod
-    def joined(cls, parts: list[Targets]) -> Self:
-        """All rows of all parts."""
-        dashes = zip(*(part.dashes for part in parts), strict=True)
-        canvas = torch.cat([part.canvas for part in parts])
-        return cls(canvas, Dashes(*(torch.cat(field) for field in dashes)))
+    @property
+    def dashes(self) -> Dashes:
+        return Dashes(self.at, self.orientation)
 
 
-def draw_targets(
-    canvas: Canvas, streams: Streams, attempts: int, length: int
-) -> tuple[Targets, Int[Tensor, "found"]]:
-    """Attempt two contours of `length` dashes each: those that succeeded, and their attempts.
+def draw_targets(canvas: Canvas, streams: Streams, length: int) -> Targets:
+    """Attempt two contours of `length` dashes for each stream: those that succeeded, in order.
 
     The first starts near the middle, the second a seed distance away from it. They grow in turn;
     when one cannot, the attempt has failed.
     """
-    occupied = canvas.empty.expand(attempts, -1).contiguous()
-    ends, alive = _seed_targets(canvas, streams)
-    dashes = Dashes.none(attempts, 2 * length, canvas.device)
+    ends, seeded = _seed_targets(canvas, streams)
+    ends, streams = [end.of(seeded) for end in ends], streams.of(seeded)
+    occupied = canvas.empty.expand(len(seeded), -1).contiguous()
+    dashes = Dashes.none(len(seeded), 2 * length, canvas.device)
+    alive = torch.arange(len(seeded), device=canvas.device)
     for number in range(2 * length):
         end = ends[number % 2]
         if number >= 2:
@@ -81,10 +77,11 @@ def draw_targets(
         dashes.note(alive, number, end)
     # The last dash of the second contour; the first's stays unclaimed, as in the original.
     canvas.draw(canvas.claim, occupied, alive, *(field[alive, -1] for field in dashes))
-    return Targets(occupied, dashes).of(alive), alive
+    return Targets(seeded[alive], occupied[alive], *(field[alive] for field in dashes))
 
 
 def _seed_targets(canvas: Canvas, streams: Streams) -> tuple[list[Ends], Int[Tensor, "found"]]:
+    """The first dashes of both contours, and the attempts that have them."""
     first, second, aside = (streams.below(DEGREES) for _ in range(3))
     low_y, low_x, height, width = canvas.seed_window[first].unbind(1)
     y = low_y + streams.below(height.clamp(min=1))

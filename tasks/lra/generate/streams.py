@@ -37,6 +37,12 @@ class Streams:
         part._state = self._state[rows]
         return part
 
+    def to(self, device: torch.device) -> Streams:
+        """The same streams, there."""
+        moved = copy(self)
+        moved._state = self._state.to(device)
+        return moved
+
     def put(self, rows: Int[Tensor, "b"], part: Streams) -> None:
         """Let these rows go on where `part` is."""
         self._state[rows] = part._state

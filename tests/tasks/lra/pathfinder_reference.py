@@ -115,7 +115,7 @@ class Painter:
         for centre in (tails[first], heads[last]):
             marked = np.maximum(marked, self.marker(centre))
         low, high = marked.min(), marked.max()
-        image = ((marked - low) * 255 / (high - low) + 0.5).astype(np.uint8)
+        image = (255 * (marked - low) / (high - low) + 1e-9).astype(np.uint8)
         return Drawn(image, ink, label, attempts, tails, heads, dashes, occupied)
 
     def marker(self, centre: Pixel) -> Array:
