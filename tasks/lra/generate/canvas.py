@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Int, UInt8
+from numpy.typing import NDArray
 from torch import Tensor
 
 from tasks.lra.generate.streams import Streams
@@ -26,14 +26,14 @@ Picture = tuple[Int[Tensor, "o p"], UInt8[Tensor, "o p"]]
 class Ends(NamedTuple):
     """The growing ends of contours, one a row."""
 
-    pivot: Int[Tensor, "b"]
-    orientation: Int[Tensor, "b"]
-    at: Int[Tensor, "b"]
+    pivot: Int[Tensor, " b"]
+    orientation: Int[Tensor, " b"]
+    at: Int[Tensor, " b"]
     """Where the last dash starts: the tail of a first dash, the head of a later one."""
 
-    def of(self, rows: Tensor) -> Self:
+    def of(self, rows: Tensor) -> Ends:
         """The ends of these rows."""
-        return type(self)(*(field[rows] for field in self))
+        return Ends(*(field[rows] for field in self))
 
     def put(self, rows: Tensor, others: Ends) -> None:
         """Let these rows have other ends."""
@@ -77,17 +77,17 @@ class Canvas:
         self.ink = self._picture(tables.ink)
         self.claim = self._picture(tables.claim)
 
-    def _offsets(self, yx: np.ndarray[Any, Any]) -> Int[Tensor, "..."]:
+    def _offsets(self, yx: NDArray[Any]) -> Int[Tensor, " ..."]:
         return torch.as_tensor(yx[..., 0] * self.width + yx[..., 1], device=self.device)
 
     def _picture(self, points: Points) -> Picture:
         return self._offsets(points.yx), torch.as_tensor(points.value, device=self.device)
 
-    def place(self, y: Int[Tensor, "b"], x: Int[Tensor, "b"]) -> Int[Tensor, "b"]:
+    def place(self, y: Int[Tensor, " b"], x: Int[Tensor, " b"]) -> Int[Tensor, " b"]:
         """The place of a pixel."""
         return (y + self.rim) * self.width + x + self.rim
 
-    def yx(self, place: Int[Tensor, "..."]) -> tuple[Int[Tensor, "..."], Int[Tensor, "..."]]:
+    def yx(self, place: Int[Tensor, " ..."]) -> tuple[Int[Tensor, " ..."], Int[Tensor, " ..."]]:
         """The pixel of a place."""
         return place // self.width - self.rim, place % self.width - self.rim
 
@@ -95,9 +95,9 @@ class Canvas:
         self,
         picture: Picture,
         canvas: UInt8[Tensor, "b {self.size}"],
-        rows: Int[Tensor, "m"],
-        at: Int[Tensor, "m"],
-        orientation: Int[Tensor, "m"],
+        rows: Int[Tensor, " m"],
+        at: Int[Tensor, " m"],
+        orientation: Int[Tensor, " m"],
     ) -> None:
         """Add a dash to the canvases of these rows, which are distinct, by maximum."""
         offsets, values = picture
@@ -113,8 +113,8 @@ class Canvas:
         canvas: UInt8[Tensor, "b {self.size}"],
         ends: Ends,
         streams: Streams,
-        rows: Int[Tensor, "m"],
-    ) -> Int[Tensor, "found"]:
+        rows: Int[Tensor, " m"],
+    ) -> Int[Tensor, " found"]:
         """Add a dash to the contours of these rows; return the rows where that was possible.
 
         There the canvas then holds the dash before the new one, so that a contour may touch its
@@ -144,10 +144,10 @@ class Canvas:
     def _fits(
         self,
         canvas: UInt8[Tensor, "b {self.size}"],
-        rows: Int[Tensor, "m"],
-        at: Int[Tensor, "m"],
-        orientation: Int[Tensor, "m"],
-    ) -> Bool[Tensor, "m"]:
+        rows: Int[Tensor, " m"],
+        at: Int[Tensor, " m"],
+        orientation: Int[Tensor, " m"],
+    ) -> Bool[Tensor, " m"]:
         offsets, values = self.claim
         flat = (rows * self.size + at)[:, None] + offsets[orientation]
         return (canvas.view(-1)[flat].short() + values[orientation]).amax(1) < CROSSING

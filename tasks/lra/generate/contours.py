@@ -6,7 +6,7 @@ stream of its own, so what is drawn depends neither on the device nor on the siz
 
 from __future__ import annotations
 
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Int, UInt8
@@ -23,7 +23,7 @@ FEWEST_FREE = 0.01
 DISTRACTOR_TRIALS = 5
 FIRST_LOOKS = 32
 """Random pixels that are looked at before all of them are."""
-_AT_ONCE = 1 << 24
+_AT_ONCE = 1 << 22
 
 
 class Dashes(NamedTuple):
@@ -34,8 +34,12 @@ class Dashes(NamedTuple):
     orientation: Int[Tensor, "b n"]
 
     @classmethod
-    def none(cls, rows: int, count: int, device: torch.device) -> Self:
+    def none(cls, rows: int, count: int, device: torch.device) -> Dashes:
         return cls(*torch.zeros(2, rows, count, dtype=torch.int64, device=device))
+
+    def of(self, rows: Tensor) -> Dashes:
+        """The dashes of these rows."""
+        return Dashes(self.at[rows], self.orientation[rows])
 
     def note(self, rows: Tensor, column: int, ends: Ends) -> None:
         """The last dash at these ends is number `column`."""
@@ -46,7 +50,7 @@ class Dashes(NamedTuple):
 class Targets(NamedTuple):
     """Two target contours a row."""
 
-    attempt: Int[Tensor, "b"]
+    attempt: Int[Tensor, " b"]
     """Which attempt succeeded."""
     occupied: UInt8[Tensor, "b s"]
     """How much of each pixel is."""
@@ -80,7 +84,7 @@ def draw_targets(canvas: Canvas, streams: Streams, length: int) -> Targets:
     return Targets(seeded[alive], occupied[alive], *(field[alive] for field in dashes))
 
 
-def _seed_targets(canvas: Canvas, streams: Streams) -> tuple[list[Ends], Int[Tensor, "found"]]:
+def _seed_targets(canvas: Canvas, streams: Streams) -> tuple[list[Ends], Int[Tensor, " found"]]:
     """The first dashes of both contours, and the attempts that have them."""
     first, second, aside = (streams.below(DEGREES) for _ in range(3))
     low_y, low_x, height, width = canvas.seed_window[first].unbind(1)
@@ -119,10 +123,10 @@ def _one_distractor(
     canvas: Canvas,
     occupied: UInt8[Tensor, "b s"],
     streams: Streams,
-    rows: Int[Tensor, "m"],
+    rows: Int[Tensor, " m"],
     dashes: Dashes,
     column: int,
-) -> Bool[Tensor, "m"]:
+) -> Bool[Tensor, " m"]:
     """One trial of one distractor in each of these rows: where it succeeded."""
     trial, own = occupied[rows], streams.of(rows)
     ends, alive = _seed_distractors(canvas, trial, own)
@@ -144,7 +148,7 @@ def _one_distractor(
 
 def _seed_distractors(
     canvas: Canvas, occupied: UInt8[Tensor, "m s"], streams: Streams
-) -> tuple[Ends, Int[Tensor, "found"]]:
+) -> tuple[Ends, Int[Tensor, " found"]]:
     """First dashes anywhere where there is room: their ends, and the rows that have one."""
     rows = torch.arange(len(occupied), device=canvas.device)
     ends = Ends(*torch.zeros(3, len(rows), dtype=torch.int64, device=canvas.device))
@@ -168,9 +172,9 @@ def _free_place(
     canvas: Canvas,
     occupied: UInt8[Tensor, "b s"],
     streams: Streams,
-    rows: Int[Tensor, "m"],
+    rows: Int[Tensor, " m"],
     reach: Int[Tensor, "m p"],
-) -> Int[Tensor, "m"]:
+) -> Int[Tensor, " m"]:
     """A uniform place among those whose reach is free; 0 where there is none.
 
     The first free one of some random pixels is uniform among the free; only where none of them is
@@ -189,9 +193,9 @@ def _any_free_place(
     canvas: Canvas,
     occupied: UInt8[Tensor, "b s"],
     streams: Streams,
-    rows: Int[Tensor, "m"],
+    rows: Int[Tensor, " m"],
     reach: Int[Tensor, "m p"],
-) -> Int[Tensor, "m"]:
+) -> Int[Tensor, " m"]:
     """As `_free_place`, by looking at all pixels."""
     flat = rows[:, None] * canvas.size + canvas.pixels
     highest = torch.zeros_like(flat, dtype=torch.uint8)

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tasks.lra.generate.workers import in_order
 
-Array = np.ndarray[Any, Any]
+Array = NDArray[Any]
 
 VERSION = 1
 OPERATORS = ("MIN", "MAX", "MED", "SM")
@@ -54,6 +55,7 @@ def write_listops(
     """
     expressions = _distinct(in_order(shard, _shards(seed), jobs))
     done = 0
+    progress(done)
     for split, count in splits.items():
         with open(folder / f"basic_{split}.tsv", "w", encoding="ascii") as file:
             file.write(HEADER + "\n")
@@ -170,7 +172,9 @@ def _flatten(levels: list[Level], sizes: list[Array], kept: Array) -> tuple[Arra
             above = at[level.parent]
             at = np.where(above < 0, -1, above + 1 + offset)
         coded = np.where(
-            level.args > 0, FIRST_OPERATOR + level.symbol + len(OPERATORS) * level.args, level.symbol
+            level.args > 0,
+            FIRST_OPERATOR + level.symbol + len(OPERATORS) * level.args,
+            level.symbol,
         )
         tokens[at[at >= 0]] = coded[at >= 0]
     return tokens, starts

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -30,8 +31,8 @@ VERSION = 1
 PER_SHARD = 1000
 _ATTEMPTS_BYTES = {"cpu": 1 << 24, "cuda": 1 << 30}
 """Of the canvases of attempts that are under way at once."""
-_SHARDS = {"cpu": 1, "cuda": 16}
-"""Drawn together."""
+_SHARDS_PIXELS = 1 << 26
+"""Of the shards that a GPU draws together."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Shard(NamedTuple):
     """The images of a folder."""
 
     number: int
-    images: np.ndarray[Any, Any]
+    images: NDArray[Any]
     """[n h w] uint8"""
     labels: list[int]
     margins: list[int]
@@ -87,7 +88,7 @@ def write_pathfinder(
 
 
 def _drawn_in_groups(pictures: Pictures, shards: list[tuple[int, int]]) -> Iterator[Shard]:
-    size = _SHARDS[torch.device(pictures.device).type]
+    size = max(1, _SHARDS_PIXELS // (PER_SHARD * pictures.resolution**2))
     for first in range(0, len(shards), size):
         yield from draw_shards(pictures, shards[first : first + size])
 
@@ -135,10 +136,11 @@ def _targets(pictures: Pictures, canvas: Canvas, margin: int, numbers: Tensor) -
     shards, counts = (x.tolist() for x in numbers.unique_consecutive(return_counts=True))
     wanted = dict(zip(shards, counts, strict=True))
     found: dict[int, list[Targets]] = {shard: [] for shard in shards}
-    room = _ATTEMPTS_BYTES[canvas.device.type] // canvas.size
-    begun = 0
+    room = _ATTEMPTS_BYTES[canvas.device.type] / canvas.size / canvas.seed_share
+    begun, share = 0, 0.1
     while wanted:
-        each = max(1, int(room / canvas.seed_share / len(wanted)))
+        # About as many as are needed, as far as there is room. This changes no image.
+        each = 1 + int(min(1.2 * max(wanted.values()) / share, room / len(wanted)))
         pending = torch.tensor(list(wanted), device=canvas.device)
         attempts = torch.arange(begun, begun + each, device=canvas.device)
         streams = Streams(
@@ -153,8 +155,9 @@ def _targets(pictures: Pictures, canvas: Canvas, margin: int, numbers: Tensor) -
             mine = (drawn.attempt // each == place).nonzero()[: wanted[shard], 0]
             found[shard].append(Targets(*(field[mine] for field in drawn)))
             wanted[shard] -= len(mine)
-        wanted = {shard: left for shard, left in wanted.items() if left}
         begun += each
+        share = max(len(drawn.attempt) / (each * len(pending)), share / 8)
+        wanted = {shard: left for shard, left in wanted.items() if left}
     parts = [part for shard in shards for part in found[shard]]
     return Targets(*(torch.cat(field) for field in zip(*parts, strict=True)))
 

@@ -12,7 +12,7 @@ _GOLDEN = -7046029254386353131
 _MIX = ((30, -4658895280553007687), (27, -7723592293110705685), (31, 1))
 
 
-def mixed(x: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
+def mixed(x: Int[Tensor, " ..."]) -> Int[Tensor, " ..."]:
     """SplitMix64's finaliser (Steele et al. 2014) in int64 that wraps around."""
     for shift, factor in _MIX:
         x = (x ^ ((x >> shift) & ((1 << (64 - shift)) - 1))) * factor
@@ -25,13 +25,13 @@ class Streams:
     What a row draws depends on its names and on what it drew before, never on the other rows.
     """
 
-    def __init__(self, *names: Int[Tensor, "b"] | int, device: torch.device) -> None:
+    def __init__(self, *names: Int[Tensor, " b"] | int, device: torch.device) -> None:
         state = torch.zeros((), dtype=torch.int64, device=device)
         for name in names:
             state = mixed((state ^ torch.as_tensor(name, device=device)) + _GOLDEN)
         self._state = state
 
-    def of(self, rows: Int[Tensor, "b"]) -> Streams:
+    def of(self, rows: Int[Tensor, " b"]) -> Streams:
         """The streams of these rows, to go on with apart."""
         part = copy(self)
         part._state = self._state[rows]
@@ -43,13 +43,13 @@ class Streams:
         moved._state = self._state.to(device)
         return moved
 
-    def put(self, rows: Int[Tensor, "b"], part: Streams) -> None:
+    def put(self, rows: Int[Tensor, " b"], part: Streams) -> None:
         """Let these rows go on where `part` is."""
         self._state[rows] = part._state
 
     def below(
-        self, limit: Int[Tensor, "b"] | int, rows: Int[Tensor, "b"] | None = None
-    ) -> Int[Tensor, "b"]:
+        self, limit: Int[Tensor, " b"] | int, rows: Int[Tensor, " b"] | None = None
+    ) -> Int[Tensor, " b"]:
         """A uniform number from 0 to limit - 1 for each of these rows (None: all). Limits are below
         2^31, which makes the numbers uniform to 2^-32."""
         if rows is None:
@@ -60,7 +60,7 @@ class Streams:
         return (((mixed(state) >> 32) & 0xFFFFFFFF) * limit) >> 32
 
     def several_below(
-        self, count: int, limit: int, rows: Int[Tensor, "b"]
+        self, count: int, limit: int, rows: Int[Tensor, " b"]
     ) -> Int[Tensor, "b count"]:
         """As `below`, `count` numbers for each row."""
         ahead = _GOLDEN * torch.arange(1, count + 1, device=rows.device)

@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-Array = np.ndarray[Any, Any]
+Array = NDArray[Any]
 Difficulty = Literal["easy", "intermediate", "hard"]
 
 CONTOUR_LENGTH: dict[Difficulty, int] = {"easy": 6, "intermediate": 9, "hard": 14}
@@ -114,6 +116,7 @@ class Geometry:
     """What a dash occupies: its picture, widened by the margin."""
 
 
+@cache
 def geometry(setting: Setting, margin: int) -> Geometry:
     """The tables of a resolution with one of its margins."""
     radius = setting.dash + margin
@@ -143,7 +146,7 @@ def geometry(setting: Setting, margin: int) -> Geometry:
     )
 
 
-def steps(theta: Array, distance: float) -> Array:
+def steps(theta: Array, distance: int) -> Array:
     """[n 2] int64: the steps of that length along the angles [n], each coordinate rounded up."""
     # sin(pi) is not 0 but 1e-16, which would round up to a whole pixel.
     return np.ceil(np.round(distance * _units(theta), 9)).astype(np.int64)
@@ -234,6 +237,7 @@ def _seed_window(setting: Setting, reach: Points) -> Array:
     return np.concatenate([low, high - low + 1], 1)
 
 
+@cache
 def markers(setting: Setting) -> Array:
     """[n n p p] float32: a marker at each distance from the borders, on a square of p = n pixels.
 

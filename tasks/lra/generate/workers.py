@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import multiprocessing
-import os
 import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -15,14 +14,7 @@ Name = TypeVar("Name")
 Result = TypeVar("Result")
 
 
-def cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def in_order(
-    work: Callable[[Name], Result], names: Iterable[Name], jobs: int
-) -> Iterator[Result]:
+def in_order(work: Callable[[Name], Result], names: Iterable[Name], jobs: int) -> Iterator[Result]:
     """work(name) for each name, in order, on `jobs` processes; names may be endless.
 
     Two names a process are under way ahead of the result that is waited for. With one job the work

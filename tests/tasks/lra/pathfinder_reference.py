@@ -5,18 +5,21 @@ Slow, and independent of `tasks.lra.generate` but for the table of settings. Pix
 
 from __future__ import annotations
 
+import json
 import math
-from dataclasses import dataclass, field
-from functools import lru_cache
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-from tasks.lra.generate.strokes import Setting
+from tasks.lra.generate.strokes import CONTOUR_LENGTH, SETTINGS, Difficulty, Setting
 
-Array = np.ndarray[Any, Any]
+Array = NDArray[Any]
 Pixel = tuple[int, int]
 AA = 2
 
@@ -29,11 +32,35 @@ class Drawn:
     ink: Array
     label: int
     attempts: int
-    tails: list[Pixel]
-    heads: list[Pixel]
+    paths: list[list[Pixel]]
+    """Of each contour its tail and the head of each later dash."""
     distractor_dashes: int
     occupied: Array
-    target_dashes: list[tuple[Pixel, float]] = field(default_factory=list)
+
+    def statistics(self) -> dict[str, float]:
+        """What both generators are compared on."""
+        return statistics(
+            self.image, self.ink, self.occupied, self.paths, self.distractor_dashes, self.label
+        )
+
+
+def statistics(
+    image: Array, ink: Array, occupied: Array, paths: Any, distractor_dashes: int, label: int
+) -> dict[str, float]:
+    """Numbers of one image; `ink` and `occupied` from 0 to 1."""
+    first, second = (np.asarray(path, float) for path in paths)
+    return {
+        "ink": float(ink.sum()),
+        "occupied": float(occupied.sum()),
+        "level": float(image.mean()),
+        "distractor_dashes": distractor_dashes,
+        "label": label,
+        "length": float(np.linalg.norm(np.diff(first, axis=0), axis=1).sum()),
+        "span_first": float(np.linalg.norm(first[-1] - first[0])),
+        "span_second": float(np.linalg.norm(second[-1] - second[0])),
+        "span_across": float(np.linalg.norm(second[-1] - first[0])),
+        "pieces": ndimage.label(image > 100, np.ones((3, 3)))[1],
+    }
 
 
 def step(pixel: Pixel, theta: float, distance: float) -> Pixel:
@@ -63,7 +90,7 @@ def lanczos(picture: Array, side: int) -> Array:
     return np.asarray(Image.fromarray(picture).resize((side, side), Image.Resampling.LANCZOS))
 
 
-@lru_cache(maxsize=None)
+@cache
 def template(setting: Setting, margin: int, theta: float) -> tuple[Array, Array]:
     half = setting.dash + math.ceil(setting.thickness) + margin
     large = Image.new("F", (half * 2 * AA + 1, half * 2 * AA + 1))
@@ -87,6 +114,25 @@ def paste(shape: tuple[int, int], at: Pixel, patch: Array) -> Array:
     return out
 
 
+def measure(resolution: int, difficulty: Difficulty, images: int) -> dict[str, Any]:
+    """Draw images from seed 0; the attempts, and each statistic's mean and standard error."""
+    setting = SETTINGS[resolution]
+    painter = Painter(setting, CONTOUR_LENGTH[difficulty], np.random.default_rng(0))
+    drawn = [painter.image() for _ in range(images)]
+    numbers = {
+        name: [image.statistics()[name] for image in drawn] for name in drawn[0].statistics()
+    }
+    return {
+        "resolution": resolution,
+        "difficulty": difficulty,
+        "images": images,
+        "attempts": sum(image.attempts for image in drawn),
+        "first": drawn[0].statistics(),
+        "mean": {name: float(np.mean(values)) for name, values in numbers.items()},
+        "error": {name: float(np.std(values) / images**0.5) for name, values in numbers.items()},
+    }
+
+
 class Painter:
     def __init__(self, setting: Setting, contour_length: int, rng: np.random.Generator) -> None:
         self.setting, self.rng, self.length = setting, rng, contour_length
@@ -100,7 +146,7 @@ class Painter:
         while targets is None:
             attempts += 1
             targets = self.two_contours()
-        ink, occupied, tails, heads = targets
+        ink, occupied, paths = targets
         dashes = 0
         for _ in range(s.distractors):
             for _ in range(5):
@@ -112,11 +158,11 @@ class Painter:
         first = int(self.rng.integers(2))
         last = first if label else 1 - first
         marked = ink.copy()
-        for centre in (tails[first], heads[last]):
+        for centre in (paths[first][0], paths[last][-1]):
             marked = np.maximum(marked, self.marker(centre))
         low, high = marked.min(), marked.max()
         image = (255 * (marked - low) / (high - low) + 1e-9).astype(np.uint8)
-        return Drawn(image, ink, label, attempts, tails, heads, dashes, occupied)
+        return Drawn(image, ink, label, attempts, paths, dashes, occupied)
 
     def marker(self, centre: Pixel) -> Array:
         side = self.setting.resolution
@@ -142,7 +188,7 @@ class Painter:
     def orientation(self) -> float:
         return int(self.rng.integers(-180, 180)) * math.pi / 180
 
-    def two_contours(self) -> tuple[Array, Array, list[Pixel], list[Pixel]] | None:
+    def two_contours(self) -> tuple[Array, Array, list[list[Pixel]]] | None:
         s, m = self.setting, self.margin
         occupied = np.ones(self.shape)
         occupied[s.padding : -s.padding, s.padding : -s.padding] = 0
@@ -155,9 +201,9 @@ class Painter:
             round(tail1[0] + s.seed_distance * math.sin(angle)),
             round(tail1[1] + s.seed_distance * math.cos(angle)),
         )
-        tails, thetas = [tail1, tail2], [theta1, self.orientation()]
-        pivots, inks, masks, heads = [], [], [], list(tails)
-        for tail, theta in zip(tails, thetas, strict=True):
+        paths, thetas = [[tail1], [tail2]], [theta1, self.orientation()]
+        pivots, inks, masks = [], [], []
+        for (tail,), theta in zip(paths, thetas, strict=True):
             head = step(tail, theta, s.dash)
             pivots.append(step(head, flip(theta), s.dash + m))
             assert self.inside(head)
@@ -170,11 +216,12 @@ class Painter:
                 turned = self.extend(pivots[i], thetas[i], occupied)
                 if turned is None:
                     return None
-                pivots[i], thetas[i], heads[i], ink, mask = turned
+                pivots[i], thetas[i], head, ink, mask = turned
+                paths[i].append(head)
                 inks[i] = np.maximum(inks[i], ink)
                 occupied = np.maximum(occupied, masks[i])
                 masks[i] = mask
-        return np.maximum(*inks), np.maximum(occupied, masks[1]), tails, heads
+        return np.maximum(*inks), np.maximum(occupied, masks[1]), paths
 
     def seed(self, occupied: Array, band: int) -> tuple[Pixel, float] | None:
         for _ in range(3):
@@ -250,3 +297,10 @@ class Painter:
             pivot, theta, _, new, mask = turned
             ink = np.maximum(ink, new)
         return ink, np.maximum(occupied, mask)
+
+
+if __name__ == "__main__":
+    # python -m tests.tasks.lra.pathfinder_reference: rewrites the golden file (ten minutes).
+    cells = [measure(32, "easy", 3000), measure(32, "hard", 1500), measure(64, "easy", 600)]
+    cells += [measure(128, "intermediate", 120), measure(256, "easy", 40)]
+    Path(__file__).with_name("pathfinder_golden.json").write_text(json.dumps(cells, indent=1))
