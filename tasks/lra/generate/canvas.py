@@ -63,8 +63,9 @@ class Canvas:
         self.pixels = self.inside.nonzero()[:, 0]
         self.empty = (border * 255).to(torch.uint8).flatten().to(device)
         """[s]: the occupancy of an empty image: its border"""
-        self.candidates = self._offsets(tables.candidates)
-        self.around = self.candidates[:, None] + self._offsets(tables.disc)
+        self.disc = self._offsets(tables.disc)
+        self.turns = torch.as_tensor(tables.turns, device=device)
+        self.heads = self._offsets(tables.candidates)[self.turns]
         self.weights = torch.as_tensor(tables.weights, device=device)
         self.advance = self._offsets(tables.advance)
         self.seed_head = self._offsets(tables.seed_head)
@@ -122,23 +123,25 @@ class Canvas:
         """
         old = ends.of(rows)
         pivot = old.pivot + self.advance[old.orientation]
-        heads = pivot[:, None] + self.candidates
-        near = (rows * self.size + pivot)[:, None, None] + self.around
+        heads = pivot[:, None] + self.heads[old.orientation]
+        near = (rows[:, None] * self.size + heads)[..., None] + self.disc
         occupied = canvas.view(-1)[near].amax(2)
         weights = self.weights[old.orientation] * (255 - occupied.long()) * self.inside[heads]
         total = weights.cumsum(1)
         pending = (total[:, -1] >= DEAD_END).nonzero()[:, 0]
-        turn = torch.full_like(pivot, -1)
+        orientations = DEGREES + self.turns[old.orientation]
+        head, orientation = torch.full_like(pivot, -1), torch.full_like(pivot, -1)
         for _ in range(TRIALS):
             drawn = streams.below(total[pending, -1], rows[pending])
-            chosen = torch.searchsorted(total[pending], drawn[:, None], right=True)[:, 0]
-            fits = self._fits(canvas, rows[pending], heads[pending, chosen], DEGREES + chosen)
-            turn[pending[fits]] = chosen[fits]
+            turn = torch.searchsorted(total[pending], drawn[:, None], right=True)[:, 0]
+            at, towards = heads[pending, turn], orientations[pending, turn]
+            fits = self._fits(canvas, rows[pending], at, towards)
+            head[pending[fits]], orientation[pending[fits]] = at[fits], towards[fits]
             pending = pending[~fits]
-        found = (turn >= 0).nonzero()[:, 0]
-        extended, turn = rows[found], turn[found]
+        found = (head >= 0).nonzero()[:, 0]
+        extended = rows[found]
         self.draw(self.claim, canvas, extended, old.at[found], old.orientation[found])
-        ends.put(extended, Ends(pivot[found], DEGREES + turn, heads[found, turn]))
+        ends.put(extended, Ends(pivot[found], orientation[found], head[found]))
         return extended
 
     def _fits(

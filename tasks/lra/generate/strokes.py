@@ -89,8 +89,10 @@ class Geometry:
     margin: int
     candidates: Array
     """[k 2] int64: pixels at a dash and a margin from the pivot, as offsets from it"""
+    turns: Array
+    """[o j] int64: the candidates to which a contour of that orientation may turn, in order"""
     weights: Array
-    """[o k] int64: how willingly a contour of that orientation turns to each candidate"""
+    """[o j] int64: how willingly it does; 0 where there are fewer"""
     advance: Array
     """[o 2] int64: from a pivot to the next"""
     seed_head: Array
@@ -125,6 +127,9 @@ def geometry(setting: Setting, margin: int) -> Geometry:
     degrees = theta[:DEGREES]
     # Later dashes are drawn from their head back towards the pivot.
     drawn = np.concatenate([degrees, _opposite(theta[DEGREES:])])
+    weights = _turning_weights(theta, theta[DEGREES:], setting.continuity)
+    # A stable sort brings those that are possible to the front, in their order.
+    turns = np.argsort(weights == 0, 1, kind="stable")[:, : (weights > 0).sum(1).max()]
     pictures = [_dash(setting, margin, angle) for angle in drawn]
     head = steps(degrees, setting.dash)
     reach = _points([_seed_reach(setting, margin, claim) for _, claim in pictures[:DEGREES]])
@@ -132,7 +137,8 @@ def geometry(setting: Setting, margin: int) -> Geometry:
         setting=setting,
         margin=margin,
         candidates=candidates,
-        weights=_turning_weights(theta, theta[DEGREES:], setting.continuity),
+        turns=turns,
+        weights=np.take_along_axis(weights, turns, 1),
         advance=steps(theta, setting.dash + 2 * margin),
         seed_head=head,
         seed_pivot=head + steps(_opposite(degrees), radius),

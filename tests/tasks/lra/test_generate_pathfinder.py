@@ -107,13 +107,21 @@ def test_turning_weights_are_those_of_the_reference():
         heads, weights = painter.candidates(pivot, math.radians(degrees), occupied / 255)
         flat = torch.zeros(1, canvas.size, dtype=torch.uint8)
         flat[0, canvas.pixels] = torch.from_numpy(occupied.ravel())
-        place = int(canvas.place(torch.tensor([pivot[0]]), torch.tensor([pivot[1]])))
-        inside = canvas.inside[place + canvas.candidates]
-        y, x = canvas.yx(place + canvas.candidates[inside])
-        assert list(zip(y.tolist(), x.tolist(), strict=True)) == heads
-        free = 255 - flat[0, place + canvas.around[inside]].amax(1).long()
-        ours = canvas.weights[degrees + 180, inside] * free / (255 * 65536)
-        assert np.allclose(ours.numpy(), weights, atol=1e-5)
+        place = canvas.place(torch.tensor([pivot[0]]), torch.tensor([pivot[1]]))
+        there = place + canvas.heads[degrees + 180]
+        free = 255 - flat[0, there[:, None] + canvas.disc].amax(1).long()
+        ours = dict.fromkeys(heads, 0.0)
+        for y, x, weight, inside, share in zip(
+            *(part.tolist() for part in canvas.yx(there)),
+            canvas.weights[degrees + 180].tolist(),
+            canvas.inside[there].tolist(),
+            (free / (255 * 65536)).tolist(),
+            strict=True,
+        ):
+            if inside and weight:
+                ours[y, x] = weight * share
+        assert list(ours) == heads
+        assert np.allclose(list(ours.values()), weights, atol=1e-5)
 
 
 def test_a_first_dash_needs_no_second_look_at_the_borders():
