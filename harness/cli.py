@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from harness import cli_data
 from harness.arguments import (
     RESULTS,
     AnyDevice,
@@ -27,6 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+app.add_typer(cli_data.app)
 
 app.command()(run)
 

@@ -20,6 +20,7 @@ MAY_IMPORT = {
     "tasks": {"tasks", "mixers.base", "mixers.layers"},
     "tasks.mqar.data": set(),
     "harness": {"harness", "tasks.base"},
+    "harness.cli_data": {"harness", "tasks.lra"},
     "harness.grids": {"mixers", "tasks", "hgrn2", "harness.grids_speed"},
     "harness.grids_speed": {"mixers", "tasks", "hgrn2"},
     "harness.doctor": {"harness", "mixers"},
