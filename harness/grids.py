@@ -26,7 +26,7 @@ from tasks.backbone import Backbone
 from tasks.base import Task
 from tasks.mqar import protocols
 from tasks.mqar.task import MQAR, Segment
-from tasks.training import Training
+from tasks.recipe import Training
 
 Grid = Callable[[torch.device], list[Task]]
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 from mixers.base import Mixer
 from tasks.backbone import Backbone
 from tasks.mqar.task import MQAR, Segment
-from tasks.training import Training
+from tasks.recipe import Training
 
 ICLR2024_LRS = (1e-4, 10 ** (-10 / 3), 10 ** (-8 / 3), 1e-2)
 HGRN2_PAPER_LRS = (1e-5, 5e-5, 1e-4, 5e-4, 1e-3, 5e-3, 1e-2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from typing import Literal, NamedTuple
 
 import torch
@@ -11,9 +12,11 @@ from torch.nn import functional as F
 
 from mixers.base import Frozen
 from tasks.backbone import Backbone, LanguageModel
-from tasks.base import Context, Metrics, Task, Unsupported
+from tasks.base import Context, Metrics, Task, Unsupported, to_the_end
+from tasks.graphs import Function
 from tasks.mqar.data import UNLABELLED, check_mqar, mqar_batch
-from tasks.training import Training, seeded, train
+from tasks.recipe import Training
+from tasks.training import Trainer, seeded
 
 
 class Segment(Frozen):
@@ -68,21 +71,37 @@ class MQAR(Task):
         return max(segment.kv_pairs for segment in self.test)
 
     def run(self, context: Context) -> Metrics:
+        return to_the_end(self.steps(context))
+
+    def steps(self, context: Context) -> Generator[None, None, Metrics]:
+        metrics = yield from self.trainer(context).steps()
+        state = self.mixer.state_size(self.backbone.d_model, self.seq_len)
+        return metrics | {"state_bytes": 4 * state * self.backbone.n_layers}
+
+    def trainer(self, context: Context) -> Trainer:
+        """The model at its start, with its data. Raises Unsupported as the mixer says."""
         reason = self.mixer.unsupported(context.device, self.compute_dtype)
         if reason is not None:
             raise Unsupported(reason)
-        max_len = max(segment.seq_len for segment in self.train + self.test)
         model = self.backbone.build(
             self.mixer,
             vocab_size=self.vocab_size,
-            max_len=max_len,
+            max_len=max(segment.seq_len for segment in self.train + self.test),
             # Drawn on the CPU: the same start on every device.
             generator=seeded("cpu", self.seed, "parameters"),
         ).to(context.device)
         problem = Recall(self, context.device)
-        metrics = train(model, self.training, problem, seed=self.seed, context=context)
-        state = self.mixer.state_size(self.backbone.d_model, self.seq_len)
-        return metrics | {"state_bytes": 4 * state * self.backbone.n_layers}
+        return Trainer(model, self.training, problem, seed=self.seed, context=context)
+
+    @property
+    def packs_with(self) -> str:
+        """All but the learning rate and the seeds."""
+        alike = {
+            "training": self.training.model_copy(update={"lr": 1.0}),
+            "seed": 0,
+            "data_seed": 0,
+        }
+        return self.model_copy(update=alike).canonical()
 
     @property
     def compute_dtype(self) -> torch.dtype:
@@ -103,6 +122,10 @@ class Rows(NamedTuple):
 
     def slice(self, rows: slice | Tensor) -> Rows:
         return Rows(self.inputs[rows], self.positions[rows], self.targets[rows])
+
+    def batches(self, size: int) -> list[slice]:
+        """Of `size` rows in order; the last one may be smaller."""
+        return [slice(start, start + size) for start in range(0, len(self.inputs), size)]
 
 
 class Recall:
@@ -134,9 +157,7 @@ class Recall:
         size = self.task.training.batch
         batches: list[tuple[Rows, slice | Tensor]] = []
         if self.task.training.order == "fixed":
-            for rows in self.train:
-                n = len(rows.inputs)
-                batches += [(rows, slice(start, start + size)) for start in range(0, n, size)]
+            batches = [(rows, part) for rows in self.train for part in rows.batches(size)]
         else:
             generator = seeded("cpu", self.task.seed, "order", epoch)
             for rows in self.train:
@@ -148,29 +169,35 @@ class Recall:
         self.batches = batches
         return len(batches)
 
-    def loss(self, model: nn.Module, step: int) -> Tensor:
+    def batch(self, step: int) -> Rows:
         rows, part = self.batches[step]
-        batch = rows.slice(part)
-        return F.cross_entropy(query_logits(model, batch).flatten(0, 1), batch.targets.flatten())
+        return rows.slice(part)
 
-    def evaluate(self, model: nn.Module) -> dict[str, float]:
+    def loss(self, model: nn.Module, *batch: Tensor) -> Tensor:
+        rows = Rows(*batch)
+        return F.cross_entropy(query_logits(model, rows).flatten(0, 1), rows.targets.flatten())
+
+    def score(self, model: nn.Module, *batch: Tensor) -> Tensor:
+        """How many queries are answered rightly."""
+        rows = Rows(*batch)
+        return (query_logits(model, rows).argmax(-1) == rows.targets).sum()
+
+    def evaluate(self, score: Function) -> dict[str, Tensor]:
         """`accuracy` is the mean over examples; with several segments, each one's too."""
-        per_segment = [self._accuracy(model, rows) for rows in self.test]
+        per_segment = [self._accuracy(score, rows) for rows in self.test]
         examples = [segment.examples for segment in self.task.test]
-        weighted = sum(a * n for a, n in zip(per_segment, examples, strict=True))
-        scores = {"accuracy": weighted / sum(examples)}
+        weighted = torch.stack([a * n for a, n in zip(per_segment, examples, strict=True)])
+        scores = {"accuracy": weighted.sum() / sum(examples)}
         if len(self.test) > 1:
             for segment, accuracy in zip(self.task.test, per_segment, strict=True):
                 scores[f"accuracy_{segment.seq_len}_{segment.kv_pairs}"] = accuracy
         return scores
 
-    def _accuracy(self, model: nn.Module, rows: Rows) -> float:
-        size = self.task.test_batch
+    def _accuracy(self, score: Function, rows: Rows) -> Tensor:
         correct = torch.zeros((), dtype=torch.int64, device=self.device)
-        for start in range(0, len(rows.inputs), size):
-            batch = rows.slice(slice(start, start + size))
-            correct += (query_logits(model, batch).argmax(-1) == batch.targets).sum()
-        return int(correct) / rows.targets.numel()
+        for part in rows.batches(self.task.test_batch):
+            correct += score(*rows.slice(part))
+        return correct.double() / rows.targets.numel()
 
 
 def query_logits(model: nn.Module, batch: Rows) -> Tensor:
