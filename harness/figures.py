@@ -12,11 +12,13 @@ from harness.figures_cold_start import cold_start
 from harness.figures_decode import decode
 from harness.figures_recall import mqar
 from harness.figures_speed import memory, speed
+from harness.figures_step import mqar_step
 from harness.frames import settings
 from harness.plot import Plot
 
 FIGURES: dict[str, Callable[[pd.DataFrame], dict[str, Plot]]] = {
     "mqar": mqar,
+    "mqar_step": mqar_step,
     "speed": speed,
     "memory": memory,
     "decode": decode,

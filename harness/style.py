@@ -27,6 +27,7 @@ MARKS = {
     "mamba": ("Mamba", "#0072B2", "D"),
     "mamba2": ("Mamba2", "#56B4E9", "v"),
     "attention": ("Attention", "#000000", "P"),
+    "based": ("Based", "#CC79A7", "X"),
 }
 """Mixer -> (name in figures, colour, marker). Another mixer gets a spare mark by its name."""
 SPARE_COLOURS = ("#CC79A7", "#7F7F7F", "#8C510A", "#5E3C99")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Annotated, ClassVar, Literal
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
@@ -84,6 +84,13 @@ def adamw(model: nn.Module, training: Training) -> torch.optim.AdamW:
         eps=training.eps,
         fused=True,
     )
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
+    """Of a forward pass; nothing but for `bf16_autocast`."""
+    if precision == "bf16_autocast":
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    return nullcontext()
 
 
 @contextmanager

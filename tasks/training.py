@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from mixers.layers import seed_dropout
 from tasks.base import Context, Metrics, Paused, Unsupported, to_the_end
 from tasks.graphs import Function, Graphs, Replayed, compiled
-from tasks.recipe import Training, adamw, learning_rate, matmul_precision
+from tasks.recipe import Training, adamw, autocast, learning_rate, matmul_precision
 
 CHECKPOINT_EVERY_S = 60.0
 # An evaluation is not polled for a stop: what was trained before it is kept.
@@ -168,7 +168,7 @@ class Trainer:
     def _update(self, *batch: Tensor) -> Tensor:
         """A whole step; returns the sum of the epoch's losses."""
         self.optimizer.zero_grad(set_to_none=True)
-        with self._autocast():
+        with autocast(self.training.precision, self.context.device):
             loss = self.loss(self.model, *batch)
         loss.backward()
         if self.training.clip_norm is not None:
@@ -183,11 +183,6 @@ class Trainer:
 
     def _here(self) -> AbstractContextManager[Any]:
         return nullcontext() if self.graphs is None else torch.cuda.stream(self.graphs.stream)
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        if self.training.precision == "bf16_autocast":
-            return torch.autocast(self.context.device.type, dtype=torch.bfloat16)
-        return nullcontext()
 
     def _set_rate(self, rate: float) -> None:
         if rate == self.rate:

@@ -10,7 +10,7 @@ from pydantic import PositiveInt, computed_field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mixers.base import Frozen
+from mixers.base import Frozen, Mixer
 from tasks.backbone import Backbone, LanguageModel
 from tasks.base import Context, Metrics, Task, Unsupported, to_the_end
 from tasks.graphs import Function
@@ -83,18 +83,23 @@ class MQAR(Task):
         reason = self.mixer.unsupported(context.device, self.compute_dtype)
         if reason is not None:
             raise Unsupported(reason)
+        model = self.model(self.mixer, context.device)
+        problem = Recall(self, context.device)
+        return Trainer(model, self.training, problem, seed=self.seed, context=context)
+
+    def model(self, mixer: Mixer, device: torch.device) -> LanguageModel:
+        """The backbone around `mixer`, a function of the seed alone."""
         model = self.backbone.build(
-            self.mixer,
+            mixer,
             vocab_size=self.vocab_size,
             max_len=max(segment.seq_len for segment in self.train + self.test),
             # Drawn on the CPU: the same start on every device.
             generator=seeded("cpu", self.seed, "parameters"),
-        ).to(context.device)
-        problem = Recall(self, context.device)
-        return Trainer(model, self.training, problem, seed=self.seed, context=context)
+        )
+        return model.to(device)
 
     @property
-    def packs_with(self) -> str:
+    def packs_with(self) -> str | None:
         """All but the learning rate and the seeds."""
         alike = {
             "training": self.training.model_copy(update={"lr": 1.0}),
