@@ -16,6 +16,7 @@ class Cell:
     task: dict[str, Any]
     payload: bytes
     timed: bool
+    packs: bool
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,9 @@ class Options:
     results: Path
     jobs: int | None = None
     """Workers at once: on the CPU (default: one a core), or on each GPU (default: one)."""
+    pack: int | None = None
+    """Cells side by side in each worker, where they can be: those of short training steps (default:
+    one on the CPU, a few on a GPU)."""
     timeout_s: float | None = None
     """Of one cell."""
     deadline: float | None = None

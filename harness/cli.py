@@ -57,6 +57,12 @@ def run(
         int | None,
         typer.Option(min=1, help="Cells at once, on the CPU (default: its cores) or on each GPU"),
     ] = None,
+    pack: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Models trained side by side in one process (default: 1 on the CPU, 4)"
+        ),
+    ] = None,
     timeout: Annotated[
         str | None, typer.Option(help="Give up on a cell after this time, as 90s or 20m")
     ] = None,
@@ -100,6 +106,7 @@ def run(
         machine=plan.machine,
         results=results,
         jobs=jobs,
+        pack=pack,
         timeout_s=timeout_s,
         deadline=None if limit is None else started + limit,
         fresh_since=since,

@@ -140,7 +140,7 @@ def _cell(grid: str, task: Task) -> Cell:
             f"grid {grid}: a {type(task).__name__} cannot be sent to a worker ({error}); "
             "define its class at the top level of a module"
         ) from error
-    return Cell(task.key, grid, task.model_dump(mode="json"), payload, task.timed)
+    return Cell(task.key, grid, task.model_dump(mode="json"), payload, task.timed, task.packs)
 
 
 def _fields(error: ValidationError) -> str:

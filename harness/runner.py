@@ -15,10 +15,11 @@ from multiprocessing.connection import wait
 from typing import Any
 
 from harness.cells import Cell, Options, Setup
-from harness.processes import Message, WorkerProcess, on_interrupt
+from harness.processes import Message, on_interrupt
 from harness.progress import Display, duration
 from harness.records import FAILURES, Record, Records, Status, utc_now
 from harness.selection import labels, pending
+from harness.slots import Slot, Workers, pack_size, slots
 
 GRACE_S = 10.0
 """How long cells get to save a checkpoint once they are asked to stop."""
@@ -46,23 +47,6 @@ class Summary:
     def left(self) -> int:
         """Cells without a record of this run or an ok record from before."""
         return self.total - self.settled_before - self.statuses.total()
-
-
-@dataclass
-class _Slot:
-    """A place for one worker, and what is on it now."""
-
-    name: str
-    device: str
-    threads: int
-    worker: WorkerProcess | None = None
-    env: dict[str, Any] | None = None
-    cell: Cell | None = None
-    given_at: float = 0.0
-    started: str | None = None
-    """When the worker got hold of the cell, in UTC; None: it has not yet."""
-    overdue_at: float | None = None
-    timed_out: bool = False
 
 
 def run_grid(cells: Sequence[Cell], options: Options) -> Summary:
@@ -105,7 +89,10 @@ class _Run:
         self.summary, self.display = summary, display
         self.records = Records(options.results / cells[0].grid)
         self.run_started = utc_now()
-        self.slots: list[_Slot] = []
+        self.slots: list[Slot] = []
+        self.workers = Workers(1)
+        self.alone: list[Cell] = []
+        """Cells that failed beside others: what came of that is not theirs alone."""
         self.queue: deque[Cell] = deque()
         self.held: deque[tuple[float, Cell]] = deque()
         self.fresh_process = self.waiting = False
@@ -115,17 +102,22 @@ class _Run:
     def to_the_end(self) -> None:
         with on_interrupt(lambda number, _: self.signals.append(signal.Signals(number).name)):
             try:
-                self._phase([cell for cell in self.cells if not cell.timed], timed=False)
+                pack = pack_size(self.options)
+                untimed = [cell for cell in self.cells if not cell.timed]
+                packed = [cell for cell in untimed if cell.packs and pack > 1]
+                self._phase([cell for cell in untimed if cell not in packed])
+                self._phase(packed, pack=pack)
+                self._phase(self.alone)
                 self._phase([cell for cell in self.cells if cell.timed], timed=True)
             finally:
                 for slot in self.slots:
                     if slot.worker:
                         slot.worker.kill()
 
-    def _phase(self, cells: list[Cell], *, timed: bool) -> None:
+    def _phase(self, cells: list[Cell], *, pack: int = 1, timed: bool = False) -> None:
         self.queue.extend(cells)
-        self.slots = self._places(timed)
-        self.fresh_process = timed
+        self.slots = slots(self.options, timed=timed, pack=pack)
+        self.workers, self.fresh_process = Workers(pack), timed
         while True:
             self._notice_a_stop()
             if self.stop_by is None:
@@ -136,19 +128,8 @@ class _Run:
             self._listen()
             self._notice_overdue_cells()
         for slot in self.slots:
-            _retire(slot)
-
-    def _places(self, timed: bool) -> list[_Slot]:
-        machine = self.options.machine
-        jobs = self.options.jobs or (machine.cores if machine.devices == ("cpu",) else 1)
-        if timed:
-            jobs = 1
-        threads = max(1, machine.cores // (jobs * len(machine.devices)))
-        return [
-            _Slot(device if jobs == 1 else f"{device}/{job}", device, threads)
-            for job in range(jobs)
-            for device in machine.devices
-        ]
+            slot.retire()
+        self.workers.close()
 
     def _hand_out(self) -> None:
         while not self.queue and self.held and self.held[0][0] <= time.monotonic():
@@ -157,10 +138,10 @@ class _Run:
             if slot.cell is None and self.queue:
                 self._give(slot, self.queue.popleft())
 
-    def _give(self, slot: _Slot, cell: Cell) -> None:
+    def _give(self, slot: Slot, cell: Cell) -> None:
         if slot.worker is None:
             setup = Setup(cell.grid, slot.device, slot.threads, self.run_started, self.options)
-            slot.worker = WorkerProcess(setup)
+            slot.worker = self.workers.start(setup)
         slot.cell, slot.given_at = cell, time.monotonic()
         slot.worker.give(cell)
         self.display.working(slot.name, self.names[cell.key], "")
@@ -168,7 +149,8 @@ class _Run:
     def _listen(self) -> None:
         signs = [sign for slot in self.slots if slot.worker for sign in slot.worker.signs]
         if signs:
-            wait(signs, _TICK_S)
+            # Once each: places may share a process.
+            wait(dict.fromkeys(signs), _TICK_S)
         else:
             time.sleep(_TICK_S)
         for slot in self.slots:
@@ -181,7 +163,7 @@ class _Run:
             if ended and slot.worker:
                 self._bury(slot)
 
-    def _take(self, slot: _Slot, message: Message) -> None:
+    def _take(self, slot: Slot, message: Message) -> None:
         assert slot.cell or message[0] == "ready", message
         match message:
             case ("ready", env):
@@ -195,9 +177,12 @@ class _Run:
             case ("finished" | "settled", status, headline):
                 self._count(slot, status, headline)
                 if self.fresh_process or status in _NEEDS_NEW_WORKER:
-                    _retire(slot)
+                    slot.retire()
             case ("held",):
                 self._wait_for_another_run(slot)
+            case ("alone", why):
+                self._try_alone(slot, why)
+                slot.retire()
             case ("paused",):
                 self._clear(slot)
             case ("fatal", reason):
@@ -205,7 +190,7 @@ class _Run:
             case _:
                 raise AssertionError(message)
 
-    def _wait_for_another_run(self, slot: _Slot) -> None:
+    def _wait_for_another_run(self, slot: Slot) -> None:
         assert slot.cell
         self.held.append((time.monotonic() + _HELD_RETRY_S, slot.cell))
         self._clear(slot)
@@ -213,7 +198,13 @@ class _Run:
             self.waiting = True
             self.display.note("waiting for cells that another run has begun")
 
-    def _count(self, slot: _Slot, status: Status, headline: str) -> None:
+    def _try_alone(self, slot: Slot, why: str) -> None:
+        assert slot.cell
+        self.display.note(f"{self.names[slot.cell.key]}: later, alone: {why}")
+        self.alone.append(slot.cell)
+        self._clear(slot)
+
+    def _count(self, slot: Slot, status: Status, headline: str) -> None:
         assert slot.cell
         label = self.names[slot.cell.key]
         self.summary.statuses[status] += 1
@@ -224,15 +215,15 @@ class _Run:
         self.display.finished(label, status, headline, time.monotonic() - slot.given_at)
         self._clear(slot)
 
-    def _clear(self, slot: _Slot) -> None:
+    def _clear(self, slot: Slot) -> None:
         slot.cell, slot.started, slot.overdue_at = None, None, None
         slot.timed_out = False
         self.display.idle(slot.name)
 
-    def _bury(self, slot: _Slot) -> None:
+    def _bury(self, slot: Slot) -> None:
         """A worker has ended by itself, or was killed."""
         assert slot.worker
-        how, env = slot.worker.how_it_ended(), slot.env
+        how, env, shared = slot.worker.how_it_ended(), slot.env, slot.worker.shared
         slot.worker = slot.env = None
         if slot.cell is None:
             return
@@ -241,13 +232,15 @@ class _Run:
             return
         if env is None:
             raise ValueError(f"{slot.name}: {how} before it was ready: see above")
-        if slot.timed_out:
+        if shared:
+            self._try_alone(slot, "overdue" if slot.timed_out else how)
+        elif slot.timed_out:
             limit = duration(self.options.timeout_s or 0)
             self._record_loss(slot, env, "timeout", f"not done after --timeout {limit}")
         else:
             self._record_loss(slot, env, "error", how)
 
-    def _record_loss(self, slot: _Slot, env: dict[str, Any], status: Status, error: str) -> None:
+    def _record_loss(self, slot: Slot, env: dict[str, Any], status: Status, error: str) -> None:
         assert slot.cell
         started = slot.started or utc_now()
         record = self.records.newest(slot.cell.key, self.options.machine.device_name)
@@ -291,9 +284,3 @@ class _Run:
             for slot in self.slots:
                 if slot.worker and slot.cell:
                     slot.worker.kill()
-
-
-def _retire(slot: _Slot) -> None:
-    if slot.worker:
-        slot.worker.retire()
-    slot.worker = slot.env = None

@@ -30,11 +30,11 @@ class Unsupported(Exception):
     """The cell cannot run here; the message says why and what would make it so."""
 
 
-def to_the_end(steps: Generator[None, None, Metrics]) -> Metrics:
-    """Take every step; what they return."""
+def to_the_end(turns: Generator[None, None, Metrics]) -> Metrics:
+    """Take every turn; what the last one returns."""
     while True:
         try:
-            next(steps)
+            next(turns)
         except StopIteration as end:
             return end.value
 
@@ -55,7 +55,7 @@ class Context:
     should_stop: Callable[[], bool] = field(default=lambda: False)
     """Polled between steps: when true, save the checkpoint and raise Paused."""
     pack: int = 1
-    """Cells that began side by side on the device, this one included."""
+    """Most cells that run side by side in this process, this one included."""
 
 
 class Task(Frozen):
@@ -77,21 +77,16 @@ class Task(Frozen):
 
     timed: ClassVar[bool] = False
     """True: run alone on the device, in a fresh process."""
+    packs: ClassVar[bool] = False
+    """True: may run side by side with others in one process, by `turns`."""
 
     def run(self, context: Context) -> Metrics:
         """Measure. Raise Unsupported, Wrong or Paused where that is the outcome."""
         raise NotImplementedError
 
-    @property
-    def packs_with(self) -> str | None:
-        """Cells with the same text here may run side by side in one process, by `steps`; None: it
-        runs alone."""
-        return None
-
-    def steps(self, context: Context) -> Generator[None, None, Metrics]:
-        """`run`, interrupted wherever another cell of a pack may have its turn."""
-        yield
-        return self.run(context)
+    def turns(self, context: Context) -> Generator[None, None, Metrics]:
+        """`run`, interrupted wherever another cell may have its turn, where `packs` says so."""
+        raise NotImplementedError
 
     def canonical(self) -> str:
         """Canonical JSON of every field (less `later` ones at their default), sorted, without

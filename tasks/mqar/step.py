@@ -35,6 +35,7 @@ class MQARStep(MQAR):
     """Time spent on repetitions."""
 
     timed: ClassVar[bool] = True
+    packs: ClassVar[bool] = False
 
     @model_validator(mode="after")
     def _has_a_full_batch(self) -> MQARStep:
@@ -45,10 +46,6 @@ class MQARStep(MQAR):
                 "no step is a full one: use a smaller batch"
             )
         return self
-
-    @property
-    def packs_with(self) -> None:
-        return None
 
     def run(self, context: Context) -> Metrics:
         """`step_ms` is of one step of all models, `runs_per_hour` of whole trainings: every epoch,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import PositiveInt, computed_field, model_validator
@@ -49,6 +49,8 @@ class MQAR(Task):
     over_lr: Literal["max", "mean"] = "max"
     """How a report chooses among learning rates."""
 
+    packs: ClassVar[bool] = True
+
     @model_validator(mode="after")
     def _fits(self) -> MQAR:
         if not self.train or not self.test:
@@ -71,9 +73,9 @@ class MQAR(Task):
         return max(segment.kv_pairs for segment in self.test)
 
     def run(self, context: Context) -> Metrics:
-        return to_the_end(self.steps(context))
+        return to_the_end(self.turns(context))
 
-    def steps(self, context: Context) -> Generator[None, None, Metrics]:
+    def turns(self, context: Context) -> Generator[None, None, Metrics]:
         metrics = yield from self.trainer(context).steps()
         state = self.mixer.state_size(self.backbone.d_model, self.seq_len)
         return metrics | {"state_bytes": 4 * state * self.backbone.n_layers}
@@ -97,16 +99,6 @@ class MQAR(Task):
             generator=seeded("cpu", self.seed, "parameters"),
         )
         return model.to(device)
-
-    @property
-    def packs_with(self) -> str | None:
-        """All but the learning rate and the seeds."""
-        alike = {
-            "training": self.training.model_copy(update={"lr": 1.0}),
-            "seed": 0,
-            "data_seed": 0,
-        }
-        return self.model_copy(update=alike).canonical()
 
     @property
     def compute_dtype(self) -> torch.dtype:

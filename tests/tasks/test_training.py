@@ -163,7 +163,7 @@ def test_weight_decay_reaches_what_the_recipe_says():
 def side_by_side(tasks: list[MQAR], contexts: list[Context]) -> list[Metrics | Exception]:
     """Each task's steps in turn, as in a pack; what each ended in."""
     running = {
-        place: task.steps(context)
+        place: task.turns(context)
         for place, (task, context) in enumerate(zip(tasks, contexts, strict=True))
     }
     ends: dict[int, Metrics | Exception] = {}
@@ -209,14 +209,6 @@ def test_a_pack_that_is_stopped_goes_on_as_packs_or_alone(tmp_path: Path):
     second = side_by_side(tasks[1:], [Context(CPU, places[1])])[0]
     assert isinstance(second, dict)
     assert [without_times(first), without_times(second)] == whole
-
-
-def test_what_packs_with_what():
-    one = tiny()
-    assert one.packs_with == tiny(lr=0.1).packs_with
-    assert one.packs_with == one.model_copy(update={"seed": 7, "data_seed": 8}).packs_with
-    assert one.packs_with != tiny(batch=16).packs_with
-    assert one.packs_with != one.model_copy(update={"mixer": Attention()}).packs_with
 
 
 def test_a_graph_on_a_cpu_is_unsupported():

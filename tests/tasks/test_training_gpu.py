@@ -87,7 +87,7 @@ def test_a_pack_gives_what_each_gives_alone(engine):
     tasks = [graphed(lr=lr, engine=engine, clip_norm=None) for lr in rates]
     alone = [task.run(Context(GPU)) for task in tasks]
     running: dict[int, Generator[None, None, Metrics]] = {
-        place: task.steps(Context(GPU, pack=4)) for place, task in enumerate(tasks)
+        place: task.turns(Context(GPU, pack=4)) for place, task in enumerate(tasks)
     }
     packed: dict[int, Metrics] = {}
     while running:
