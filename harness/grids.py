@@ -10,7 +10,15 @@ from collections.abc import Callable
 
 import torch
 
-from harness.grids_recall import mqar_capacity, mqar_fig3, mqar_iclr2024, mqar_quick, mqar_step
+from harness.grids_recall import (
+    mqar_capacity,
+    mqar_fig3,
+    mqar_iclr2024,
+    mqar_lr,
+    mqar_quick,
+    mqar_step,
+    mqar_variants,
+)
 from harness.grids_speed import (
     accuracy_vs_fp64,
     cold_start,
@@ -33,6 +41,8 @@ GRIDS: tuple[Grid, ...] = (
     accuracy_vs_fp64,
     mqar_iclr2024,
     mqar_fig3,
+    mqar_variants,
+    mqar_lr,
     mqar_capacity,
     mqar_step,
 )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import product
 
 import torch
 
 from harness.grids_speed import hgrn2_impl
 from mixers import GLA, HGRN1, HGRN2, Attention, Mamba, Mixer
+from mixers.base_conv import BaseConv
 from mixers.layers import Init
 from tasks.backbone import Backbone
 from tasks.base import Task
@@ -16,6 +18,10 @@ from tasks.mqar.step import MQARStep
 from tasks.mqar.task import MQAR, Segment
 from tasks.recipe import Training
 
+EXPAND_RATIOS = (16, 32, 64)
+DENSE_LRS = tuple(10 ** (-5 + step / 4) for step in range(15))
+"""Four a decade, from 1e-5 to 3.2e-2."""
+LR_SEEDS = (123, 124, 125)
 STEP_SHAPES = ((64, 4), (256, 16), (512, 64))
 STEP_WIDTHS = (64, 256, 512)
 """Of zoology's own trainer's published speed, its batches included."""
@@ -94,16 +100,83 @@ def mqar_fig3(device: torch.device) -> list[Task]:
     ]
 
 
+def mqar_variants(device: torch.device) -> list[Task]:
+    """Recall of our variants of HGRN2 next to the paper's, by the protocol of its Figure 3.
+
+    The lower bound on; other expand ratios, which the paper ties to the width; and a short
+    convolution in the place of the first layer, for HGRN2, HGRN1 and GLA.
+    """
+    return [
+        on(device, labelled)
+        for (seq_len, kv_pairs), d_model, lr in product(
+            protocols.FIGURE_CELLS, protocols.FIGURE_WIDTHS[:3], protocols.HGRN2_PAPER_LRS
+        )
+        for mixer in recall_mixers(d_model, device, init="zoology")
+        for labelled in variants(
+            protocols.hgrn2_paper(mixer, seq_len=seq_len, kv_pairs=kv_pairs, d_model=d_model, lr=lr)
+        )
+    ]
+
+
+def variants(task: MQAR) -> Iterator[MQAR]:
+    """The paper's HGRN2, ours, and the hybrids; each other than the paper's with its label."""
+    mixer = task.mixer
+    if isinstance(mixer, HGRN2):
+        yield task
+        bounded = mixer.model_copy(update={"lower_bound": "cumsum"})
+        yield task.model_copy(update={"mixer": bounded, "protocol": "lower bound"})
+        for ratio in EXPAND_RATIOS:
+            if ratio < mixer.expand_ratio:
+                other = mixer.model_copy(update={"expand_ratio": ratio})
+                yield task.model_copy(update={"mixer": other, "protocol": f"expand {ratio}"})
+    if isinstance(mixer, HGRN2 | HGRN1 | GLA):
+        yield conv_first(task).model_copy(update={"protocol": "short conv first"})
+
+
 def mqar_capacity(device: torch.device) -> list[Task]:
     """Recall over state size, by the mixed-difficulty protocol of Based and zoology's README.
 
-    Without that protocol's short convolution, so not comparable with its published points.
+    With that protocol's short convolution in the place of the first layer but for Mamba, and ours
+    without it. No other project has HGRN1 and HGRN2 there.
     """
     return [
-        on(device, protocols.mixed(mixer, d_model=d_model, lr=lr))
+        on(device, hybrid)
         for d_model, lr in product((32, 64, 128, 256), protocols.MIXED_LRS)
         for mixer in recall_mixers(d_model, device, init="zoology", attention_heads=2)
         if d_model in ((32, 64, 128) if mixer.name == "attention" else (64, 128, 256))
+        for hybrid in with_and_without_conv(protocols.mixed(mixer, d_model=d_model, lr=lr))
+    ]
+
+
+def with_and_without_conv(task: MQAR) -> Iterator[MQAR]:
+    """The published protocol, and where it has a short convolution, the same without it."""
+    if task.mixer.name == "mamba":
+        yield task
+        return
+    yield conv_first(task)
+    yield task.model_copy(update={"protocol": "mixed, no short conv"})
+
+
+def conv_first(task: MQAR) -> MQAR:
+    """The same with zoology's BaseConv of three taps in the place of the first layer's mixer."""
+    conv = BaseConv(kernel_size=3, init="zoology")
+    backbone = task.backbone.model_copy(update={"first": conv})
+    return task.model_copy(update={"backbone": backbone})
+
+
+def mqar_lr(device: torch.device) -> list[Task]:
+    """Recall over a dense grid of learning rates with three seeds, at one hard cell a mixer.
+
+    256 tokens with 16 pairs at width 128, otherwise as in Figure 3 of the HGRN2 paper: how wide is
+    the window in which a mixer learns, and does the paper's grid of seven rates meet it?
+    """
+    return [
+        on(
+            device,
+            protocols.hgrn2_paper(mixer, seq_len=256, kv_pairs=16, d_model=128, lr=lr, seed=seed),
+        )
+        for seed, lr in product(LR_SEEDS, DENSE_LRS)
+        for mixer in recall_mixers(128, device, init="zoology")
     ]
 
 

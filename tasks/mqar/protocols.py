@@ -79,7 +79,8 @@ def hgrn2_paper(
 def mixed(mixer: Mixer, *, d_model: int, lr: float, seed: int = 123) -> MQAR:
     """The mixed-difficulty protocol of Based (arXiv 2402.18668) and zoology's README figure.
 
-    Without the short convolution that replaces the first layer of most mixers there.
+    Without the short convolution that is the first layer of all mixers but Mamba, H3 and Hyena
+    there (`Backbone.first`).
 
     Five training segments from easy to hard, seven test segments of 1,000 rows whose last two
     extrapolate in length and number of pairs; random filler; batch 256 in a fixed order, 32

@@ -57,7 +57,8 @@ class MQAR(Task):
             raise ValueError("train and test should each hold at least one segment")
         for segment in self.train + self.test:
             check_mqar(segment.seq_len, segment.kv_pairs, self.vocab_size, self.power_a)
-        self.mixer.check_width(self.backbone.d_model)
+        for mixer in (self.mixer, self.backbone.first or self.mixer):
+            mixer.check_width(self.backbone.d_model)
         return self
 
     @computed_field
@@ -77,8 +78,8 @@ class MQAR(Task):
 
     def turns(self, context: Context) -> Generator[None, None, Metrics]:
         metrics = yield from self.trainer(context).steps()
-        state = self.mixer.state_size(self.backbone.d_model, self.seq_len)
-        return metrics | {"state_bytes": 4 * state * self.backbone.n_layers}
+        state = self.backbone.state_size(self.mixer, self.seq_len)
+        return metrics | {"state_bytes": 4 * state}
 
     def trainer(self, context: Context) -> Trainer:
         """The model at its start, with its data. Raises Unsupported as the mixer says."""
