@@ -12,7 +12,7 @@ from harness.published import published
 from harness.series import origin, spoken
 
 KIND = ["precision", "seq_len", "kv_pairs"]
-WAY = ["engine", "pack"]
+WAY = ["engine", "pack", "compiled"]
 AXES = [*KIND, *WAY, "batch", "test_batch", "d_model", "expand_ratio", "seed", "trial"]
 THEIRS = "zoology"
 COSTS = {
@@ -27,7 +27,8 @@ COSTS = {
 def mqar_step(table: pd.DataFrame) -> dict[str, Plot]:
     """For each way to train (engine, models side by side) every cost that was measured."""
     plots: dict[str, Plot] = {}
-    for (engine, pack), cells in table.groupby(WAY):
+    for (engine, pack, compiled), cells in table.groupby(WAY):
+        way = f"{engine}_{pack}{'_compiled' if compiled else ''}"
         if not cells["status"].eq("ok").any():
             continue
         beside = pd.concat([cells, _theirs(cells)], ignore_index=True)
@@ -35,7 +36,7 @@ def mqar_step(table: pd.DataFrame) -> dict[str, Plot]:
             for name, cost in COSTS.items():
                 if cost.y in page and page[cost.y].notna().any():
                     drawn = page[page[cost.y].notna() | (page["status"] != "ok")]
-                    plots[f"{name}_{engine}_{pack}{suffix}"] = _plot(drawn, cost)
+                    plots[f"{name}_{way}{suffix}"] = _plot(drawn, cost)
     return plots
 
 
@@ -44,8 +45,9 @@ def _plot(table: pd.DataFrame, cost: Cost) -> Plot:
     ours = table[table["impl"] != THEIRS]
     engine, pack = ours["engine"].iloc[0], int(ours["pack"].iloc[0])
     alone = "one model alone" if pack == 1 else f"{pack} models side by side"
+    compiled = ", the loss compiled" if ours["compiled"].iloc[0] else ""
     sentences = [
-        f"{cost.y_name} over model width, engine {engine}, {alone}.",
+        f"{cost.y_name} over model width, engine {engine}{compiled}, {alone}.",
         f"Batch by length: {_batches(ours)}. Two layers, vocabulary 8192; a training is 64 epochs "
         "of 100,000 rows, evaluations included, none stopped early.",
         _faster(lines) if cost.y == "step_ms_per_model" else "",

@@ -23,6 +23,7 @@ RENAMED = {("name",): "task", ("mixer", "name"): "mixer", ("mixer", "impl"): "im
 LATER: dict[str, dict[str, dict[str, Leaf]]] = {
     "decode": {"": {"level": "layer", "replay": "eager"}},
     "mqar": {"training": {"engine": "eager", "compiled": False}},
+    "mqar_step": {"training": {"engine": "eager", "compiled": False}},
 }
 """Task -> part of it ("": itself) -> fields that came after records had been made, as those records
 had them. The JSON leaves them out at that value (`Frozen.later`)."""

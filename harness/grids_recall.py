@@ -25,8 +25,14 @@ LR_SEEDS = (123, 124, 125)
 STEP_SHAPES = ((64, 4), (256, 16), (512, 64))
 STEP_WIDTHS = (64, 256, 512)
 """Of zoology's own trainer's published speed, its batches included."""
-STEP_WAYS = (("graph", 1), ("graph", 7), ("graph", 4), ("eager", 1))
-"""(engine, pack)"""
+STEP_WAYS = (
+    ("graph", 1, False),
+    ("graph", 7, False),
+    ("graph", 4, False),
+    ("eager", 1, False),
+    ("graph", 1, True),
+)
+"""(engine, pack, compiled)"""
 
 
 def mqar_quick(device: torch.device) -> list[Task]:
@@ -183,7 +189,8 @@ def mqar_lr(device: torch.device) -> list[Task]:
 def mqar_step(device: torch.device) -> list[Task]:
     """Time of a training step at three lengths and widths, alone and side by side.
 
-    Batches and model of zoology's protocol of 2024, in fp32 without TF32 and in bf16 autocast.
+    Batches and model of zoology's protocol of 2024, in fp32 without TF32 and in bf16 autocast. Of
+    HGRN2 and attention also through torch.compile, which takes a minute a cell.
     """
     return [
         step_of(
@@ -193,21 +200,23 @@ def mqar_step(device: torch.device) -> list[Task]:
                     mixer, seq_len=seq_len, kv_pairs=kv_pairs, d_model=d_model, lr=1e-3
                 ),
             ),
-            pack=pack,
+            pack,
             engine=engine,
             precision=precision,
+            compiled=compiled,
         )
-        for (engine, pack), precision, (seq_len, kv_pairs), d_model in product(
+        for (engine, pack, compiled), precision, (seq_len, kv_pairs), d_model in product(
             STEP_WAYS, ("fp32", "bf16_autocast"), STEP_SHAPES, STEP_WIDTHS
         )
         for mixer in recall_mixers(d_model, device, init="zoology")
+        if not compiled or mixer.name in ("hgrn2", "attention")
     ]
 
 
-def step_of(task: MQAR, *, pack: int, engine: str, precision: str) -> MQARStep:
-    """The time of a training step of this cell."""
+def step_of(task: MQAR, pack: int, **training_fields: object) -> MQARStep:
+    """The time of a training step of this cell, with other settings of its training."""
     same = {name: getattr(task, name) for name in MQAR.model_fields if name != "name"}
-    training = task.training.model_copy(update={"engine": engine, "precision": precision})
+    training = task.training.model_copy(update=training_fields)
     return MQARStep.model_validate(same | {"training": training, "pack": pack})
 
 

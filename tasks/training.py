@@ -119,8 +119,6 @@ class Trainer:
         """Train to the end; between steps another model may have its turn."""
         if self.context.checkpoint is not None and self.context.checkpoint.exists():
             self.load(self.context.checkpoint)
-        if self.graphs is not None:
-            self.graphs.stream.wait_stream(torch.cuda.current_stream(self.context.device))
         while not self.finished:
             steps = self.start_epoch()
             while self.step < steps:
@@ -138,6 +136,9 @@ class Trainer:
 
     def start_epoch(self) -> int:
         """Prepare the epoch; return its number of steps."""
+        if self.graphs is not None:
+            # What the model and its data were made on.
+            self.graphs.stream.wait_stream(torch.cuda.current_stream(self.context.device))
         with self._here():
             steps = self.problem.start_epoch(self.epoch)
         self.model.train()

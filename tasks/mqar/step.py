@@ -9,17 +9,11 @@ from typing import ClassVar, Literal
 
 import torch
 from pydantic import PositiveFloat, PositiveInt, model_validator
-from torch import Tensor
 
-from mixers.base import Mixer
 from tasks.base import Context, Metrics
 from tasks.graphs import WARM_UP_CALLS
-from tasks.mqar.task import MQAR, Recall
-from tasks.recipe import autocast
+from tasks.mqar.task import MQAR
 from tasks.timing import MAX_REPETITIONS, MIN_REPETITIONS, spread, synchronize
-from tasks.workload import expect_close, relative_error
-
-CHECKED_ROWS = 4
 
 
 class MQARStep(MQAR):
@@ -76,8 +70,6 @@ class MQARStep(MQAR):
         synchronize(device)
         cold_start_s = time.perf_counter() - start
         self.check(device)
-        for trainer in trainers:
-            trainer.model.train()
         # The same call as two interleaved series: their difference is the noise floor.
         both = _wall_ms(step, device, budget_s=self.budget_s, calls=10 if gpu else 1)
         times, null_times = both[::2], both[1::2]
@@ -109,30 +101,6 @@ class MQARStep(MQAR):
         """Of a batch's logits at its labelled positions, in the type of the head's product."""
         labelled = self.training.batch * self.train[0].kv_pairs
         return labelled * self.vocab_size * self.compute_dtype.itemsize
-
-    def check(self, device: torch.device) -> None:
-        """Raise Wrong where the gradients' error against fp64 is more than twice that of the
-        reference in the cell's precision, over all parameters, on four rows without dropout."""
-        reference = self.mixer.model_copy(update={"impl": "reference"})
-        exact = self._gradients(reference, device, torch.float64)
-        baseline, ours = (
-            self._gradients(mixer, device, torch.float32) for mixer in (reference, self.mixer)
-        )
-        allowed = 2 * relative_error(baseline, exact) + torch.finfo(self.compute_dtype).eps
-        what = f"the gradient in {self.training.precision}"
-        expect_close(what, self.mixer, relative_error(ours, exact), allowed)
-
-    def _gradients(self, mixer: Mixer, device: torch.device, dtype: torch.dtype) -> Tensor:
-        """Of the loss by every parameter, in a row; parameters in fp64 run without autocast."""
-        model = self.model(mixer, device).to(dtype).eval()
-        few = self.train[0].model_copy(update={"examples": CHECKED_ROWS})
-        problem = Recall(self.model_copy(update={"train": (few,)}), device)
-        problem.start_epoch(0)
-        precision = "fp32" if dtype == torch.float64 else self.training.precision
-        with autocast(precision, device):
-            loss = problem.loss(model, *problem.batch(0))
-        gradients = torch.autograd.grad(loss, list(model.parameters()))
-        return torch.cat([gradient.flatten() for gradient in gradients])
 
 
 def _wall_ms(

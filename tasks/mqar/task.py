@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Generator
 from typing import ClassVar, Literal, NamedTuple
 
@@ -15,8 +16,13 @@ from tasks.backbone import Backbone, LanguageModel
 from tasks.base import Context, Metrics, Task, Unsupported, to_the_end
 from tasks.graphs import Function
 from tasks.mqar.data import UNLABELLED, check_mqar, mqar_batch
-from tasks.recipe import Training
+from tasks.recipe import Training, autocast, matmul_precision
 from tasks.training import Trainer, seeded
+from tasks.workload import expect_close, relative_error
+
+CHECKED_ROWS = 4
+TOLERANCE = 2**-8
+"""Of a gradient's relative error: some peers' kernels multiply in TF32 whatever torch is told."""
 
 
 class Segment(Frozen):
@@ -77,7 +83,15 @@ class MQAR(Task):
         return to_the_end(self.turns(context))
 
     def turns(self, context: Context) -> Generator[None, None, Metrics]:
-        metrics = yield from self.trainer(context).steps()
+        trainer = self.trainer(context)
+        steps = trainer.steps()
+        # One step first: a kernel that tunes itself does it at the first size it meets.
+        next(steps)
+        start = time.monotonic()
+        self.check(context.device)
+        trainer.clock += time.monotonic() - start
+        yield
+        metrics = yield from steps
         state = self.backbone.state_size(self.mixer, self.seq_len)
         return metrics | {"state_bytes": 4 * state}
 
@@ -100,6 +114,34 @@ class MQAR(Task):
             generator=seeded("cpu", self.seed, "parameters"),
         )
         return model.to(device)
+
+    def check(self, device: torch.device) -> None:
+        """Raise Wrong where the implementation's gradients, over the mixers' parameters, differ
+        from fp64's by more than twice what the reference's do in the cell's precision, plus
+        TOLERANCE; on four rows without dropout."""
+        if self.mixer.impl == "reference":
+            return
+        reference = self.mixer.model_copy(update={"impl": "reference"})
+        exact = self._gradients(reference, device, torch.float64)
+        baseline, ours = (
+            self._gradients(mixer, device, torch.float32) for mixer in (reference, self.mixer)
+        )
+        what = f"the gradient in {self.training.precision}"
+        allowed = 2 * relative_error(baseline, exact) + TOLERANCE
+        expect_close(what, self.mixer, relative_error(ours, exact), allowed)
+
+    def _gradients(self, mixer: Mixer, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """Of the loss by the mixers' parameters, in a row; in fp64 without autocast."""
+        model = self.model(mixer, device).to(dtype).eval()
+        few = self.train[0].model_copy(update={"examples": CHECKED_ROWS})
+        problem = Recall(self.model_copy(update={"train": (few,)}), device)
+        problem.start_epoch(0)
+        precision = "fp32" if dtype == torch.float64 else self.training.precision
+        with autocast(precision, device), matmul_precision(precision):
+            loss = problem.loss(model, *problem.batch(0))
+        parameters = [p for name, p in model.named_parameters() if ".mixer." in name]
+        gradients = torch.autograd.grad(loss, parameters)
+        return torch.cat([gradient.flatten() for gradient in gradients])
 
     @property
     def compute_dtype(self) -> torch.dtype:
