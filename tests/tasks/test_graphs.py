@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from tasks.base import Context, to_the_end
-from tasks.graphs import WARM_UP_CALLS, Replayed
+from tasks.graphs import WARM_UP_CALLS, Graphs, Replayed
 from tests.tasks.test_training import CPU, tiny, without_times
 
 
-class StandIn:
+class StandIn(Graphs):
     """Captures without running, as a stream does; a replay writes into the tensor captured."""
 
     def __init__(self) -> None:
@@ -41,7 +41,7 @@ def test_each_call_runs_once_on_its_own_inputs_by_a_graph_for_each_shape():
         total.add_((x * weight).sum())
         return total * 1
 
-    replayed: Any = Replayed(add, graphs)  # pyright: ignore[reportArgumentType]
+    replayed: Any = Replayed(add, graphs)
     expected = 0.0
     for n in range(1, 12):
         # Every third call has another shape.
@@ -59,8 +59,8 @@ def test_a_run_through_replays_is_the_plain_run_bit_for_bit(order):
     task, graphs = tiny(order=order, epochs=5, schedule="cosine_step"), StandIn()
     plain = task.run(Context(CPU))
     trainer = task.trainer(Context(CPU))
-    trainer.update = Replayed(trainer.update, graphs)  # pyright: ignore[reportArgumentType]
-    trainer.score = Replayed(trainer.score, graphs)  # pyright: ignore[reportArgumentType]
+    trainer.update = Replayed(trainer.update, graphs)
+    trainer.score = Replayed(trainer.score, graphs)
     replayed = to_the_end(trainer.steps())
     assert without_times(replayed).items() <= without_times(plain).items()
     # Batches of 32 at two lengths and one of 16; one shape in the evaluation.
