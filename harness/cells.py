@@ -20,6 +20,7 @@ class Cell:
     task: dict[str, Any]
     payload: bytes
     timed: bool
+    packs: bool
     cost: float
     """`Task.cost`: orders the cells."""
 
@@ -51,7 +52,10 @@ class Options:
     machine: Machine
     results: Path
     jobs: int | None = None
-    """Workers at once: on the CPU (default: one a core), or on each GPU (default: one)."""
+    """Processes at once: on the CPU (default: one a core), or on each GPU (default: one)."""
+    pack: int | None = None
+    """Cells side by side in each process, where their tasks can (default: one on the CPU, a few on
+    a GPU)."""
     timeout_s: float | None = None
     """Of one cell."""
     deadline: float | None = None
@@ -67,6 +71,8 @@ class Setup:
     grid: str
     device: str
     threads: int
+    pack: int
+    """Cells that it measures side by side."""
     run_started: str
     options: Options
 

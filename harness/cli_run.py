@@ -32,6 +32,13 @@ def run(
         int | None,
         typer.Option(min=1, help="Cells at once, on the CPU (default: its cores) or on each GPU"),
     ] = None,
+    pack: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Cells side by side in one process, where they can (default: 1 on the CPU, 4)",
+        ),
+    ] = None,
     timeout: Timeout = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list the cells")] = False,
     fresh: Annotated[
@@ -49,8 +56,9 @@ def run(
 ) -> None:
     """Measure the cells that have no ok record for this device yet; run again to resume.
 
-    Every GPU takes cells, the longest first. Cells that are timed run last, one by one, on the
-    first device. A cell that fails is tried again by the next run.
+    Every GPU takes cells, the longest first; small models train side by side in one process. Cells
+    that are timed run last, one by one, on the first device. A cell that fails is tried again by
+    the next run.
     Ctrl-C saves the running cells and stops; so does the end of the budget, within ten seconds.
 
     Exit status: 0 all is well, cells left by the budget included; 1 a cell failed (wrong, timeout
@@ -60,14 +68,15 @@ def run(
     Examples:
       mixerbench run mqar_quick --budget 9m
       mixerbench run speed_quick --where 'seq_len <= 256 and mixer == "hgrn2"'
-      mixerbench run mqar_fig3 --device cuda:0,cuda:1 --jobs 2 --timeout 1h
+      mixerbench run mqar_fig3 --device cuda:0,cuda:1 --pack 7 --timeout 1h
       mixerbench run mqar_fig3 --ray auto --budget 2h
     """
     started, limit = time.monotonic(), seconds("--budget", budget)
     timeout_s = seconds("--timeout", timeout)
     since = _since(fresh, fresh_since)
-    if ray and jobs:
-        raise ValueError(f"--jobs {jobs}: with --ray every GPU (or core) runs one cell")
+    for option, value in (("--jobs", jobs), ("--pack", pack)):
+        if ray and value:
+            raise ValueError(f"{option} {value}: with --ray every GPU (or core) runs one cell")
     folders = _start_server(grids)
     # While the server imports torch.
     from harness import cluster, processes, selection
@@ -80,6 +89,7 @@ def run(
             machine=plan.machine,
             results=results,
             jobs=jobs,
+            pack=pack,
             timeout_s=timeout_s,
             deadline=deadline,
             fresh_since=since,

@@ -90,6 +90,9 @@ def _gather(code: Path, folders: Iterable[Path]) -> None:
 class Cluster:
     """The fleet of a run through Ray: a seat on each free GPU, or with `cpu` on each free core."""
 
+    pack = 1
+    """A seat holds the checkpoint, the record and the claim of one cell at a time."""
+
     def __init__(self, device: str | None, deadline: float | None) -> None:
         ray = _ray()
         self._device = device or ("cuda" if "GPU" in ray.cluster_resources() else "cpu")
@@ -153,9 +156,9 @@ class Cluster:
             )
         return list(self._seats)
 
-    def start(self, place: Place, setup: Setup) -> RemoteWorker:
+    def start(self, place: Place, setup: Setup) -> list[RemoteWorker]:
         """A worker on that seat."""
-        return RemoteWorker(self._seats[place][0], setup)
+        return [RemoteWorker(self._seats[place][0], setup)]
 
 
 def _answer(look: Any) -> tuple[str, Machine] | None:

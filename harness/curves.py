@@ -114,6 +114,9 @@ def _rank(value: str | int) -> tuple[int, str | int]:
 
 def title(place: dict[str, Any]) -> str:
     """What a panel shows: `Layer, forward + backward`, `Batch 64` or `Batch 64, eager`."""
+    if "kv_pairs" in place:
+        words = str(place["precision"]).replace("_", " ")
+        return f"{place['seq_len']} tokens, {place['kv_pairs']} pairs, {words}"
     if "level" not in place:
         return f"Batch {place['batch']}{REPLAYS.get(place.get('replay', ''), '')}" if place else ""
     level, mode = place["level"], place["mode"]

@@ -20,9 +20,13 @@ Leaf = str | int | float | bool | None
 RENAMED = {("name",): "task", ("mixer", "name"): "mixer", ("mixer", "impl"): "impl"}
 """Paths whose column is not the leaf's own name."""
 
-LATER = {"decode": {"level": "layer", "replay": "eager"}}
-"""Task -> fields that came after records had been made, as those records had them. A task's JSON
-leaves them out at that value (`Task.later`)."""
+LATER: dict[str, dict[str, dict[str, Leaf]]] = {
+    "decode": {"": {"level": "layer", "replay": "eager"}},
+    "mqar": {"training": {"engine": "eager", "compiled": False}},
+    "mqar_step": {"training": {"engine": "eager", "compiled": False}},
+}
+"""Task -> part of it ("": itself) -> fields that came after records had been made, as those records
+had them. The JSON leaves them out at that value (`Frozen.later`)."""
 
 PROVENANCE = ("device", "device_type", "commit", "dirty", "key", "env")
 """A frame's last columns; `env` holds the whole environment of the record."""
@@ -37,8 +41,8 @@ def flatten(task: Mapping[str, Any]) -> dict[str, Leaf]:
     so every value can be grouped by, queried and stored in a CSV. Raises ValueError where two
     fields would still share a column.
     """
-    since = LATER.get(task.get("name", ""), {})
-    task = {**task, **{name: value for name, value in since.items() if name not in task}}
+    for part, since in LATER.get(task.get("name", ""), {}).items():
+        task = {**task, part: {**since, **task[part]}} if part else {**since, **task}
     leaves = dict(_leaves(task, ()))
     names = Counter(path[-1] for path in leaves)
     taken = set(RENAMED.values())

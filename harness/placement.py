@@ -9,11 +9,15 @@ from typing import Any, Protocol
 
 from harness.cells import Cell, Machine, Options, Setup
 from harness.processes import Message, WorkerProcess
+from harness.records import utc_now
+
+GPU_PACK = 4
+"""Cells side by side in one process of a GPU, unless the user says otherwise."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where one worker at a time may be."""
+    """Where one process of workers at a time may be."""
 
     name: str
     """As a run shows it; no two of a run are the same."""
@@ -23,7 +27,8 @@ class Place:
 
 
 class Worker(Protocol):
-    """The parent's end of a worker; `processes.WorkerProcess` says what each part is."""
+    """The parent's end of a worker, which has one cell at a time; `processes.WorkerProcess` says
+    what each part is."""
 
     @property
     def signs(self) -> list[Any]: ...
@@ -39,12 +44,18 @@ class Worker(Protocol):
 class Fleet(Protocol):
     """The machine or machines of a run."""
 
-    def places(self, *, timed: bool) -> list[Place]:
-        """One a worker; with `timed`, each as if it were the only one."""
+    @property
+    def pack(self) -> int:
+        """Cells side by side on a place, where their tasks can."""
         ...
 
-    def start(self, place: Place, setup: Setup) -> Worker:
-        """A worker there; one that cannot start has ended before it is ready."""
+    def places(self, *, timed: bool) -> list[Place]:
+        """One a process; with `timed`, each as if it were the only one."""
+        ...
+
+    def start(self, place: Place, setup: Setup) -> Sequence[Worker]:
+        """Start a process there: its workers, `setup.pack` of them. Those of one that cannot start
+        have ended before they are ready."""
         ...
 
 
@@ -54,11 +65,15 @@ class ThisMachine:
     def __init__(self, options: Options) -> None:
         self._options = options
 
+    @property
+    def pack(self) -> int:
+        return self._options.pack or (1 if self._options.machine.devices == ("cpu",) else GPU_PACK)
+
     def places(self, *, timed: bool) -> list[Place]:
         return places(self._options.machine, self._options.jobs, timed=timed)
 
-    def start(self, place: Place, setup: Setup) -> Worker:
-        return WorkerProcess(setup)
+    def start(self, place: Place, setup: Setup) -> Sequence[Worker]:
+        return WorkerProcess.side_by_side(setup)
 
 
 def places(machine: Machine, jobs: int | None, *, timed: bool) -> list[Place]:
@@ -77,18 +92,43 @@ def places(machine: Machine, jobs: int | None, *, timed: bool) -> list[Place]:
     ]
 
 
-def in_order(cells: Iterable[Cell], places: Sequence[Place]) -> list[Cell]:
-    """Longest first, so that no long one is begun when the other places run dry; on one place, as
-    the grid has them."""
-    if len(places) == 1:
-        return list(cells)
-    return sorted(cells, key=lambda cell: cell.cost, reverse=True)
+class Workers:
+    """Hands out the workers of a grid one by one: a process starts with all of its own."""
+
+    def __init__(self, fleet: Fleet, grid: str, options: Options) -> None:
+        self._fleet, self._grid, self._options = fleet, grid, options
+        self._run_started = utc_now()
+        self._spare: dict[Place, list[Worker]] = {}
+
+    def start(self, place: Place, pack: int) -> Worker:
+        """One there that has had no cell, of a process that lives; of a new one if need be."""
+        spare: Sequence[Worker]
+        spare = [worker for worker in self._spare.get(place, ()) if not worker.has_ended()]
+        worker, *self._spare[place] = spare or self._fleet.start(place, self._setup(place, pack))
+        return worker
+
+    def _setup(self, place: Place, pack: int) -> Setup:
+        return Setup(
+            grid=self._grid,
+            device=place.device,
+            threads=place.threads,
+            pack=pack,
+            run_started=self._run_started,
+            options=self._options,
+        )
+
+    def close(self) -> None:
+        """Let go of those that nobody has taken."""
+        for worker in [worker for workers in self._spare.values() for worker in workers]:
+            worker.retire()
+        self._spare.clear()
 
 
 @dataclass
 class Slot:
-    """A place, its worker, and the cell that is on it now."""
+    """Room for one cell on a place, its worker, and the cell that is there now."""
 
+    name: str
     place: Place
     worker: Worker | None = None
     env: dict[str, Any] | None = None
@@ -99,10 +139,6 @@ class Slot:
     """When the worker got hold of the cell, in UTC; None: it has not yet."""
     overdue_at: float | None = None
     timed_out: bool = False
-
-    @property
-    def name(self) -> str:
-        return self.place.name
 
     def give(self, cell: Cell, worker: Worker) -> None:
         self.worker, self.cell, self.given_at = worker, cell, time.monotonic()
@@ -118,8 +154,30 @@ class Slot:
         self.cell, self.started, self.overdue_at = None, None, None
         self.timed_out = False
 
+    def kill(self) -> None:
+        """End the worker, and with it those of its process."""
+        if self.worker:
+            self.worker.kill()
+
     def retire(self) -> None:
         """Let the worker go; the next cell gets a new one."""
         if self.worker:
             self.worker.retire()
         self.worker = self.env = None
+
+
+def slots(places: Sequence[Place], pack: int) -> list[Slot]:
+    """`pack` on each place. The places take turns, so that few cells are spread over all."""
+    return [
+        Slot(place.name if pack == 1 else f"{place.name}/{number}", place)
+        for number in range(pack)
+        for place in places
+    ]
+
+
+def in_order(cells: Iterable[Cell], slots: Sequence[Slot]) -> list[Cell]:
+    """Longest first, so that no long one is begun when the other slots run dry; on one slot, as
+    the grid has them."""
+    if len(slots) == 1:
+        return list(cells)
+    return sorted(cells, key=lambda cell: cell.cost, reverse=True)

@@ -156,7 +156,15 @@ def _cell(grid: str, task: Task) -> Cell:
             f"grid {grid}: a {type(task).__name__} cannot be sent to a worker ({error}); "
             "define its class at the top level of a module"
         ) from error
-    return Cell(task.key, grid, task.model_dump(mode="json"), payload, task.timed, task.cost)
+    return Cell(
+        key=task.key,
+        grid=grid,
+        task=task.model_dump(mode="json"),
+        payload=payload,
+        timed=task.timed,
+        packs=task.packs,
+        cost=task.cost,
+    )
 
 
 def _fields(error: ValidationError) -> str:

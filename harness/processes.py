@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from types import FrameType
 from typing import Any
 
@@ -24,7 +25,7 @@ STOP = "stop"
 """Sent to a worker: save and pause the cell. Any other message is a Cell."""
 
 Message = tuple[Any, ...]
-"""From a worker: its kind (ready, started, progress, finished, settled, held, paused or fatal)
+"""From a worker: its kind (ready, started, progress, finished, settled, held, alone, paused, fatal)
 and what belongs to it; see `worker`."""
 
 _END_S = 5.0
@@ -91,21 +92,31 @@ def _answer(sender: Connection, function: str, arguments: tuple[Any, ...]) -> No
         sender.send(str(error))
 
 
-def _serve(connection: Connection, setup: Setup) -> None:
+def _serve(connections: list[Connection], setup: Setup) -> None:
     from harness.worker import serve
 
-    serve(connection, setup)
+    serve(connections, setup)
 
 
 class WorkerProcess:
-    """The parent's end of one worker."""
+    """The parent's end of one worker: of a process, or of one cell's part of it."""
 
-    def __init__(self, setup: Setup) -> None:
-        self.connection, theirs = _context.Pipe()
-        self._process = _context.Process(target=_serve, args=(theirs, setup))
-        self._process.start()
-        theirs.close()
+    def __init__(self, connection: Connection, process: BaseProcess) -> None:
+        self.connection, self._process = connection, process
+        self._all = [self]
         self._closed = False
+
+    @staticmethod
+    def side_by_side(setup: Setup) -> list[WorkerProcess]:
+        """Start a process that measures `setup.pack` cells at once: its ends, one a cell."""
+        pipes = [_context.Pipe() for _ in range(setup.pack)]
+        process = _context.Process(target=_serve, args=([theirs for _, theirs in pipes], setup))
+        process.start()
+        ends = [WorkerProcess(ours, process) for ours, _ in pipes]
+        for (_, theirs), end in zip(pipes, ends, strict=True):
+            theirs.close()
+            end._all = ends
+        return ends
 
     @property
     def signs(self) -> list[Any]:
@@ -149,13 +160,14 @@ class WorkerProcess:
         return f"the worker was killed by {name}{killer}"
 
     def retire(self) -> None:
-        """Let an idle worker go: it exits when its connection closes."""
+        """Let an idle worker go: its process exits when its last connection closes."""
         self.connection.close()
         self._closed = True
-        self.has_ended()
+        if all(end._closed for end in self._all):
+            self.has_ended()
 
     def kill(self) -> None:
-        """End the worker and what it has started, now."""
+        """End the worker's process and what it has started, now."""
         if self._process.exitcode is not None:
             return
         with suppress(psutil.NoSuchProcess):

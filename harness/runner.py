@@ -1,7 +1,8 @@
-"""Run a grid's cells in worker processes, one at a time on every place, until each has its record.
+"""Run a grid's cells in worker processes, on every place at once, until each has its record.
 
 Whatever happens to a worker costs its own cell: a crash or a time-out becomes a record, and a new
-worker goes on. The records are the only state: what a run leaves undone, the next one does.
+worker goes on. What befalls cells side by side in one process is no record: each is tried alone.
+The records are the only state: what a run leaves undone, the next one does.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from typing import Any
 
-from harness.cells import Cell, Options, Setup
-from harness.placement import Fleet, Slot, ThisMachine, in_order
+from harness.cells import Cell, Options
+from harness.placement import Fleet, Slot, ThisMachine, Workers, in_order, slots
 from harness.processes import Message, on_interrupt
 from harness.progress import Display, duration
 from harness.records import FAILURES, Record, Records, Status, utc_now
@@ -91,11 +92,14 @@ class _Run:
         self.cells, self.names, self.options = cells, names, options
         self.fleet, self.summary, self.display = fleet, summary, display
         self.records = Records(options.results / cells[0].grid)
-        self.run_started = utc_now()
         self.slots: list[Slot] = []
+        self.workers = Workers(fleet, cells[0].grid, options)
         self.lost: set[str] = set()
+        self.alone: list[Cell] = []
+        """Those that failed beside others."""
         self.queue: deque[Cell] = deque()
         self.held: deque[tuple[float, Cell]] = deque()
+        self.pack = 1
         self.fresh_process = self.waiting = False
         self.signals: list[str] = []
         self.stop_by: float | None = None
@@ -103,22 +107,25 @@ class _Run:
     def to_the_end(self) -> None:
         with on_interrupt(lambda number, _: self.signals.append(signal.Signals(number).name)):
             try:
-                self._phase([cell for cell in self.cells if not cell.timed], timed=False)
+                pack, untimed = self.fleet.pack, [cell for cell in self.cells if not cell.timed]
+                self._phase([cell for cell in untimed if pack == 1 or not cell.packs])
+                self._phase([cell for cell in untimed if pack > 1 and cell.packs], pack=pack)
+                self._phase(self.alone)
                 self._phase([cell for cell in self.cells if cell.timed], timed=True)
             finally:
                 for slot in self.slots:
-                    if slot.worker:
-                        slot.worker.kill()
+                    slot.kill()
+                self.workers.close()
 
-    def _phase(self, cells: list[Cell], *, timed: bool) -> None:
+    def _phase(self, cells: list[Cell], *, pack: int = 1, timed: bool = False) -> None:
         if not cells:
             return
         places = [p for p in self.fleet.places(timed=timed) if p.name not in self.lost]
         # Timed cells are alone on the machine: a neighbour shares its host, its bus and its power.
         places = places[:1] if timed else places
-        self.slots = [Slot(place) for place in places]
-        self.queue.extend(in_order(cells, places))
-        self.fresh_process = timed
+        self.slots = slots(places, pack)
+        self.queue.extend(in_order(cells, self.slots))
+        self.pack, self.fresh_process = pack, timed
         while True:
             self._notice_a_stop()
             if self.stop_by is None:
@@ -130,6 +137,7 @@ class _Run:
             self._notice_overdue_cells()
         for slot in self.slots:
             slot.retire()
+        self.workers.close()
 
     def _hand_out(self) -> None:
         while not self.queue and self.held and self.held[0][0] <= time.monotonic():
@@ -139,15 +147,14 @@ class _Run:
                 self._give(slot, self.queue.popleft())
 
     def _give(self, slot: Slot, cell: Cell) -> None:
-        place = slot.place
-        setup = Setup(cell.grid, place.device, place.threads, self.run_started, self.options)
-        slot.give(cell, slot.worker or self.fleet.start(place, setup))
+        slot.give(cell, slot.worker or self.workers.start(slot.place, self.pack))
         self.display.working(slot.name, self.names[cell.key], "")
 
     def _listen(self) -> None:
         signs = [sign for slot in self.slots if slot.worker for sign in slot.worker.signs]
         if signs:
-            wait(signs, _TICK_S)
+            # Once each: workers may share a process.
+            wait(dict.fromkeys(signs), _TICK_S)
         else:
             time.sleep(_TICK_S)
         for slot in list(self.slots):
@@ -175,6 +182,9 @@ class _Run:
                     slot.retire()
             case ("held",):
                 self._wait_for_another_run(slot)
+            case ("alone", why):
+                self._try_alone(slot, why)
+                slot.retire()
             case ("paused",):
                 self._clear(slot)
             case ("fatal", reason):
@@ -189,6 +199,12 @@ class _Run:
         if not self.queue and not self.waiting:
             self.waiting = True
             self.display.note("waiting for cells that another run has begun")
+
+    def _try_alone(self, slot: Slot, why: str) -> None:
+        assert slot.cell
+        self.display.note(f"{self.names[slot.cell.key]}: later, alone: {why}")
+        self.alone.append(slot.cell)
+        self._clear(slot)
 
     def _count(self, slot: Slot, status: Status, headline: str) -> None:
         assert slot.cell
@@ -217,6 +233,8 @@ class _Run:
             return
         if env is None:
             self._leave_out(slot, how)
+        elif self.pack > 1:
+            self._try_alone(slot, "overdue" if slot.timed_out else how)
         elif slot.timed_out:
             limit = duration(self.options.timeout_s or 0)
             self._record_loss(slot, env, "timeout", f"not done after --timeout {limit}")
@@ -224,7 +242,7 @@ class _Run:
             self._record_loss(slot, env, "error", how)
 
     def _leave_out(self, slot: Slot, how: str) -> None:
-        """No worker gets ready on that place: its cell goes to another one."""
+        """No worker gets ready there: the cell goes to another slot."""
         assert slot.cell
         if len(self.slots) == 1:
             raise ValueError(f"{slot.name}: {how} before it was ready: see above")
@@ -232,7 +250,8 @@ class _Run:
         self.queue.appendleft(slot.cell)
         self._clear(slot)
         self.slots.remove(slot)
-        self.lost.add(slot.name)
+        if not any(other.place == slot.place for other in self.slots):
+            self.lost.add(slot.place.name)
 
     def _record_loss(self, slot: Slot, env: dict[str, Any], status: Status, error: str) -> None:
         assert slot.cell
@@ -257,9 +276,9 @@ class _Run:
     def _notice_overdue_cells(self) -> None:
         now = time.monotonic()
         for slot in self.slots:
-            if slot.worker and slot.overdue_at is not None and now > slot.overdue_at:
+            if slot.overdue_at is not None and now > slot.overdue_at:
                 slot.timed_out = True
-                slot.worker.kill()
+                slot.kill()
 
     def _notice_a_stop(self) -> None:
         now, deadline = time.monotonic(), self.options.deadline
@@ -276,5 +295,4 @@ class _Run:
                     slot.worker.stop()
         elif now > self.stop_by or len(self.signals) > 1:
             for slot in self.slots:
-                if slot.worker and slot.cell:
-                    slot.worker.kill()
+                slot.kill()

@@ -65,7 +65,7 @@ class Seat:
         """Start a worker."""
         # The driver has settled what --fresh leaves out.
         here = replace(setup.options, results=self._folder, fresh_since=None)
-        self._worker = WorkerProcess(replace(setup, options=here))
+        (self._worker,) = WorkerProcess.side_by_side(replace(setup, options=here))
         return self.said()
 
     def give(self, cell: Cell, checkpoint: bytes | None) -> Said:

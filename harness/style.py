@@ -29,6 +29,18 @@ MARKS = {
     "attention": ("Attention", "#000000", "P"),
 }
 """Mixer -> (name in figures, colour, marker). Another mixer gets a spare mark by its name."""
+NAMES = {
+    "based": "Based",
+    "base_conv": "BaseConv",
+    "h3": "H3",
+    "hyena": "Hyena",
+    "rwkv": "RWKV",
+    "rwkv7": "RWKV-7",
+    "delta_net": "DeltaNet",
+    "gated_delta_net": "Gated DeltaNet",
+    "sliding_window": "Sliding window",
+}
+"""Mixers with spare marks that are only published here, not run."""
 SPARE_COLOURS = ("#CC79A7", "#7F7F7F", "#8C510A", "#5E3C99")
 SPARE_MARKERS = ("X", "p", "h", "<", ">")
 
@@ -130,7 +142,7 @@ def mark(mixer: str, impl: str, variant: int = 0) -> Mark:
 
 def mixer_name(mixer: str) -> str:
     """The mixer's name as papers spell it."""
-    return MARKS[mixer][0] if mixer in MARKS else mixer
+    return MARKS[mixer][0] if mixer in MARKS else NAMES.get(mixer, mixer)
 
 
 def number(value: float, base: int = 1000) -> str:

@@ -1,4 +1,5 @@
-"""A worker process: takes cells from the parent one by one, measures them, appends the records.
+"""A worker process: takes cells from the parent, measures them one by one or several side by side,
+appends the records.
 
 It holds a cell's claim from before it looks at the records until its own record is on the disk, so
 a cell is never measured twice at once, whichever process dies when. It says to the parent:
@@ -6,6 +7,7 @@ a cell is never measured twice at once, whichever process dies when. It says to 
     ready, env          started, time       progress, line      finished, status, headline
     settled, status, headline (another run was faster)          held (another run is at it)
     paused              fatal, reason (no record can be written)
+    alone, why (it failed beside others, which is no result)
 """
 
 from __future__ import annotations
@@ -16,9 +18,8 @@ import pickle
 import queue
 import signal
 import sys
-import threading
-import time
 import traceback
+from collections.abc import Generator, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -31,10 +32,10 @@ from harness import environment
 from harness.cells import CHECKOUT, Cell, Setup
 from harness.claims import claimed, headline
 from harness.exclusive import device_alone
+from harness.parent import Parent
 from harness.records import Metric, Record, Records, Status, utc_now
 from tasks.base import Context, Paused, Unsupported, Wrong
 
-PROGRESS_EVERY_S = 0.5
 FRAMES = 4
 LONGEST_ERROR = 2000
 
@@ -44,78 +45,50 @@ OUT_OF_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_S
 _METRIC: TypeAdapter[Metric] = TypeAdapter(Metric)
 
 
-def serve(connection: Connection, setup: Setup) -> None:
-    """Measure cells until the parent closes the connection or dies."""
+def serve(connections: list[Connection], setup: Setup) -> None:
+    """Measure cells, one at a time for each connection, until the parent closes them all or dies.
+
+    Those of several connections take turns, a step at a time.
+    """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     # What the server had imported stays shared with it, and out of every collection.
     gc.freeze()
-    parent = _Parent(connection)
+    cells: queue.SimpleQueue[tuple[Parent, Cell]] = queue.SimpleQueue()
+    parents: list[Parent] = []
+    for connection in connections:
+        parents.append(Parent(connection, cells, parents))
     records = Records(setup.options.results / setup.grid)
     torch.set_num_threads(setup.threads)
     device = torch.device(setup.device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     env = setup.options.machine.checkout | environment.capture(device)
-    parent.say("ready", env)
+    for parent in parents:
+        parent.say("ready", env)
+    running: dict[Parent, Iterator[None]] = {}
     while True:
-        cell = parent.next_cell()
-        # Of the cell before: not sooner, since after a CUDA error this would raise it once more.
-        gc.collect()
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
-        try:
-            _settle(cell, records, setup, env, parent)
-        except (ValueError, OSError) as error:
-            parent.say("fatal", str(error))
-        sys.stdout.flush()
-
-
-class _Parent:
-    """The connection to the parent: a thread listens, so that a stop or its death is noticed in
-    the middle of a cell."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-        self._cells: queue.SimpleQueue[Cell] = queue.SimpleQueue()
-        self._lock = threading.Lock()
-        self._last_progress = 0.0
-        self.stop = threading.Event()
-        threading.Thread(target=self._listen, daemon=True).start()
-
-    def _listen(self) -> None:
-        while True:
+        while not running or not cells.empty():
+            parent, cell = cells.get()
+            # Of the cell before: not sooner, since after a CUDA error this would raise it again.
+            gc.collect()
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+            running[parent] = _settle(cell, records, setup, env, parent)
+        for parent, steps in list(running.items()):
             try:
-                message = self._connection.recv()
-            except (EOFError, OSError):
-                # At once, whatever the main thread is doing: an orphan must not go on measuring.
-                os._exit(0)
-            if isinstance(message, Cell):
-                self._cells.put(message)
-            else:
-                self.stop.set()
-
-    def next_cell(self) -> Cell:
-        return self._cells.get()
-
-    def say(self, *message: Any) -> None:
-        try:
-            with self._lock:
-                self._connection.send(message)
-        except OSError:
-            os._exit(0)
-
-    def progress(self, line: str) -> None:
-        now = time.monotonic()
-        if now - self._last_progress >= PROGRESS_EVERY_S:
-            self._last_progress = now
-            self.say("progress", line)
+                if next(steps, True):
+                    del running[parent]
+            except (ValueError, OSError) as error:
+                del running[parent]
+                parent.say("fatal", str(error))
+            sys.stdout.flush()
 
 
 def _settle(
-    cell: Cell, records: Records, setup: Setup, env: environment.Env, parent: _Parent
-) -> None:
-    """See to it that the cell has a record, or say why not."""
+    cell: Cell, records: Records, setup: Setup, env: environment.Env, parent: Parent
+) -> Iterator[None]:
+    """See to it that the cell has a record, or say why not; others have their turn in between."""
     with claimed(cell, records, setup) as why_not:
         if why_not:
             parent.say(*why_not)
@@ -123,12 +96,12 @@ def _settle(
         device = torch.device(setup.device)
         with _to_itself(cell, device, parent) as free:
             if free:
-                _measure_and_record(cell, records, setup, env, parent)
+                yield from _measure_and_record(cell, records, setup, env, parent)
             else:
                 parent.say("paused")
 
 
-def _to_itself(cell: Cell, device: torch.device, parent: _Parent) -> AbstractContextManager[bool]:
+def _to_itself(cell: Cell, device: torch.device, parent: Parent) -> AbstractContextManager[bool]:
     """The device without another timed cell, if this one is timed; False after a stop."""
     if not cell.timed:
         return nullcontext(True)
@@ -136,8 +109,8 @@ def _to_itself(cell: Cell, device: torch.device, parent: _Parent) -> AbstractCon
 
 
 def _measure_and_record(
-    cell: Cell, records: Records, setup: Setup, env: environment.Env, parent: _Parent
-) -> None:
+    cell: Cell, records: Records, setup: Setup, env: environment.Env, parent: Parent
+) -> Iterator[None]:
     checkpoint = records.checkpoint(cell.key, setup.options.machine.device_name)
     device = torch.device(setup.device)
     started = utc_now()
@@ -147,8 +120,9 @@ def _measure_and_record(
         checkpoint=checkpoint,
         progress=parent.progress,
         should_stop=parent.stop.is_set,
+        pack=setup.pack,
     )
-    outcome = measure(cell.payload, context)
+    outcome = yield from measure(cell.payload, context)
     if outcome is None:
         parent.say("paused")
         return
@@ -164,6 +138,10 @@ def _measure_and_record(
         ended=utc_now(),
         error=error,
     )
+    if status in ("oom", "error") and setup.pack > 1:
+        # Another's memory, or another's CUDA error: no result.
+        parent.say("alone", headline(record))
+        return
     records.append(record)
     if status == "ok":
         checkpoint.unlink(missing_ok=True)
@@ -173,10 +151,11 @@ def _measure_and_record(
 Outcome = tuple[Status, dict[str, Metric], str | None]
 
 
-def measure(payload: bytes, context: Context) -> Outcome | None:
+def measure(payload: bytes, context: Context) -> Generator[None, None, Outcome | None]:
     """Run the pickled task: its status, metrics and error; None if it has paused."""
     try:
-        metrics = pickle.loads(payload).run(context)
+        task = pickle.loads(payload)
+        metrics = (yield from task.turns(context)) if task.packs else task.run(context)
         return "ok", {name: _metric(name, value) for name, value in metrics.items()}, None
     except Paused:
         return None

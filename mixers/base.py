@@ -10,11 +10,11 @@ table row. Only the layers that it builds hold tensors.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_serializer
 from torch import Tensor, nn
 
 
@@ -22,6 +22,16 @@ class Frozen(BaseModel):
     """A configuration: immutable, hashable; an unknown field is an error that names it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    later: ClassVar[tuple[str, ...]] = ()
+    """Fields that came after records had been made: left out of the JSON at their default, so that
+    the cells of those records keep their keys."""
+
+    @model_serializer(mode="wrap")
+    def _without_later_defaults(self, dump: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        fields = type(self).model_fields
+        unset = {name for name in self.later if getattr(self, name) == fields[name].default}
+        return {name: value for name, value in dump(self).items() if name not in unset}
 
 
 def expect_divisor(field: str, value: int, of: str, total: int) -> None:

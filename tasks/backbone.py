@@ -6,11 +6,11 @@ x += mixer(norm(x));  x += channel(norm(x));  ...;  logits = norm(x) @ head
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, SerializeAsAny, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -44,6 +44,10 @@ class Backbone(Frozen):
     init: Init = "torch"
     """Of the embedding, the head and the channel mixer; `torch` draws embeddings from
     N(0, 1 / d_model), the others from N(0, 0.02^2). A mixer owns its own."""
+    first: SerializeAsAny[Mixer] | None = None
+    """Another mixer in the place of the first layer's: a hybrid."""
+
+    later: ClassVar[tuple[str, ...]] = ("first",)
 
     @model_validator(mode="after")
     def _glu_width_is_used(self) -> Backbone:
@@ -53,6 +57,12 @@ class Backbone(Frozen):
                 f"{self.channel_mixer!r}; leave it out or use channel_mixer = 'glu'"
             )
         return self
+
+    def state_size(self, mixer: Mixer, seq_len: int) -> int:
+        """Numbers that all layers hold to decode one sequence."""
+        first = self.first or mixer
+        others = (self.n_layers - 1) * mixer.state_size(self.d_model, seq_len)
+        return first.state_size(self.d_model, seq_len) + others
 
     def build(
         self,
@@ -98,6 +108,9 @@ class LanguageModel(nn.Module):
         self.max_len = max_len
         self.dropout = Dropout(backbone.embed_dropout)
         token_mixers = mixer.stack(d_model, n_layers, causal=causal, generator=generator)
+        if backbone.first is not None:
+            stack = backbone.first.stack(d_model, n_layers, causal=causal, generator=generator)
+            token_mixers[0] = stack[0]
         self.blocks = nn.ModuleList(Block(backbone, layer, generator) for layer in token_mixers)
         final = backbone.final_norm or backbone.norm
         self.norm = norm(final, d_model, device=generator.device)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
-from pydantic import SerializeAsAny, field_validator, model_serializer
+from pydantic import SerializeAsAny, field_validator
 
 from mixers.base import Frozen, Mixer
 
@@ -30,6 +30,15 @@ class Unsupported(Exception):
     """The cell cannot run here; the message says why and what would make it so."""
 
 
+def to_the_end(turns: Generator[None, None, Metrics]) -> Metrics:
+    """Take every turn; what the last one returns."""
+    while True:
+        try:
+            next(turns)
+        except StopIteration as end:
+            return end.value
+
+
 def silent(line: str) -> None:
     """Progress that nobody reads."""
     del line
@@ -45,6 +54,8 @@ class Context:
     progress: Callable[[str], None] = silent
     should_stop: Callable[[], bool] = field(default=lambda: False)
     """Polled between steps: when true, save the checkpoint and raise Paused."""
+    pack: int = 1
+    """Most cells that run side by side in this process, this one included."""
 
 
 class Task(Frozen):
@@ -66,16 +77,8 @@ class Task(Frozen):
 
     timed: ClassVar[bool] = False
     """True: run alone on the device, in a fresh process."""
-
-    later: ClassVar[tuple[str, ...]] = ()
-    """Fields that came after records had been made: left out of the JSON at their default, so that
-    the cells of those records keep their keys."""
-
-    @model_serializer(mode="wrap")
-    def _without_later_defaults(self, dump: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
-        fields = type(self).model_fields
-        unset = {name for name in self.later if getattr(self, name) == fields[name].default}
-        return {name: value for name, value in dump(self).items() if name not in unset}
+    packs: ClassVar[bool] = False
+    """True: may run side by side with others in one process, by `turns`."""
 
     @property
     def cost(self) -> float:
@@ -85,6 +88,10 @@ class Task(Frozen):
 
     def run(self, context: Context) -> Metrics:
         """Measure. Raise Unsupported, Wrong or Paused where that is the outcome."""
+        raise NotImplementedError
+
+    def turns(self, context: Context) -> Generator[None, None, Metrics]:
+        """`run`, interrupted wherever another cell may have its turn, where `packs` says so."""
         raise NotImplementedError
 
     def canonical(self) -> str:

@@ -1,6 +1,7 @@
 """The one training loop: explicit seeds, exact resume, early stop, one evaluation an epoch.
 
-A task hands it a model and a `Problem`; nothing here knows what is learned.
+A task hands it a model and a `Problem`; nothing here knows what is learned. The host never waits
+for the device inside an epoch, but to stay a few steps ahead of it and no more.
 """
 
 from __future__ import annotations
@@ -9,67 +10,53 @@ import hashlib
 import math
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections import deque
+from collections.abc import Generator
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from mixers.base import Frozen
 from mixers.layers import seed_dropout
-from tasks.base import Context, Metrics, Paused
+from tasks.base import Context, Metrics, Paused, Unsupported, to_the_end
+from tasks.graphs import Function, Graphs, Replayed, compiled
+from tasks.recipe import Training, adamw, autocast, learning_rate, matmul_precision
 
 CHECKPOINT_EVERY_S = 60.0
 # An evaluation is not polled for a stop: what was trained before it is kept.
 CHECKPOINT_BEFORE_EVALUATION_S = 10.0
-
-
-Share = Annotated[float, Field(ge=0, lt=1)]
-
-
-class Training(Frozen):
-    """How a model is trained and which of its numbers is reported."""
-
-    lr: PositiveFloat
-    epochs: PositiveInt = 64
-    batch: PositiveInt = 512
-    weight_decay: NonNegativeFloat = 0.1
-    decay: Literal["all", "matrices"] = "all"
-    """`all`: weight decay on every parameter, norms, biases and decay rates included (zoology).
-    `matrices`: on parameters of two or more axes."""
-    betas: tuple[Share, Share] = (0.9, 0.999)
-    eps: PositiveFloat = 1e-8
-    schedule: Literal["constant", "cosine_epoch", "cosine_step", "inverse_sqrt"] = "cosine_epoch"
-    """Cosine to 0 over all epochs, changed once an epoch or once a step; or lr / sqrt(step)."""
-    warmup_steps: NonNegativeInt = 0
-    clip_norm: PositiveFloat | None = None
-    precision: Literal["fp32", "tf32", "bf16_autocast"] = "fp32"
-    """Of the training steps; evaluation is always fp32."""
-    order: Literal["fixed", "shuffled"] = "fixed"
-    """Of the batches: the same every epoch, or a new permutation of the examples each epoch."""
-    early_stop: Share | None = None
-    """Stop after the first epoch whose accuracy is above this."""
-    report: Literal["last", "best"] = "last"
-    """Which epoch's accuracy is `accuracy`."""
+STEPS_AHEAD = 16
+"""How many steps the host may be ahead of the device: enough that the device never waits, few
+enough that a stop is not long in coming."""
 
 
 @runtime_checkable
 class Problem(Protocol):
-    """What is learned. `loss` and `evaluate` see the model in the right mode and precision."""
+    """What is learned. `loss` and `score` see the model in the right mode and precision; they may
+    be replayed from a graph, so they read no tensor on the host and draw nothing but dropout."""
 
     def start_epoch(self, epoch: int) -> int:
         """Prepare the epoch's order; return its number of steps."""
         ...
 
-    def loss(self, model: nn.Module, step: int) -> Tensor:
-        """The scalar loss of the epoch's batch number `step`."""
+    def batch(self, step: int) -> tuple[Tensor, ...]:
+        """The epoch's batch number `step`, on the device."""
         ...
 
-    def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """Metrics on held-out data; `accuracy` among them."""
+    def loss(self, model: nn.Module, *batch: Tensor) -> Tensor:
+        """The scalar loss of a batch."""
+        ...
+
+    def score(self, model: nn.Module, *batch: Tensor) -> Tensor:
+        """What an evaluation needs of a batch of held-out data."""
+        ...
+
+    def evaluate(self, score: Function) -> dict[str, Tensor]:
+        """Metrics on held-out data, scalars on the device; `accuracy` among them. `score` takes a
+        batch; what it returns is good until its next call."""
         ...
 
 
@@ -86,86 +73,154 @@ def train(
 
     Goes on from `context.checkpoint` if it is there; when `context.should_stop` says so, saves it
     and raises Paused. A resumed run equals an uninterrupted one; on a CPU bit for bit, where the
-    number of threads is the same.
+    number of threads is the same. Raises Unsupported for a graph on a CPU.
     """
-    run = _Run(model, training, problem, seed, context)
-    if context.checkpoint is not None and context.checkpoint.exists():
-        run.load(context.checkpoint)
-    with _matmul_precision(training.precision):
-        run.to_the_end()
-    return run.metrics()
+    return to_the_end(Trainer(model, training, problem, seed=seed, context=context).steps())
 
 
-class _Run:
+class Trainer:
+    """One model in training: its optimiser, its random numbers, its graphs and its checkpoint."""
+
     def __init__(
-        self, model: nn.Module, training: Training, problem: Problem, seed: int, context: Context
+        self,
+        model: nn.Module,
+        training: Training,
+        problem: Problem,
+        *,
+        seed: int,
+        context: Context,
     ) -> None:
         self.model, self.training, self.problem, self.context = model, training, problem, context
-        self.optimizer = _optimizer(model, training)
-        self.dropout = seeded(context.device, seed, "dropout")
+        device = context.device
+        if training.engine == "graph" and device.type != "cuda":
+            raise Unsupported(f"engine = 'graph' needs a CUDA device, not {device}: use 'eager'")
+        self.optimizer = adamw(model, training)
+        self.rate: float | None = None
+        self.dropout = seeded(device, seed, "dropout")
         seed_dropout(model, self.dropout)
+        self.loss_sum = torch.zeros((), device=device, dtype=torch.float64)
+        self.loss = compiled(problem.loss) if training.compiled else problem.loss
+        self.graphs: Graphs | None = None
+        self.update: Function = self._update
+        self.score: Function = partial(problem.score, model)
+        if training.engine == "graph":
+            self.graphs = Graphs(device, self.dropout)
+            self.update = Replayed(self.update, self.graphs)
+            self.score = Replayed(self.score, self.graphs)
+        self.ahead: deque[torch.cuda.Event] = deque()
         self.epoch = self.step = self.steps_done = 0
-        self.loss_sum = torch.zeros((), device=context.device, dtype=torch.float64)
         self.losses: list[float] = []
         self.history: dict[str, list[float]] = {}
         self.train_s = 0.0
         self.finished = self.diverged = False
         self.clock = self.saved = time.monotonic()
 
-    def to_the_end(self) -> None:
+    def steps(self) -> Generator[None, None, Metrics]:
+        """Train to the end; between steps another model may have its turn."""
+        if self.context.checkpoint is not None and self.context.checkpoint.exists():
+            self.load(self.context.checkpoint)
         while not self.finished:
-            steps = self.problem.start_epoch(self.epoch)
-            self.model.train()
-            self.clock = time.monotonic()
+            steps = self.start_epoch()
             while self.step < steps:
-                self._one_step(steps)
+                self.one_step(steps)
                 self._keep_or_stop()
+                yield
+            self._read_clock()
             if time.monotonic() - self.saved > CHECKPOINT_BEFORE_EVALUATION_S:
                 self.save()
-            self._end_epoch(float(self.loss_sum) / steps)
+            scores = self.evaluate()
+            # The others' evaluations are launched before the host waits for this one.
+            yield
+            self._end_epoch(scores, steps)
+        return self.metrics()
+
+    def start_epoch(self) -> int:
+        """Prepare the epoch; return its number of steps."""
+        if self.graphs is not None:
+            # What the model and its data were made on.
+            self.graphs.stream.wait_stream(torch.cuda.current_stream(self.context.device))
+        with self._here():
+            steps = self.problem.start_epoch(self.epoch)
+        self.model.train()
+        self.clock = time.monotonic()
+        return steps
+
+    def one_step(self, steps_per_epoch: int) -> None:
+        """Launch one step, then wait until the device is at most a few steps behind."""
+        with self._here(), matmul_precision(self.training.precision):
+            self._set_rate(
+                learning_rate(self.training, self.epoch, self.steps_done, steps_per_epoch)
+            )
+            self.update(*self.problem.batch(self.step))
+            if self.context.device.type == "cuda":
+                self.ahead.append(torch.cuda.Event())
+                self.ahead[-1].record()
+        if len(self.ahead) > STEPS_AHEAD:
+            self.ahead.popleft().synchronize()
+        self.step += 1
+        self.steps_done += 1
+
+    def evaluate(self) -> dict[str, Tensor]:
+        """Launch an evaluation."""
+        self.model.eval()
+        with self._here(), torch.no_grad(), matmul_precision("fp32"):
+            return self.problem.evaluate(self.score)
+
+    def _update(self, *batch: Tensor) -> Tensor:
+        """A whole step; returns the sum of the epoch's losses."""
+        self.optimizer.zero_grad(set_to_none=True)
+        with autocast(self.training.precision, self.context.device):
+            loss = self.loss(self.model, *batch)
+        loss.backward()
+        if self.training.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.training.clip_norm)
+        capturing = self.graphs is not None and torch.cuda.is_current_stream_capturing()
+        for group in self.optimizer.param_groups:
+            # torch asks it of a step that is captured and warns of it in any other.
+            group["capturable"] = capturing
+        self.optimizer.step()
+        self.loss_sum += loss.detach()
+        return self.loss_sum
+
+    def _here(self) -> AbstractContextManager[Any]:
+        return nullcontext() if self.graphs is None else torch.cuda.stream(self.graphs.stream)
+
+    def _set_rate(self, rate: float) -> None:
+        if rate == self.rate:
+            return
+        self.rate = rate
+        for group in self.optimizer.param_groups:
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
 
     def _keep_or_stop(self) -> None:
         stop = self.context.should_stop()
         if stop or time.monotonic() - self.saved > CHECKPOINT_EVERY_S:
+            self._read_clock()
             self.save()
         if stop:
             raise Paused
 
     def _read_clock(self) -> None:
+        """Count the time since the last look as training, all of what was launched included."""
+        if self.context.device.type == "cuda":
+            with self._here():
+                torch.cuda.current_stream(self.context.device).synchronize()
         now = time.monotonic()
         self.train_s, self.clock = self.train_s + now - self.clock, now
 
-    def _one_step(self, steps: int) -> None:
-        lr = learning_rate(self.training, self.epoch, self.steps_done, steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        self.optimizer.zero_grad(set_to_none=True)
-        with self._autocast():
-            loss = self.problem.loss(self.model, self.step)
-        loss.backward()
-        if self.training.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.training.clip_norm)
-        self.optimizer.step()
-        self.loss_sum += loss.detach()
-        self.step += 1
-        self.steps_done += 1
-
-    def _autocast(self) -> torch.autocast | nullcontext[None]:
-        if self.training.precision == "bf16_autocast":
-            return torch.autocast(self.context.device.type, dtype=torch.bfloat16)
-        return nullcontext()
-
-    def _end_epoch(self, mean_loss: float) -> None:
-        self._read_clock()
-        self.model.eval()
-        with torch.no_grad(), _matmul_precision("fp32"):
-            scores = self.problem.evaluate(self.model)
-        self.losses.append(mean_loss)
-        for name, score in scores.items():
+    def _end_epoch(self, scores: dict[str, Tensor], steps: int) -> None:
+        with self._here():
+            names, values = list(scores), [*scores.values(), self.loss_sum / steps]
+            *read, mean_loss = torch.stack([value.double() for value in values]).tolist()
+            self.loss_sum.zero_()
+        for name, score in zip(names, read, strict=True):
             self.history.setdefault(name, []).append(score)
+        self.losses.append(mean_loss)
         self.epoch, self.step = self.epoch + 1, 0
-        self.loss_sum.zero_()
-        accuracy, stop = scores["accuracy"], self.training.early_stop
+        accuracy, stop = self.history["accuracy"][-1], self.training.early_stop
         # A learning rate at which training diverges is a result of the grid, not a failure.
         self.diverged = not math.isfinite(mean_loss)
         learned = stop is not None and accuracy > stop
@@ -176,6 +231,7 @@ class _Run:
         )
 
     def metrics(self) -> Metrics:
+        """Of the run so far; times are of the wall, those of a pack's other models included."""
         accuracies = self.history["accuracy"]
         best = max(range(len(accuracies)), key=accuracies.__getitem__)
         chosen = best if self.training.report == "best" else len(accuracies) - 1
@@ -188,21 +244,22 @@ class _Run:
             "steps": self.steps_done,
             "train_s": self.train_s,
             "step_ms": 1e3 * self.train_s / self.steps_done,
+            "pack": self.context.pack,
             "parameters": sum(p.numel() for p in self.model.parameters()),
             "accuracy_by_epoch": accuracies,
             "loss_by_epoch": self.losses,
         }
 
     def save(self) -> None:
-        self._read_clock()
-        self.saved = self.clock
+        """Write the checkpoint, where there is a place for it."""
         path = self.context.checkpoint
-        if path is None:
-            return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")
-        torch.save(self._state(), part)
-        os.replace(part, path)
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part = path.with_suffix(".part")
+            with self._here():
+                torch.save(self._state(), part)
+            os.replace(part, path)
+        self.clock = self.saved = time.monotonic()
 
     def _state(self) -> dict[str, Any]:
         return {
@@ -217,56 +274,18 @@ class _Run:
         }
 
     def load(self, path: Path) -> None:
+        """Go on from a checkpoint."""
         state = torch.load(path, map_location=self.context.device, weights_only=True)
         self.model.load_state_dict(state["model"])
+        groups = self.optimizer.param_groups
+        rates = [group["lr"] for group in groups]
         self.optimizer.load_state_dict(state["optimizer"])
+        # Ours again: on a GPU a tensor, whatever the checkpoint has.
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
         self.dropout.set_state(state["dropout"].cpu())
         self.loss_sum.copy_(state["loss_sum"])
         self.epoch, self.step, self.steps_done = state["counters"]
         self.train_s, self.losses = state["train_s"], state["losses"]
         self.history = state["history"]
         self.context.progress(f"resumed at epoch {self.epoch + 1}, step {self.step}")
-
-
-def learning_rate(training: Training, epoch: int, step: int, steps_per_epoch: int) -> float:
-    """The learning rate of optimiser step number `step` (from 0), in epoch number `epoch`."""
-    total = training.epochs * steps_per_epoch
-    if step < training.warmup_steps:
-        return training.lr * (step + 1) / training.warmup_steps
-    if training.schedule == "cosine_epoch":
-        return training.lr * 0.5 * (1 + math.cos(math.pi * epoch / training.epochs))
-    if training.schedule == "cosine_step":
-        # Clamped: a recipe whose warm-up is longer than the run still ends at 0, not above.
-        span = max(1, total - training.warmup_steps)
-        done = min(1.0, (step - training.warmup_steps) / span)
-        return training.lr * 0.5 * (1 + math.cos(math.pi * done))
-    if training.schedule == "inverse_sqrt":
-        return training.lr * math.sqrt(max(1, training.warmup_steps) / (step + 1))
-    return training.lr
-
-
-def _optimizer(model: nn.Module, training: Training) -> torch.optim.AdamW:
-    decayed, free = [], []
-    for parameter in model.parameters():
-        (decayed if training.decay == "all" or parameter.ndim >= 2 else free).append(parameter)
-    groups = [
-        {"params": decayed, "weight_decay": training.weight_decay},
-        {"params": free, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=training.lr,
-        betas=training.betas,
-        eps=training.eps,
-        fused=True,
-    )
-
-
-@contextmanager
-def _matmul_precision(precision: str) -> Iterator[None]:
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)

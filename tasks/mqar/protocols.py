@@ -16,7 +16,7 @@ from __future__ import annotations
 from mixers.base import Mixer
 from tasks.backbone import Backbone
 from tasks.mqar.task import MQAR, Segment
-from tasks.training import Training
+from tasks.recipe import Training
 
 ICLR2024_LRS = (1e-4, 10 ** (-10 / 3), 10 ** (-8 / 3), 1e-2)
 HGRN2_PAPER_LRS = (1e-5, 5e-5, 1e-4, 5e-4, 1e-3, 5e-3, 1e-2)
@@ -79,7 +79,8 @@ def hgrn2_paper(
 def mixed(mixer: Mixer, *, d_model: int, lr: float, seed: int = 123) -> MQAR:
     """The mixed-difficulty protocol of Based (arXiv 2402.18668) and zoology's README figure.
 
-    Without the short convolution that replaces the first layer of most mixers there.
+    Without the short convolution that is the first layer of all mixers but Mamba, H3 and Hyena
+    there (`Backbone.first`).
 
     Five training segments from easy to hard, seven test segments of 1,000 rows whose last two
     extrapolate in length and number of pairs; random filler; batch 256 in a fixed order, 32

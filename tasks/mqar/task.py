@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+import time
+from collections.abc import Generator
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import PositiveInt, computed_field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mixers.base import Frozen
+from mixers.base import Frozen, Mixer
 from tasks.backbone import Backbone, LanguageModel
-from tasks.base import Context, Metrics, Task, Unsupported
+from tasks.base import Context, Metrics, Task, Unsupported, to_the_end
+from tasks.graphs import Function
 from tasks.mqar.data import UNLABELLED, check_mqar, mqar_batch
-from tasks.training import Training, seeded, train
+from tasks.recipe import Training, autocast, matmul_precision
+from tasks.training import Trainer, seeded
+from tasks.workload import expect_close, relative_error
+
+CHECKED_ROWS = 4
+TOLERANCE = 2**-8
+"""Of a gradient's relative error: some peers' kernels multiply in TF32 whatever torch is told."""
 
 
 class Segment(Frozen):
@@ -46,13 +55,16 @@ class MQAR(Task):
     over_lr: Literal["max", "mean"] = "max"
     """How a report chooses among learning rates."""
 
+    packs: ClassVar[bool] = True
+
     @model_validator(mode="after")
     def _fits(self) -> MQAR:
         if not self.train or not self.test:
             raise ValueError("train and test should each hold at least one segment")
         for segment in self.train + self.test:
             check_mqar(segment.seq_len, segment.kv_pairs, self.vocab_size, self.power_a)
-        self.mixer.check_width(self.backbone.d_model)
+        for mixer in (self.mixer, self.backbone.first or self.mixer):
+            mixer.check_width(self.backbone.d_model)
         return self
 
     @computed_field
@@ -74,21 +86,68 @@ class MQAR(Task):
         return float(tokens * self.backbone.n_layers * self.backbone.d_model)
 
     def run(self, context: Context) -> Metrics:
+        return to_the_end(self.turns(context))
+
+    def turns(self, context: Context) -> Generator[None, None, Metrics]:
+        trainer = self.trainer(context)
+        steps = trainer.steps()
+        # One step first: a kernel that tunes itself does it at the first size it meets.
+        next(steps)
+        start = time.monotonic()
+        self.check(context.device)
+        trainer.clock += time.monotonic() - start
+        yield
+        metrics = yield from steps
+        state = self.backbone.state_size(self.mixer, self.seq_len)
+        return metrics | {"state_bytes": 4 * state}
+
+    def trainer(self, context: Context) -> Trainer:
+        """The model at its start, with its data. Raises Unsupported as the mixer says."""
         reason = self.mixer.unsupported(context.device, self.compute_dtype)
         if reason is not None:
             raise Unsupported(reason)
-        max_len = max(segment.seq_len for segment in self.train + self.test)
+        model = self.model(self.mixer, context.device)
+        problem = Recall(self, context.device)
+        return Trainer(model, self.training, problem, seed=self.seed, context=context)
+
+    def model(self, mixer: Mixer, device: torch.device) -> LanguageModel:
+        """The backbone around `mixer`, a function of the seed alone."""
         model = self.backbone.build(
-            self.mixer,
+            mixer,
             vocab_size=self.vocab_size,
-            max_len=max_len,
+            max_len=max(segment.seq_len for segment in self.train + self.test),
             # Drawn on the CPU: the same start on every device.
             generator=seeded("cpu", self.seed, "parameters"),
-        ).to(context.device)
-        problem = Recall(self, context.device)
-        metrics = train(model, self.training, problem, seed=self.seed, context=context)
-        state = self.mixer.state_size(self.backbone.d_model, self.seq_len)
-        return metrics | {"state_bytes": 4 * state * self.backbone.n_layers}
+        )
+        return model.to(device)
+
+    def check(self, device: torch.device) -> None:
+        """Raise Wrong where the implementation's gradients, over the mixers' parameters, differ
+        from fp64's by more than twice what the reference's do in the cell's precision, plus
+        TOLERANCE; on four rows without dropout."""
+        if self.mixer.impl == "reference":
+            return
+        reference = self.mixer.model_copy(update={"impl": "reference"})
+        exact = self._gradients(reference, device, torch.float64)
+        baseline, ours = (
+            self._gradients(mixer, device, torch.float32) for mixer in (reference, self.mixer)
+        )
+        what = f"the gradient in {self.training.precision}"
+        allowed = 2 * relative_error(baseline, exact) + TOLERANCE
+        expect_close(what, self.mixer, relative_error(ours, exact), allowed)
+
+    def _gradients(self, mixer: Mixer, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """Of the loss by the mixers' parameters, in a row; in fp64 without autocast."""
+        model = self.model(mixer, device).to(dtype).eval()
+        few = self.train[0].model_copy(update={"examples": CHECKED_ROWS})
+        problem = Recall(self.model_copy(update={"train": (few,)}), device)
+        problem.start_epoch(0)
+        precision = "fp32" if dtype == torch.float64 else self.training.precision
+        with autocast(precision, device), matmul_precision(precision):
+            loss = problem.loss(model, *problem.batch(0))
+        parameters = [p for name, p in model.named_parameters() if ".mixer." in name]
+        gradients = torch.autograd.grad(loss, parameters)
+        return torch.cat([gradient.flatten() for gradient in gradients])
 
     @property
     def compute_dtype(self) -> torch.dtype:
@@ -109,6 +168,10 @@ class Rows(NamedTuple):
 
     def slice(self, rows: slice | Tensor) -> Rows:
         return Rows(self.inputs[rows], self.positions[rows], self.targets[rows])
+
+    def batches(self, size: int) -> list[slice]:
+        """Of `size` rows in order; the last one may be smaller."""
+        return [slice(start, start + size) for start in range(0, len(self.inputs), size)]
 
 
 class Recall:
@@ -140,9 +203,7 @@ class Recall:
         size = self.task.training.batch
         batches: list[tuple[Rows, slice | Tensor]] = []
         if self.task.training.order == "fixed":
-            for rows in self.train:
-                n = len(rows.inputs)
-                batches += [(rows, slice(start, start + size)) for start in range(0, n, size)]
+            batches = [(rows, part) for rows in self.train for part in rows.batches(size)]
         else:
             generator = seeded("cpu", self.task.seed, "order", epoch)
             for rows in self.train:
@@ -154,29 +215,35 @@ class Recall:
         self.batches = batches
         return len(batches)
 
-    def loss(self, model: nn.Module, step: int) -> Tensor:
+    def batch(self, step: int) -> Rows:
         rows, part = self.batches[step]
-        batch = rows.slice(part)
-        return F.cross_entropy(query_logits(model, batch).flatten(0, 1), batch.targets.flatten())
+        return rows.slice(part)
 
-    def evaluate(self, model: nn.Module) -> dict[str, float]:
+    def loss(self, model: nn.Module, *batch: Tensor) -> Tensor:
+        rows = Rows(*batch)
+        return F.cross_entropy(query_logits(model, rows).flatten(0, 1), rows.targets.flatten())
+
+    def score(self, model: nn.Module, *batch: Tensor) -> Tensor:
+        """How many queries are answered rightly."""
+        rows = Rows(*batch)
+        return (query_logits(model, rows).argmax(-1) == rows.targets).sum()
+
+    def evaluate(self, score: Function) -> dict[str, Tensor]:
         """`accuracy` is the mean over examples; with several segments, each one's too."""
-        per_segment = [self._accuracy(model, rows) for rows in self.test]
+        per_segment = [self._accuracy(score, rows) for rows in self.test]
         examples = [segment.examples for segment in self.task.test]
-        weighted = sum(a * n for a, n in zip(per_segment, examples, strict=True))
-        scores = {"accuracy": weighted / sum(examples)}
+        weighted = torch.stack([a * n for a, n in zip(per_segment, examples, strict=True)])
+        scores = {"accuracy": weighted.sum() / sum(examples)}
         if len(self.test) > 1:
             for segment, accuracy in zip(self.task.test, per_segment, strict=True):
                 scores[f"accuracy_{segment.seq_len}_{segment.kv_pairs}"] = accuracy
         return scores
 
-    def _accuracy(self, model: nn.Module, rows: Rows) -> float:
-        size = self.task.test_batch
+    def _accuracy(self, score: Function, rows: Rows) -> Tensor:
         correct = torch.zeros((), dtype=torch.int64, device=self.device)
-        for start in range(0, len(rows.inputs), size):
-            batch = rows.slice(slice(start, start + size))
-            correct += (query_logits(model, batch).argmax(-1) == batch.targets).sum()
-        return int(correct) / rows.targets.numel()
+        for part in rows.batches(self.task.test_batch):
+            correct += score(*rows.slice(part))
+        return correct.double() / rows.targets.numel()
 
 
 def query_logits(model: nn.Module, batch: Rows) -> Tensor:

@@ -292,6 +292,27 @@ def cold_start_records(*, grid: str = "cold_start_synthetic") -> list[Record]:
     return records
 
 
+def step_records(*, grid: str = "mqar_step_synthetic") -> list[Record]:
+    """A grid; seven wide attentions side by side run out of memory."""
+    shapes = (((64, 4), 512), ((256, 16), 256))
+    records: list[Record] = []
+    for pack, precision, (cell, batch), width, (mixer, impl) in product(
+        (1, 7), ("fp32", "bf16_autocast"), shapes, (64, 256), MIXERS
+    ):
+        task = mqar_task(mixer, impl, cell=cell, d_model=width, lr=1e-3, seed=123)
+        training = task["training"] | {"batch": batch, "precision": precision, "engine": "graph"}
+        task |= {"name": "mqar_step", "training": training, "pack": pack, "trial": 0}
+        if mixer == "attention" and pack == 7 and width == 256:
+            made = record(task, grid=grid, status="oom", error="CUDA out of memory")
+        else:
+            ms = (1 + width / 64) * (1 + 0.5 * (pack - 1)) * (0.7 if "bf16" in precision else 1)
+            metrics = {"step_ms": ms, "step_ms_per_model": ms / pack, "peak_mib": 900.0 * pack}
+            metrics |= {"runs_per_hour": 3.6e6 * pack / (64 * 196 * ms)}
+            made = record(task, metrics, grid=grid)
+        records.append(made)
+    return records
+
+
 def accuracy_records(*, grid: str = "accuracy_synthetic") -> list[Record]:
     """A grid: HGRN2 by two implementations at two bounds, one of which overflows at closed gates;
     GLA has no bound."""

@@ -168,6 +168,8 @@ def test_timeout(mixerbench: Mixerbench) -> None:
         (["run", toy("fine"), "--fresh", "--fresh-since", "2026-01-01"], "use one of them"),
         (["run", toy("fine"), "--jobs", "0"], "--jobs"),
         (["run", toy("fine"), "--ray", "auto", "--jobs", "2"], "--jobs 2: with --ray every GPU"),
+        (["run", toy("fine"), "--pack", "0"], "--pack"),
+        (["run", toy("fine"), "--ray", "auto", "--pack", "2"], "--pack 2: with --ray every GPU"),
         (["run"], "grids"),
         (["merge", "mqar_quick"], "files"),
         (["merge", "mqar_quick", "none.jsonl"], "there is no file none.jsonl"),

@@ -6,6 +6,7 @@ import pytest
 
 from harness.frames import LATER, PROVENANCE, cautions, flatten, frame, settings, tidy
 from tasks.decode import Decode
+from tasks.recipe import Training
 from tests.harness.synthetic import (
     CPU,
     GPU,
@@ -39,6 +40,8 @@ def test_flatten_names_leaves_by_their_own_name_where_it_is_unique():
         "backbone_name": "plain",
         "lr": 1e-3,
         "warmup": 0,
+        "engine": "eager",
+        "compiled": False,
         "segments": '[{"kv_pairs":4,"seq_len":64}]',
         "seed": 1,
     }
@@ -92,8 +95,11 @@ def test_a_later_field_has_the_value_that_records_before_it_had():
     row = flatten({"name": "decode", "context": 8})
     assert (row["level"], row["replay"]) == ("layer", "eager")
     assert flatten({"name": "decode", "context": 8, "replay": "graph"})["replay"] == "graph"
-    defaults = {name: Decode.model_fields[name].default for name in Decode.later}
-    assert LATER["decode"] == defaults
+    trained = flatten({"name": "mqar", "training": {"lr": 0.1}})
+    assert (trained["engine"], trained["compiled"]) == ("eager", False)
+    assert flatten({"name": "mqar", "training": {"engine": "graph"}})["engine"] == "graph"
+    for later, kind in ((LATER["decode"][""], Decode), (LATER["mqar"]["training"], Training)):
+        assert later == {name: kind.model_fields[name].default for name in kind.later}
 
 
 def test_several_devices_are_refused_unless_asked_for(tmp_path):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness import grids_speed
+from harness import grids_recall, grids_speed
 from harness.grids import GRIDS
 from harness.plan import build
 from tasks.base import Context, Unsupported
@@ -62,3 +62,56 @@ def test_records_that_were_made_belong_to_cells_that_are_there(name):
     grid = next(grid for grid in GRIDS if grid.__name__ == name)
     lines = (ROOT / "results" / name / "records.jsonl").read_text().splitlines()
     assert {json.loads(line)["key"] for line in lines} == {task.key for task in grid(CPU)}
+
+
+def test_on_a_gpu_recall_is_trained_from_graphs_and_each_mixer_by_its_kernels():
+    cells = grids_recall.mqar_fig3(GPU)
+    assert len(cells) == 16 * 7 * 5
+    assert {cell.training.engine for cell in cells} == {"graph"}
+    assert {cell.training.engine for cell in grids_recall.mqar_fig3(CPU)} == {"eager"}
+    impls = {cell.mixer.name: cell.mixer.impl for cell in cells}
+    assert impls == {
+        "hgrn2": "triton",
+        "hgrn1": "triton",
+        "gla": "fla",
+        "mamba": "mamba_ssm",
+        # Its probabilities have dropout.
+        "attention": "reference",
+    }
+    assert {cell.protocol for cell in cells} == {"hgrn2-paper"}
+
+
+def test_variants_of_ours_never_have_the_papers_label():
+    cells = grids_recall.mqar_variants(GPU)
+    paper = {cell.key for cell in cells if cell.protocol == "hgrn2-paper"}
+    assert paper <= {cell.key for cell in grids_recall.mqar_fig3(GPU)}
+    labels = {(cell.mixer.name, cell.protocol) for cell in cells}
+    ours = {"lower bound", "expand 16", "expand 32", "expand 64", "short conv first"}
+    assert {label for name, label in labels if name == "hgrn2"} == ours | {"hgrn2-paper"}
+    assert ("gla", "short conv first") in labels
+    for cell in cells:
+        assert (cell.backbone.first is not None) == (cell.protocol == "short conv first")
+        assert (cell.protocol == "hgrn2-paper") == (cell.key in paper)
+
+
+def test_the_published_capacity_has_the_short_convolution_but_for_mamba():
+    for cell in grids_recall.mqar_capacity(CPU):
+        plain = cell.mixer.name == "mamba" or cell.protocol != "mixed"
+        assert (cell.backbone.first is None) == plain
+    attention = next(
+        cell
+        for cell in grids_recall.mqar_capacity(CPU)
+        if cell.mixer.name == "attention" and cell.backbone.d_model == 64
+    )
+    # zoology's 525,056 bytes count one more token of the convolution, 256 bytes.
+    state = attention.backbone.state_size(attention.mixer, attention.seq_len)
+    assert 4 * state == 525_056 - 4 * 64
+
+
+def test_steps_are_timed_at_the_published_shapes():
+    cells = grids_recall.mqar_step(GPU)
+    shapes = {(cell.seq_len, cell.kv_pairs, cell.training.batch) for cell in cells}
+    assert shapes == {(64, 4, 512), (256, 16, 256), (512, 64, 128)}
+    assert {cell.pack for cell in cells} == {1, 4, 7}
+    assert {cell.training.precision for cell in cells} == {"fp32", "bf16_autocast"}
+    assert all(cell.timed and not cell.packs for cell in cells)

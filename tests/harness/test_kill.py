@@ -86,12 +86,15 @@ def members(group: int) -> list[int]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize(
+    ("grid", "options"), [("many", ()), ("many_turns", ("--pack", "3"))], ids=["alone", "packed"]
+)
 def test_killed_at_any_moment_a_run_loses_nothing_and_repeats_nothing(
-    start: Start, tmp_path: Path
+    start: Start, tmp_path: Path, grid: str, options: tuple[str, ...]
 ) -> None:
     rng = random.Random(2404_07904)
     for kill in range(16):
-        process = start("many")
+        process = start(grid, *options)
         if kill % 2:
             # A slow machine may be done before the last kill.
             if wait_for(process, "cells to run", "ok from before") == "ok from before":
@@ -105,15 +108,15 @@ def test_killed_at_any_moment_a_run_loses_nothing_and_repeats_nothing(
         else:
             process.kill()
         process.communicate()
-    last = start("many")
+    last = start(grid, *options)
     out, _ = last.communicate(timeout=120)
     assert last.returncode == 0, out
     # Some were done before the last run, so the kills did come in the midst of cells.
     assert re.search(r"\d+ ok from before", out), out
-    per_cell = ok_per_cell(tmp_path, "many")
+    per_cell = ok_per_cell(tmp_path, grid)
     assert len(per_cell) == MANY
     assert set(per_cell.values()) == {1}
-    assert not list((tmp_path / "many" / "checkpoints").glob("*.pt"))
+    assert not list((tmp_path / grid / "checkpoints").glob("*.pt"))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

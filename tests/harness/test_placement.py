@@ -17,7 +17,7 @@ import torch
 from harness import plan, processes
 from harness.cells import Cell, Machine, Options, Plan
 from harness.grids import mqar_fig3
-from harness.placement import Place, in_order, places
+from harness.placement import Place, in_order, places, slots
 from harness.records import Record, Records
 from harness.runner import GRACE_S, Summary, run_grid
 from tasks.mqar.task import MQAR
@@ -28,7 +28,7 @@ FOUR = Machine(("cuda:0", "cuda:1", "cuda:2", "cuda:3"), "NVIDIA H100", 64, {})
 
 
 def cell(key: str, cost: float) -> Cell:
-    return Cell(key, "toy", {}, b"", False, cost)
+    return Cell(key, "toy", {}, b"", timed=False, packs=False, cost=cost)
 
 
 def test_every_gpu_has_one_worker_and_its_share_of_the_cores() -> None:
@@ -58,8 +58,16 @@ def test_a_timed_cell_has_all_the_cores() -> None:
 def test_the_longest_go_first_and_equals_stay_in_the_grids_order() -> None:
     cells = [cell("a", 1), cell("b", 5), cell("c", 1), cell("d", 9), cell("e", 5)]
     two = places(FOUR, None, timed=False)[:2]
-    assert [one.key for one in in_order(cells, two)] == ["d", "b", "e", "a", "c"]
-    assert in_order(cells, two[:1]) == cells
+    for several in (slots(two, 1), slots(two[:1], 3)):
+        assert [one.key for one in in_order(cells, several)] == ["d", "b", "e", "a", "c"]
+    assert in_order(cells, slots(two[:1], 1)) == cells
+
+
+def test_every_place_has_a_cell_before_any_has_two() -> None:
+    two = places(FOUR, None, timed=False)[:2]
+    names = ["cuda:0/0", "cuda:1/0", "cuda:0/1", "cuda:1/1"]
+    assert [slot.name for slot in slots(two, 2)] == names
+    assert [slot.place for slot in slots(two, 2)] == [*two, *two]
 
 
 def test_the_longest_recall_cells_are_the_longest_and_widest() -> None:
@@ -153,6 +161,42 @@ def test_a_device_on_which_no_worker_starts_is_left_out(
     assert (summary.statuses, summary.left) == ({"ok": 9, "error": 1}, 0)
     assert "cuda:99 is left out: the worker exited with code 1" in capsys.readouterr().out
     assert Counter(row.key for row in rows(tmp_path, "growing")).most_common(1)[0][1] == 1
+
+
+def test_each_device_has_its_own_pack_and_the_longest_cells_first(run: Run, tmp_path: Path) -> None:
+    assert run("turns", "cpu:0", "cpu:1", pack=3).statuses == {"ok": 7}
+    done = sorted(rows(tmp_path, "turns"), key=lambda row: row.started)
+    processes = {(row.metrics["place"], row.metrics["pid"]) for row in done}
+    assert {place for place, _ in processes} == {"cpu:0", "cpu:1"}
+    assert len(processes) == 2
+    assert Counter(str(row.metrics["place"]) for row in done[:6]) == {"cpu:0": 3, "cpu:1": 3}
+    assert done[-1].task["length"] == 12
+    assert {row.metrics["pack"] for row in done} == {3}
+
+
+def test_a_pack_that_dies_leaves_that_of_another_device_alone(run: Run, tmp_path: Path) -> None:
+    summary = run("turns_killed", "cpu:0", "cpu:1", pack=2)
+    assert summary.statuses == {"ok": 3, "error": 1}
+    (lost,) = (row for row in rows(tmp_path, "turns_killed") if row.status == "error")
+    assert "SIGKILL" in (lost.error or "")
+    done = [row.metrics for row in rows(tmp_path, "turns_killed") if row.status == "ok"]
+    there = [one for one in done if one["pack"] == 2]
+    assert [(one["place"], one["resumed_at"]) for one in there] == [("cpu:0", 0), ("cpu:0", 0)]
+    assert there[0]["pid"] == there[1]["pid"]
+    # What shared the process that died went on alone, where it had been.
+    (again,) = (one for one in done if one["pack"] == 1)
+    assert 10 <= float(str(again["resumed_at"])) <= 20
+
+
+def test_a_device_on_which_no_pack_starts_is_left_out_for_good(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    summary = run("turns_that_end", "cuda:99", "cpu:0", pack=2)
+    assert summary.statuses == {"ok": 3, "error": 1, "oom": 1, "unsupported": 1}
+    told = capsys.readouterr().out
+    # Both of its slots, and not once more for what is tried alone.
+    assert told.count("is left out") == 2
+    assert told.count("later, alone") == 2
 
 
 def test_no_device_on_which_a_worker_starts_ends_the_run(run: Run, tmp_path: Path) -> None:

@@ -5,13 +5,18 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Generator
 from typing import ClassVar, Literal, Self
 
 import torch
 from pydantic import model_validator
 
+from mixers import Attention
 from mixers.base import Mixer
-from tasks.base import Context, Metrics, Paused, Task, Unsupported, Wrong
+from tasks.backbone import Backbone
+from tasks.base import Context, Metrics, Paused, Task, Unsupported, Wrong, to_the_end
+from tasks.mqar.task import MQAR, Segment
+from tasks.recipe import Training
 
 
 class ToyMixer(Mixer):
@@ -96,6 +101,51 @@ class Steps(Task):
         return {"steps": done, "resumed_at": resumed_at, "place": str(context.device)}
 
 
+class Turns(Task):
+    """A cell of 10 ms steps that others may have between its own, and that ends as `ends` says
+    in the middle."""
+
+    name: Literal["turns"] = "turns"
+    mixer: ToyMixer = ToyMixer()
+    length: int = 30
+    ends: Literal["ok", "raises", "oom", "killed", "hangs", "unsupported"] = "ok"
+    seed: int = 0
+    packs: ClassVar[bool] = True
+
+    @property
+    def cost(self) -> float:
+        return float(self.length)
+
+    def run(self, context: Context) -> Metrics:
+        return to_the_end(self.turns(context))
+
+    def turns(self, context: Context) -> Generator[None, None, Metrics]:
+        assert context.checkpoint
+        path, done = context.checkpoint, 0
+        if path.exists():
+            done = int(path.read_text())
+        resumed_at = done
+        while done < self.length:
+            time.sleep(0.01)
+            done += 1
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part = path.with_suffix(".part")
+            part.write_text(str(done))
+            part.replace(path)
+            context.progress(f"turn {done}")
+            if done >= self.length // 2 and self.ends != "ok":
+                Toy(ends=self.ends).run(context)
+            if context.should_stop():
+                raise Paused
+            yield
+        return {
+            "resumed_at": resumed_at,
+            "pid": os.getpid(),
+            "pack": context.pack,
+            "place": str(context.device),
+        }
+
+
 class Timed(Task):
     """A cell that must be alone."""
 
@@ -125,6 +175,18 @@ class OnGpu(Task):
         value = torch.ones(2, device=context.device)[index].item()
         time.sleep(0.5)
         return {"value": value}
+
+
+class OnGpuInTurns(OnGpu):
+    """As OnGpu, with others in between."""
+
+    packs: ClassVar[bool] = True
+
+    def turns(self, context: Context) -> Generator[None, None, Metrics]:
+        for _ in range(5):
+            torch.ones(1000, device=context.device).sum().item()
+            yield
+        return self.run(context)
 
 
 ENDS = ["raises", "killed", "exits", "oom", "cpu_oom", "unsupported", "wrong", "bad_metrics", "ok"]
@@ -172,6 +234,65 @@ def mixed(device: torch.device) -> list[Task]:
     return [kind(seed=seed) for seed in range(3) for kind in (Timed, Toy)]
 
 
+def turns(device: torch.device) -> list[Task]:
+    """Seven short cells that may run side by side, each longer than the one before."""
+    del device
+    return [Turns(length=12 + 3 * seed, seed=seed) for seed in range(7)]
+
+
+def turns_that_end(device: torch.device) -> list[Task]:
+    """Cells that may run side by side: one for each of some ways to end, among others."""
+    del device
+    ends = ("ok", "raises", "ok", "oom", "unsupported", "ok")
+    return [Turns.model_validate({"ends": end, "seed": n}) for n, end in enumerate(ends)]
+
+
+def turns_killed(device: torch.device) -> list[Task]:
+    """One of four cells kills the process that they share."""
+    del device
+    ends = ("ok", "killed", "ok", "ok")
+    return [Turns.model_validate({"ends": end, "seed": n}) for n, end in enumerate(ends)]
+
+
+def turns_hanging(device: torch.device) -> list[Task]:
+    """One of three cells never gives the others their turn again."""
+    del device
+    ends = ("ok", "hangs", "ok")
+    return [Turns.model_validate({"ends": end, "seed": n}) for n, end in enumerate(ends)]
+
+
+def many_turns(device: torch.device) -> list[Task]:
+    """As `many`, side by side."""
+    del device
+    return [Turns(length=10 + 5 * (seed % 9), seed=seed) for seed in range(40)]
+
+
+def recall(device: torch.device) -> list[Task]:
+    """Small trainings: one that diverges, one that stops early, three that do neither."""
+    del device
+    model = Backbone(d_model=16, embed_dropout=0.1)
+    rows = (Segment(seq_len=16, kv_pairs=2, examples=96),)
+    recipes = (
+        {"lr": 1e-3},
+        {"lr": 1e30},
+        {"lr": 3e-3},
+        {"lr": 1e-2, "early_stop": 0.0},
+        {"lr": 5e-3},
+    )
+    return [
+        MQAR(
+            mixer=Attention(n_heads=2),
+            protocol="toy",
+            train=rows,
+            test=rows,
+            vocab_size=40,
+            backbone=model,
+            training=Training.model_validate({"epochs": 4, "batch": 32} | recipe),
+        )
+        for recipe in recipes
+    ]
+
+
 def on_gpu(device: torch.device) -> list[Task]:
     """Two cells that go wrong on a GPU among eight that do not."""
     del device
@@ -179,6 +300,11 @@ def on_gpu(device: torch.device) -> list[Task]:
         OnGpu.model_validate({"ends": ends, "seed": seed})
         for seed, ends in enumerate(["ok", "oom", "ok", "assert", *["ok"] * 6])
     ]
+
+
+def on_gpu_in_turns(device: torch.device) -> list[Task]:
+    """The same cells side by side."""
+    return [OnGpuInTurns.model_validate(cell.model_dump()) for cell in on_gpu(device)]
 
 
 def twice(device: torch.device) -> list[Task]:

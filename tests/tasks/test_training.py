@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,12 @@ import torch
 from torch.nn import functional as F
 
 from mixers import Attention
-from tasks.backbone import Backbone
-from tasks.base import Context, Paused
+from tasks.backbone import Backbone, LanguageModel
+from tasks.base import Context, Metrics, Paused, Unsupported
 from tasks.mqar import UNLABELLED, mqar_batch
 from tasks.mqar.task import MQAR, Recall, Segment, query_logits
-from tasks.training import Training, _optimizer, learning_rate, seeded
+from tasks.recipe import Training, adamw, learning_rate
+from tasks.training import seeded
 
 CPU = torch.device("cpu")
 
@@ -46,8 +48,8 @@ class StopAfter:
         return self.left <= 0
 
 
-def without_times(metrics: dict) -> dict:
-    return {k: v for k, v in metrics.items() if k not in ("train_s", "step_ms")}
+def without_times(metrics: Metrics) -> Metrics:
+    return {k: v for k, v in metrics.items() if k not in ("train_s", "step_ms", "pack")}
 
 
 @pytest.mark.parametrize("order", ["fixed", "shuffled"])
@@ -87,7 +89,7 @@ def test_loss_and_gradients_at_labelled_positions_equal_those_over_all_positions
     problem = Recall(task, CPU)
     problem.start_epoch(0)
     inputs, labels = mqar_batch(96, 16, 2, 40, generator=seeded(CPU, task.data_seed, "train", 0))
-    ours = problem.loss(model, 0)
+    ours = problem.loss(model, *problem.batch(0))
     gathered = torch.autograd.grad(ours, list(model.parameters()))
     everywhere = F.cross_entropy(
         model(inputs[:32]).flatten(0, 1), labels[:32].flatten(), ignore_index=UNLABELLED
@@ -107,7 +109,8 @@ def test_accuracy_counts_the_queries():
     rows = problem.test[0]
     with torch.no_grad():
         right = (query_logits(model, rows).argmax(-1) == rows.targets).double().mean()
-        assert problem.evaluate(model)["accuracy"] == pytest.approx(float(right), abs=1e-12)
+        score = partial(problem.score, model)
+        assert float(problem.evaluate(score)["accuracy"]) == pytest.approx(float(right), abs=1e-12)
 
 
 def test_training_stops_early_and_reports_the_epoch_that_it_was_told():
@@ -149,12 +152,87 @@ def test_weight_decay_reaches_what_the_recipe_says():
     model = tiny().backbone.build(
         Attention(n_heads=2), vocab_size=40, max_len=24, generator=torch.Generator().manual_seed(0)
     )
-    everything = _optimizer(model, Training(lr=1e-3))
+    everything = adamw(model, Training(lr=1e-3))
     assert [g["weight_decay"] for g in everything.param_groups] == [0.1]
-    split = _optimizer(model, Training(lr=1e-3, decay="matrices"))
+    split = adamw(model, Training(lr=1e-3, decay="matrices"))
     assert [g["weight_decay"] for g in split.param_groups] == [0.1, 0.0]
     assert all(p.ndim >= 2 for p in split.param_groups[0]["params"])
     assert all(p.ndim < 2 for p in split.param_groups[1]["params"])
+
+
+def side_by_side(tasks: list[MQAR], contexts: list[Context]) -> list[Metrics | Exception]:
+    """Each task's steps in turn, as in a pack; what each ended in."""
+    running = {
+        place: task.turns(context)
+        for place, (task, context) in enumerate(zip(tasks, contexts, strict=True))
+    }
+    ends: dict[int, Metrics | Exception] = {}
+    while running:
+        for place, steps in list(running.items()):
+            try:
+                next(steps)
+            except StopIteration as end:
+                ends[place] = end.value
+            except Exception as error:
+                ends[place] = error
+            if place in ends:
+                del running[place]
+    return [ends[place] for place in range(len(tasks))]
+
+
+def test_a_pack_gives_what_each_gives_alone_bit_for_bit():
+    tasks = [
+        tiny(),
+        tiny(lr=1e-2),
+        tiny(lr=1e30, clip_norm=None),
+        tiny(early_stop=0.0),
+        tiny(precision="bf16_autocast", lr=1e-2),
+        tiny().model_copy(update={"seed": 7}),
+    ]
+    alone = [task.run(Context(CPU)) for task in tasks]
+    packed = side_by_side(tasks, [Context(CPU, pack=len(tasks))] * len(tasks))
+    assert [end["pack"] for end in packed if isinstance(end, dict)] == [6] * 6
+    for one, other in zip(packed, alone, strict=True):
+        assert isinstance(one, dict)
+        # Text, since the loss that diverged is not equal to itself.
+        assert repr(without_times(one)) == repr(without_times(other))
+    assert [end["epochs_run"] for end in alone] == [3, 3, alone[2]["epochs_run"], 1, 3, 3]
+
+
+def test_a_pack_that_is_stopped_goes_on_as_packs_or_alone(tmp_path: Path):
+    tasks = [tiny(), tiny(lr=1e-2)]
+    whole = [without_times(task.run(Context(CPU))) for task in tasks]
+    places = [tmp_path / f"{n}.pt" for n in range(2)]
+    stopped = side_by_side(tasks, [Context(CPU, path, should_stop=StopAfter(7)) for path in places])
+    assert all(isinstance(end, Paused) for end in stopped)
+    first = tasks[0].run(Context(CPU, places[0]))
+    second = side_by_side(tasks[1:], [Context(CPU, places[1])])[0]
+    assert isinstance(second, dict)
+    assert [without_times(first), without_times(second)] == whole
+
+
+def test_a_graph_on_a_cpu_is_unsupported():
+    with pytest.raises(Unsupported, match="engine = 'graph' needs a CUDA device, not cpu"):
+        tiny(engine="graph").run(Context(CPU))
+
+
+def test_the_engine_changes_no_key_of_a_cell_before_it():
+    assert "engine" not in tiny().canonical()
+    assert tiny().key == tiny(engine="eager", compiled=False).key
+    assert len({tiny().key, tiny(engine="graph").key, tiny(compiled=True).key}) == 3
+
+
+@pytest.mark.skipif(
+    hasattr(LanguageModel.hidden, "__wrapped__"),
+    reason="torch's tracer stops at jaxtyping",
+)
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_a_compiled_loss_equals_the_eager_one(monkeypatch):
+    # What is left of compiling: torch's tracer, which breaks at a mask from a generator.
+    compile = torch.compile
+    monkeypatch.setattr(torch, "compile", partial(compile, backend="aot_eager"))
+    fast, plain = tiny(compiled=True, epochs=2).run(Context(CPU)), tiny(epochs=2).run(Context(CPU))
+    assert fast["loss_by_epoch"] == pytest.approx(plain["loss_by_epoch"], rel=1e-5)
 
 
 def test_impossible_cells_are_refused_before_anything_runs():
