@@ -42,7 +42,9 @@ def flatten(task: Mapping[str, Any]) -> dict[str, Leaf]:
     fields would still share a column.
     """
     for part, since in LATER.get(task.get("name", ""), {}).items():
-        task = {**task, part: {**since, **task[part]}} if part else {**since, **task}
+        given = task[part] if part else task
+        whole = {**given, **since, **given}
+        task = {**task, part: whole} if part else whole
     leaves = dict(_leaves(task, ()))
     names = Counter(path[-1] for path in leaves)
     taken = set(RENAMED.values())
