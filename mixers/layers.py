@@ -10,6 +10,7 @@ import math
 from typing import Literal
 
 import torch
+from jaxtyping import Int
 from torch import Tensor, nn
 
 Init = Literal["torch", "normal", "zoology"]
@@ -70,27 +71,50 @@ class RMSNorm(nn.RMSNorm):
 
 
 class Dropout(nn.Module):
-    """Dropout whose mask comes from its own generator: set by `seed_dropout`, saved by training."""
+    """Dropout whose mask is a hash of a number's place and of a state that each call moves on.
+
+    The state is a buffer: a checkpoint of the model keeps it, a compiler sees nothing but
+    arithmetic and fuses it, a CUDA graph's replay moves it on as a call does.
+    """
+
+    state: Tensor | None
+    """int64 [], below 2^32; `seed_dropout` sets it."""
 
     def __init__(self, p: float) -> None:
         super().__init__()
         self.p = p
-        self.generator: torch.Generator | None = None
+        self.register_buffer("state", None)
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.p == 0:
             return x
-        if self.generator is None:
-            raise RuntimeError("Dropout has no generator: call seed_dropout(model, generator)")
-        keep = torch.empty_like(x).bernoulli_(1 - self.p, generator=self.generator)
-        return x * keep / (1 - self.p)
+        if self.state is None:
+            raise RuntimeError("Dropout has no state: call seed_dropout(model, generator)")
+        place = torch.arange(x.numel(), device=x.device).view(x.shape)
+        keep = hashed(place * GOLDEN + self.state) >= round(self.p * 2**32)
+        self.state.copy_(hashed(self.state + 1))
+        return torch.where(keep, x / (1 - self.p), 0)
+
+
+# 2^32 over the golden ratio, odd: places next to each other lie far apart.
+GOLDEN = 0x9E3779B1
+WORD = 2**32 - 1
+
+
+def hashed(x: Int[Tensor, "*n"]) -> Int[Tensor, "*n"]:
+    """A bijection of the integers below 2^32 that scatters their bits (xor-shifts and products);
+    of larger ones the low 32 bits count. The factors are below 2^31, so no product overflows."""
+    x = x & WORD
+    for shift, factor in ((16, 0x7FEB352D), (15, 0x31848BAB)):
+        x = (x ^ (x >> shift)) * factor & WORD
+    return x ^ (x >> 16)
 
 
 def seed_dropout(model: nn.Module, generator: torch.Generator) -> None:
-    """Let every Dropout in `model` draw from `generator`."""
+    """Give every Dropout in `model` a state drawn from `generator`, on the generator's device."""
     for module in model.modules():
         if isinstance(module, Dropout):
-            module.generator = generator
+            module.state = torch.randint(WORD, (), generator=generator, device=generator.device)
 
 
 def no_autocast(x: Tensor) -> torch.autocast:

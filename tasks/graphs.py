@@ -21,22 +21,19 @@ Function = Callable[..., Tensor]
 
 
 class Graphs:
-    """What one model's graphs share: a stream, a pool of memory, a generator.
+    """What one model's graphs share: a stream and a pool of memory.
 
     Two of them may be replayed at once, each on its stream; the graphs of one never are.
     """
 
-    def __init__(self, device: torch.device, generator: torch.Generator) -> None:
+    def __init__(self, device: torch.device) -> None:
         self.stream = torch.cuda.Stream(device)
         self.pool = torch.cuda.graph_pool_handle()
-        self.generator = generator
 
     def capture(self, call: Callable[[], Tensor]) -> tuple[torch.cuda.CUDAGraph, Tensor]:
         """The graph of a call, which is not run, and the tensor that each replay leaves the
         result in. Waits for the device."""
         graph = torch.cuda.CUDAGraph()
-        # A replay moves the generator on as far as the call itself would have.
-        graph.register_generator_state(self.generator)
         # The graphs of a model that is gone are not to be freed in the middle of a capture.
         gc.collect()
         with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):

@@ -96,15 +96,14 @@ class Trainer:
             raise Unsupported(f"engine = 'graph' needs a CUDA device, not {device}: use 'eager'")
         self.optimizer = adamw(model, training)
         self.rate: float | None = None
-        self.dropout = seeded(device, seed, "dropout")
-        seed_dropout(model, self.dropout)
+        seed_dropout(model, seeded(device, seed, "dropout"))
         self.loss_sum = torch.zeros((), device=device, dtype=torch.float64)
         self.loss = compiled(problem.loss) if training.compiled else problem.loss
         self.graphs: Graphs | None = None
         self.update: Function = self._update
         self.score: Function = partial(problem.score, model)
         if training.engine == "graph":
-            self.graphs = Graphs(device, self.dropout)
+            self.graphs = Graphs(device)
             self.update = Replayed(self.update, self.graphs)
             self.score = Replayed(self.score, self.graphs)
         self.ahead: deque[torch.cuda.Event] = deque()
@@ -265,7 +264,6 @@ class Trainer:
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "dropout": self.dropout.get_state(),
             "loss_sum": self.loss_sum,
             "counters": [self.epoch, self.step, self.steps_done],
             "train_s": self.train_s,
@@ -283,7 +281,6 @@ class Trainer:
         # Ours again: on a GPU a tensor, whatever the checkpoint has.
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
-        self.dropout.set_state(state["dropout"].cpu())
         self.loss_sum.copy_(state["loss_sum"])
         self.epoch, self.step, self.steps_done = state["counters"]
         self.train_s, self.losses = state["train_s"], state["losses"]
