@@ -26,7 +26,8 @@ def mqar(table: pd.DataFrame) -> dict[str, Plot]:
     plots: dict[str, Plot] = {}
     if "accuracy" not in table or not table["accuracy"].notna().any():
         return plots
-    table = with_series(table, AXES)
+    # Our variants are lines of their own, by the label of their protocol.
+    table = with_series(table, AXES, apart=["protocol"])
     for suffix, page in pages(table):
         with styled():
             plots[f"accuracy_over_width{suffix}"] = over_width(page)

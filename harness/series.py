@@ -76,7 +76,7 @@ def _line(row: Iterable[object]) -> tuple[object, ...]:
 
 
 def _setting(name: str, value: object) -> str:
-    if name == "device":
+    if name in ("device", "protocol"):
         return str(value)
     return f"{name} {value}" if isinstance(value, str | bool) else f"{name} {significant(value)}"
 

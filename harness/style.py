@@ -28,6 +28,14 @@ MARKS = {
     "mamba2": ("Mamba2", "#56B4E9", "v"),
     "attention": ("Attention", "#000000", "P"),
     "based": ("Based", "#CC79A7", "X"),
+    "base_conv": ("BaseConv", "#7F7F7F", "h"),
+    "h3": ("H3", "#8C510A", ">"),
+    "hyena": ("Hyena", "#CC79A7", "<"),
+    "rwkv": ("RWKV", "#5E3C99", "p"),
+    "rwkv7": ("RWKV-7", "#5E3C99", "X"),
+    "delta_net": ("DeltaNet", "#8C510A", "p"),
+    "gated_delta_net": ("Gated DeltaNet", "#8C510A", "X"),
+    "sliding_window": ("Sliding window", "#7F7F7F", "<"),
 }
 """Mixer -> (name in figures, colour, marker). Another mixer gets a spare mark by its name."""
 SPARE_COLOURS = ("#CC79A7", "#7F7F7F", "#8C510A", "#5E3C99")
