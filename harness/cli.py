@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from harness import cli_data
+
 if TYPE_CHECKING:
     from harness.cells import Cell, Options
     from harness.runner import Summary
@@ -25,6 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+app.add_typer(cli_data.app)
 
 Grids = Annotated[
     list[str], typer.Argument(help="Names of grids, or my_grids.py:my_grid", show_default=False)

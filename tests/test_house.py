@@ -22,6 +22,7 @@ MAY_IMPORT = {
     "harness": {"harness", "tasks.base"},
     "harness.grids": {"tasks", "harness.grids_recall", "harness.grids_speed"},
     "harness.grids_recall": {"mixers", "tasks", "harness.grids_speed"},
+    "harness.cli_data": {"harness", "tasks.lra"},
     "harness.grids_speed": {"mixers", "tasks", "hgrn2"},
     "harness.doctor": {"harness", "mixers"},
 }

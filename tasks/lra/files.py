@@ -1,0 +1,115 @@
+"""Where the arena's files are, what is wrong with them, and where they come from."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tasks.lra.examples import Provenance
+from tasks.lra.generate.folders import MANIFEST
+
+ROOT_VARIABLE = "MIXERBENCH_DATA"
+ARCHIVE = (
+    "Unpack https://storage.googleapis.com/long-range-arena/lra_release.gz (in truth a tar.gz)."
+)
+LEVELS = ("lra_release/lra_release", "lra_release", "")
+"""The archive unpacks doubly nested and holds some folders twice; everybody uses the inner ones."""
+
+
+class MissingData(ValueError):
+    """Files are not there; the message says which, where they were sought and how to get them."""
+
+
+class BadData(ValueError):
+    """A file is not what it should be; the message names it."""
+
+
+def data_root(root: Path | None) -> Path:
+    """`root`, else the folder that the environment variable MIXERBENCH_DATA names, else ./data."""
+    return root or Path(os.environ.get(ROOT_VARIABLE) or "data")
+
+
+def find(root: Path | None, folder: str, needs: str, tree: str, get: str) -> Path:
+    """The folder under the root, at whichever level of the archive, that holds the path `needs`.
+
+    `tree` tells what should be there and `get` how to get it. Raises MissingData.
+    """
+    top = data_root(root)
+    candidates = [top / level / folder for level in LEVELS]
+    parts = Path(folder).parts
+    if top.name in parts:
+        candidates.append(top.joinpath(*parts[parts.index(top.name) + 1 :]))
+    for candidate in candidates:
+        if (candidate / needs).exists():
+            return candidate
+    tried = "\n".join(f"  {candidate / needs}" for candidate in candidates)
+    raise MissingData(
+        f"{folder}/{needs} is not there. Tried:\n{tried}\nExpected:\n{tree}\n{get}\n"
+        f"The root is {top}; set {ROOT_VARIABLE} to another."
+    )
+
+
+def manifest(folder: Path) -> dict[str, Any]:
+    """What our generators, or whoever put a surrogate there, wrote beside the files; else {}."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text())
+        kind = found["kind"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadData(f"{path}: not a manifest ({error}); it should hold a kind") from error
+    if kind not in ("generated", "surrogate"):
+        raise BadData(f"{path}: kind is {kind!r}; it should be generated or surrogate")
+    return found
+
+
+def provenance(folder: Path) -> Provenance:
+    """As the manifest says; files without one are taken for the published ones."""
+    found = manifest(folder)
+    if not found:
+        return Provenance("official")
+    name = found.get("generator" if found["kind"] == "generated" else "name")
+    if not name:
+        raise BadData(f"{folder / MANIFEST}: it should name the generator, or the surrogate")
+    return Provenance(found["kind"], name, found.get("version", 0), found.get("seed", 0))
+
+
+def expected(folder: Path, official: dict[str, int]) -> dict[str, int]:
+    """How many rows each file should hold: the published numbers, or the manifest's counts."""
+    found = manifest(folder)
+    if not found:
+        return official
+    counts = found.get("counts", {})
+    if set(counts) != set(official):
+        raise BadData(
+            f"{folder / MANIFEST}: counts are of {sorted(counts)}; they should be of "
+            f"{sorted(official)}"
+        )
+    return counts
+
+
+def check_count(path: Path, found: int, wanted: int, what: str = "rows") -> None:
+    """Raises BadData, naming the file, if it holds another number."""
+    if found != wanted:
+        raise BadData(f"{path}: {found} {what}; there should be {wanted}")
+
+
+def check_not_empty(path: Path) -> None:
+    """Raises BadData for a file of no bytes."""
+    if path.stat().st_size == 0:
+        raise BadData(f"{path}: the file is empty (0 bytes)")
+
+
+def check_balance(path: Path, labels: Sequence[int], classes: int, within: float) -> None:
+    """Raises BadData if a class is further from its equal share than `within`."""
+    for label in range(classes):
+        share = sum(1 for other in labels if other == label) / len(labels)
+        if abs(share - 1 / classes) > within:
+            raise BadData(
+                f"{path}: unbalanced labels: {100 * share:.1f}% are {label}; "
+                f"there should be about {100 / classes:.0f}%"
+            )
