@@ -22,7 +22,14 @@ RENAMED = {("name",): "task", ("mixer", "name"): "mixer", ("mixer", "impl"): "im
 
 LATER: dict[str, dict[str, dict[str, Leaf]]] = {
     "decode": {"": {"level": "layer", "replay": "eager"}},
-    "mqar": {"training": {"engine": "eager", "compiled": False}},
+    "mqar": {
+        "training": {
+            "engine": "eager",
+            "compiled": False,
+            "schedule_steps": None,
+            "rates_lr": None,
+        }
+    },
 }
 """Task -> part of it ("": itself) -> fields that came after records had been made, as those records
 had them. The JSON leaves them out at that value (`Frozen.later`)."""
