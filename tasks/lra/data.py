@@ -186,6 +186,18 @@ def _stop_or_go_on(context: Context) -> None:
         raise Paused
 
 
+def official_is_there(arena: str) -> bool:
+    """Whether the root of the data holds published files of that task, of those that can be
+    generated too (listops, pathfinder). Reads no data."""
+    folder, needs = "listops-1000", "basic_train.tsv"
+    if arena in RESOLUTIONS:
+        folder, needs = f"pathfinder{RESOLUTIONS[arena]}/{FOLDER['hard']}", "metadata"
+    try:
+        return files.provenance(files.find(None, folder, needs, "", "")).kind == "official"
+    except files.MissingData:
+        return False
+
+
 def _load(data: Data, root: Path) -> Dataset:
     loaders: dict[str, Callable[[], Dataset]] = {
         "listops": lambda: load_listops(root, convention=data.convention),
