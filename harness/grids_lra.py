@@ -80,11 +80,10 @@ def lra_pathx_step(device: torch.device) -> list[Task]:
     the image. The images are noise.
     """
     setting = recipes.HGRN2_PAPER["path_x"]
-    noise = Data(arena="path_x", source="random")
     scanned = lra_mixers(device, setting, "2d_series")
     chosen = [*lra_mixers(device, setting), *(m for m in scanned if m.name in ("hgrn2", "hgrn1"))]
     return [
-        step_of(on(device, recipes.hgrn2_paper(mixer, noise)), trial=trial)
+        step_of(on(device, recipes.hgrn2_paper(mixer, Data(arena="path_x"))), trial=trial)
         for trial in range(3)
         for mixer in chosen
     ]
@@ -99,10 +98,11 @@ def arena_data(arena: str) -> Data:
 
 
 def step_of(task: LRA, *, trial: int) -> LRAStep:
-    """The time of a training step of this cell."""
+    """The time of a training step of this cell, on noise."""
     same = {name: getattr(task, name) for name in LRA.model_fields if name != "name"}
     training = task.training.model_copy(update={"batch": STEP_BATCH})
-    return LRAStep.model_validate(same | {"training": training, "trial": trial})
+    data = task.data.model_copy(update={"source": "random"})
+    return LRAStep.model_validate(same | {"data": data, "training": training, "trial": trial})
 
 
 def on(device: torch.device, task: LRA) -> LRA:
