@@ -8,10 +8,9 @@ from typing import Any
 import pandas as pd
 from matplotlib.axes import Axes
 
-from harness.lra_published import SUCCESS, averages, marks, table7
+from harness.lra_published import TITLES, averages, compared, readable
 from harness.plot import LINE, Plot, at, summary
-from harness.series import marks as looks_of
-from harness.series import not_drawn, origin, setting, spoken, with_series
+from harness.series import marks, not_drawn, origin, setting, with_series
 from harness.sheet import End, Sheet, value_ticks
 from harness.style import GREY, mixer_name, styled
 
@@ -25,16 +24,6 @@ YARDSTICKS = {
 }
 """Accuracy on ListOps of whoever knows no more than that."""
 OPERATORS = ("min", "max", "med", "sm")
-TITLES = {
-    "listops": "ListOps",
-    "text": "Text",
-    "retrieval": "Retrieval",
-    "image": "Image",
-    "pathfinder32": "Pathfinder",
-    "pathfinder64": "Pathfinder, 64 pixels",
-    "path_x": "Path-X",
-    "path_256": "Path-256",
-}
 
 
 def lra(table: pd.DataFrame) -> dict[str, Plot]:
@@ -48,7 +37,7 @@ def lra(table: pd.DataFrame) -> dict[str, Plot]:
             "next_to_published": next_to_published(table),
         }
         listops = table[table["arena"] == "listops"]
-        if "accuracy_min" in table and listops["accuracy_min"].notna().any():
+        if _operators(listops):
             plots["accuracy_by_operator"] = by_operator(listops)
     return plots
 
@@ -126,11 +115,11 @@ def next_to_published(table: pd.DataFrame) -> Plot:
     rows = compared(table)
     places = _arenas(table)
     ran = table[table["accuracy"].notna()].assign(percent=lambda t: 100 * t["accuracy"])
-    height = 0.6 + 0.2 * len(looks_of(table))
+    height = 0.6 + 0.2 * len(marks(table))
     sheet = Sheet(len(places), height_in=height, columns=1, note=_note(table))
     for i, (ax, arena) in enumerate(zip(sheet.axes, places, strict=True)):
         _dots(ax, table, at(ran, {"arena": arena}), "percent")
-        for height, label in enumerate(looks_of(table)):
+        for height, label in enumerate(marks(table)):
             for _, row in at(rows, {"arena": arena, "series": label}).iterrows():
                 kind = "|" if row["alike"] else "x"
                 ax.plot([row["published"]], [height], marker=kind, markersize=7, color=GREY)
@@ -151,53 +140,20 @@ def next_to_published(table: pd.DataFrame) -> Plot:
         ]
         if part
     )
-    return Plot(sheet.finish(), caption, rows, _readable(rows))
-
-
-def compared(table: pd.DataFrame) -> pd.DataFrame:
-    """One row for each series and task: ours over seeds, the published number, what marks each,
-    and what training took."""
-    rows: list[dict[str, Any]] = []
-    ran = table[table["accuracy"].notna()]
-    for (arena, series), cells in ran.groupby(["arena", "series"], sort=False):
-        first = cells.iloc[0]
-        theirs, their_marks = table7(str(first["mixer"]), str(arena))
-        percent = 100 * cells["accuracy"]
-        line = SUCCESS.get(str(arena))
-        row = {
-            "arena": arena,
-            "series": series,
-            "mixer": first["mixer"],
-            "recipe": first["recipe"],
-            "data": spoken(cells["provenance"]),
-            "ours_is": marks(first),
-            "accuracy_percent": percent.mean(),
-            "accuracy_min": percent.min(),
-            "accuracy_max": percent.max(),
-            "seeds": cells["seed"].nunique(),
-            "learned": float("nan") if line is None else (cells["val_accuracy"] > line).mean(),
-            "published": theirs,
-            "published_is": their_marks,
-            "difference": percent.mean() - theirs,
-            "alike": marks(first) == their_marks,
-        }
-        costs = ("train_s", "tokens_per_s", "sequences_per_s", "parameters", "parameters_mixers")
-        rows.append(row | {name: cells[name].median() for name in costs})
-    rows.sort(key=lambda row: list(TITLES).index(row["arena"]))
-    return pd.DataFrame(rows)
+    return Plot(sheet.finish(), caption, rows, readable(rows))
 
 
 def by_operator(table: pd.DataFrame) -> Plot:
     """Test accuracy on the expressions of each root operator."""
-    names = [f"accuracy_{name}" for name in OPERATORS]
+    operators = _operators(table)
+    names = [f"accuracy_{name.lower()}" for name in operators]
     ran = table[table["accuracy"].notna()]
     long = ran.melt([*LINE, "arena", "seed"], names, "operator", "percent")
     long["operator"] = long["operator"].str.removeprefix("accuracy_").str.upper()
     long["percent"] *= 100
     groups = long.groupby([*LINE, "operator"], sort=False)["percent"]
     means = groups.agg(["mean", "min", "max"]).add_prefix("percent_").reset_index()
-    operators = [name.upper() for name in OPERATORS]
-    sheet = Sheet(4, height_in=0.6 + 0.2 * len(looks_of(table)), columns=2, note=_note(table))
+    sheet = Sheet(len(names), height_in=0.6 + 0.2 * len(marks(table)), columns=2, note=_note(table))
     for i, (ax, operator) in enumerate(zip(sheet.axes, operators, strict=True)):
         _dots(ax, table, at(long, {"operator": operator}), "percent")
         ax.set(title=operator, xlim=(0, 100))
@@ -217,6 +173,12 @@ def by_operator(table: pd.DataFrame) -> Plot:
     return Plot(sheet.finish(), caption, means, rows)
 
 
+def _operators(table: pd.DataFrame) -> list[str]:
+    """Those with a result: a small test set may lack one."""
+    found = [name for name in OPERATORS if f"accuracy_{name}" in table]
+    return [name.upper() for name in found if table[f"accuracy_{name}"].notna().any()]
+
+
 def _plain(table: pd.DataFrame) -> pd.DataFrame:
     """A mixer that scans nothing but the sequence says so too."""
     return table.assign(scan=table["scan"].fillna("1d")) if "scan" in table else table
@@ -228,7 +190,7 @@ def _arenas(table: pd.DataFrame) -> list[str]:
 
 def _curves(ax: Axes, runs: pd.DataFrame, means: pd.DataFrame, table: pd.DataFrame) -> list[End]:
     ends: list[End] = []
-    for label, look in looks_of(table).items():
+    for label, look in marks(table).items():
         line = means[means["series"] == label].sort_values("epoch")
         for _, run in runs[runs["series"] == label].groupby("seed"):
             ax.plot(run["epoch"], run["accuracy"], color=look.colour, linewidth=0.5, alpha=0.5)
@@ -252,29 +214,12 @@ def _yardsticks(ax: Axes, arena: str, chance: float) -> None:
 
 def _dots(ax: Axes, table: pd.DataFrame, runs: pd.DataFrame, column: str) -> None:
     """A row for each series, its runs as points."""
-    looks = looks_of(table)
+    looks = marks(table)
     for height, (label, look) in enumerate(looks.items()):
         values = runs.loc[runs["series"] == label, column]
         style: dict[str, Any] = {**look.line(), "linestyle": "none"}
         ax.plot(values.to_numpy(), [height] * len(values), **style)
     ax.set(yticks=range(len(looks)), yticklabels=list(looks), ylim=(len(looks) - 0.5, -0.5))
-
-
-def _readable(rows: pd.DataFrame) -> pd.DataFrame:
-    """The comparison for a reader; † where ours and theirs are not alike."""
-    result = rows.drop(columns=["mixer", "alike", "accuracy_min", "accuracy_max"])
-    told = [
-        "–" if value != value else f"{value:+.2f}{'' if alike else ' †'}"
-        for value, alike in zip(rows["difference"], rows["alike"], strict=True)
-    ]
-    low, high = rows["accuracy_min"], rows["accuracy_max"]
-    spread = [f"{a:.1f} to {b:.1f}" for a, b in zip(low, high, strict=True)]
-    result = result.assign(difference=told)
-    result.insert(list(result).index("seeds"), "range", spread)
-    for name in ("ours_is", "published_is"):
-        result[name] = result[name].replace("", "plain")
-    result.loc[rows["published"].isna(), "published_is"] = "–"
-    return result.rename(columns=lambda name: str(name).replace("_", " "))
 
 
 def _note(table: pd.DataFrame) -> str:

@@ -1,11 +1,24 @@
-"""What makes a row of the Long Range Arena incomparable, ours and published; averages."""
+"""Our rows of the Long Range Arena next to the published ones: what marks each, averages."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pandas as pd
 
 from harness.published import published
+from harness.series import spoken
 
+TITLES = {
+    "listops": "ListOps",
+    "text": "Text",
+    "retrieval": "Retrieval",
+    "image": "Image",
+    "pathfinder32": "Pathfinder",
+    "pathfinder64": "Pathfinder, 64 pixels",
+    "path_x": "Path-X",
+    "path_256": "Path-256",
+}
 COLUMNS = {
     "listops": "listops",
     "text": "text",
@@ -72,3 +85,53 @@ def averages(means: pd.DataFrame) -> str:
             f"chance (S4's), {total / 5:.2f} without it (the arena's)"
         )
     return f"Average accuracy (%): {'; '.join(told)}." if told else ""
+
+
+def compared(table: pd.DataFrame) -> pd.DataFrame:
+    """One row for each series and task: ours over seeds, the published number, what marks each,
+    and what training took."""
+    rows: list[dict[str, Any]] = []
+    ran = table[table["accuracy"].notna()]
+    for (arena, series), cells in ran.groupby(["arena", "series"], sort=False):
+        first = cells.iloc[0]
+        theirs, their_marks = table7(str(first["mixer"]), str(arena))
+        percent = 100 * cells["accuracy"]
+        line = SUCCESS.get(str(arena))
+        row = {
+            "arena": arena,
+            "series": series,
+            "mixer": first["mixer"],
+            "recipe": first["recipe"],
+            "data": spoken(cells["provenance"]),
+            "ours_is": marks(first),
+            "accuracy_percent": percent.mean(),
+            "accuracy_min": percent.min(),
+            "accuracy_max": percent.max(),
+            "seeds": cells["seed"].nunique(),
+            "learned": float("nan") if line is None else (cells["val_accuracy"] > line).mean(),
+            "published": theirs,
+            "published_is": their_marks,
+            "difference": percent.mean() - theirs,
+            "alike": marks(first) == their_marks,
+        }
+        costs = ("train_s", "tokens_per_s", "sequences_per_s", "parameters", "parameters_mixers")
+        rows.append(row | {name: cells[name].median() for name in costs})
+    rows.sort(key=lambda row: list(TITLES).index(row["arena"]))
+    return pd.DataFrame(rows)
+
+
+def readable(rows: pd.DataFrame) -> pd.DataFrame:
+    """The comparison for a reader; † where ours and theirs are not alike."""
+    result = rows.drop(columns=["mixer", "alike", "accuracy_min", "accuracy_max"])
+    told = [
+        "–" if value != value else f"{value:+.2f}{'' if alike else ' †'}"
+        for value, alike in zip(rows["difference"], rows["alike"], strict=True)
+    ]
+    low, high = rows["accuracy_min"], rows["accuracy_max"]
+    spread = [f"{a:.1f} to {b:.1f}" for a, b in zip(low, high, strict=True)]
+    result = result.assign(difference=told)
+    result.insert(list(result).index("seeds"), "range", spread)
+    for name in ("ours_is", "published_is"):
+        result[name] = result[name].replace("", "plain")
+    result.loc[rows["published"].isna(), "published_is"] = "–"
+    return result.rename(columns=lambda name: str(name).replace("_", " "))

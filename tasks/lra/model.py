@@ -86,6 +86,12 @@ class Classifier(Encoder):
         parts = [u, v, u - v, u * v] if self.pair == "nli" else [u, v]
         return self.head(torch.cat(parts, dim=-1))
 
+    def embedded(self, tokens: Shaped[Tensor, "b t *c"]) -> Float[Tensor, "b t d"]:
+        """Scalars in the type of the map's weights."""
+        if isinstance(self.embedding, nn.Linear):
+            tokens = tokens.to(self.embedding.weight.dtype)
+        return super().embedded(tokens)
+
     def features(
         self, tokens: Shaped[Tensor, "b t *c"], lengths: Int[Tensor, " b"] | None = None
     ) -> Float[Tensor, "b d"]:

@@ -161,7 +161,7 @@ class Classification:
         self.operators: dict[str, Tensor] = {}
         if task.data.arena == "listops" and dataset.provenance.name != "noise":
             known = root_operators(dataset.test, dataset.convention)
-            self.operators = {name: rows.to(device) for name, rows in known.items()}
+            self.operators = {n: rows.to(device) for n, rows in known.items() if rows.any()}
 
     def start_epoch(self, epoch: int) -> int:
         task, self.epoch = self.task, epoch
