@@ -11,6 +11,7 @@ from harness.figures_accuracy import accuracy
 from harness.figures_claims import claims
 from harness.figures_cold_start import cold_start
 from harness.figures_decode import decode
+from harness.figures_lra import lra, lra_step
 from harness.figures_recall import mqar
 from harness.figures_speed import memory, speed
 from harness.figures_step import mqar_step
@@ -32,6 +33,8 @@ FIGURES: dict[str, Callable[[pd.DataFrame], dict[str, Plot]]] = {
     "decode": decode,
     "cold_start": cold_start,
     "accuracy": accuracy,
+    "lra": lra,
+    "lra_step": lra_step,
 }
 
 

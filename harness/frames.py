@@ -20,10 +20,16 @@ Leaf = str | int | float | bool | None
 RENAMED = {("name",): "task", ("mixer", "name"): "mixer", ("mixer", "impl"): "impl"}
 """Paths whose column is not the leaf's own name."""
 
+TRAINING: dict[str, Leaf] = {
+    "engine": "eager",
+    "compiled": False,
+    "schedule_steps": None,
+    "rates_lr": None,
+}
 LATER: dict[str, dict[str, dict[str, Leaf]]] = {
     "decode": {"": {"level": "layer", "replay": "eager"}},
-    "mqar": {"training": {"engine": "eager", "compiled": False}},
-    "mqar_step": {"training": {"engine": "eager", "compiled": False}},
+    "mqar": {"training": TRAINING},
+    "mqar_step": {"training": TRAINING},
 }
 """Task -> part of it ("": itself) -> fields that came after records had been made, as those records
 had them. The JSON leaves them out at that value (`Frozen.later`)."""

@@ -1,7 +1,7 @@
 """Every grid: a function from a device to a list of tasks, one figure's worth of cells.
 
-The docstring says what its figures show. To add a grid: a function in `grids_recall` or, of speed,
-memory, decoding and accuracy, in `grids_speed`, and its name here.
+The docstring says what its figures show. To add a grid: a function in `grids_recall`, `grids_lra`
+or, of speed, memory, decoding and accuracy, in `grids_speed`, and its name here.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import torch
 
+from harness.grids_lra import lra_listops, lra_pathfinder, lra_pathx_step, lra_smoke
 from harness.grids_recall import (
     mqar_capacity,
     mqar_fig3,
@@ -45,4 +46,8 @@ GRIDS: tuple[Grid, ...] = (
     mqar_lr,
     mqar_capacity,
     mqar_step,
+    lra_smoke,
+    lra_listops,
+    lra_pathfinder,
+    lra_pathx_step,
 )

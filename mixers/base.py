@@ -140,6 +140,9 @@ class MixerLayer(Protocol):
     `start` and `step` are there when `causal` was true. A state is a tuple of tensors whose
     floating-point numbers are those that `state_size` counts, and whose integers, where it has
     any, count the tokens seen; `step` returns the next one and may reuse the memory of the last.
+
+    `rates`, on a module that has any, names its parameters that set how fast a state forgets or
+    turns: recipes may train them at a learning rate of their own.
     """
 
     def __call__(

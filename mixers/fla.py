@@ -55,7 +55,8 @@ class FLAGate(Mixer):
     @model_serializer(mode="wrap")
     def _where_it_runs(self, fields: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
         """Left out where nothing runs it: the keys of those cells do not depend on it."""
-        dump = fields(self)
+        # pydantic runs the last serializer of a class alone.
+        dump = self._without_later_defaults(fields)
         if not self._is_fla():
             dump.pop("gate", None)
         return dump

@@ -4,10 +4,12 @@ bound keeps from closing, f_t = bound + (1 - bound) sigmoid(z_t), and the tied i
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable
+from math import isqrt
+from typing import ClassVar, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from hgrn2.gate import arithmetic_dtype
@@ -22,6 +24,13 @@ Bound = Literal["off", "cumsum", "exclusive"]
 (l - 1) / L and part in training."""
 
 
+Scan = Literal["1d", "2d_parallel", "2d_series"]
+"""Along what a stack in both directions scans, as in the LRA code. `1d`: the sequence. The others:
+square images whose pixels are the tokens, row by row. `2d_parallel`: every column and every row,
+both ways, the four states summed before the one read-out. `2d_series`: the whole layer along the
+columns, then the same layer, with the same weights, along the rows."""
+
+
 class HGRN(FLAGate):
     """The options that HGRN1 and HGRN2 share; not a mixer of its own."""
 
@@ -29,6 +38,16 @@ class HGRN(FLAGate):
     """How the forget gates of the upper layers are kept from closing."""
     init: Init = "torch"
     """How the linear maps start."""
+    scan: Scan = "1d"
+
+    later: ClassVar[tuple[str, ...]] = ("scan",)
+
+    def check_scan(self, causal: bool) -> None:
+        """Raise ValueError where a causal stack would scan images."""
+        if causal and self.scan != "1d":
+            raise ValueError(
+                f"scan = {self.scan!r} sees an image from all sides: use causal = False, or '1d'"
+            )
 
     def lower_bounds(self, d_model: int, n_layers: int, device: torch.device) -> LowerBounds | None:
         """The one module that a whole stack shares; None where the bound is off."""
@@ -47,6 +66,8 @@ def with_triton(variants: list[Mixer]) -> list[Mixer]:
 class LowerBounds(nn.Module):
     """Gamma [L d], one parameter of the whole stack, and the bound that each layer gets of it."""
 
+    rates = ("gamma",)
+
     def __init__(self, kind: Bound, n_layers: int, d_model: int, device: torch.device) -> None:
         super().__init__()
         self.kind = kind
@@ -61,16 +82,62 @@ class LowerBounds(nn.Module):
         return terms.sum(0).clamp(max=1 - torch.finfo(P.dtype).eps)
 
 
+def along(
+    lines: Literal["columns", "rows"],
+    run: Callable[..., Tensor],
+    *inputs: Shaped[Tensor, "b t ..."],
+) -> Shaped[Tensor, "b t ..."]:
+    """`run` over each column or each row, as sequences of their own, of square images whose pixels
+    are the t tokens, row by row. Raises ValueError where t is no square."""
+    side = isqrt(inputs[0].shape[1])
+    if side**2 != inputs[0].shape[1]:
+        raise ValueError(f"{inputs[0].shape[1]} tokens are no square image: use scan = '1d'")
+
+    def turned(images: Tensor) -> Tensor:
+        return images.transpose(1, 2) if lines == "columns" else images
+
+    y = run(*(turned(x.unflatten(1, (side, side))).flatten(0, 1) for x in inputs))
+    return turned(y.unflatten(0, (-1, side))).flatten(1, 2)
+
+
 class HGRNLayer(nn.Module):
     """A layer that asks the stack's shared bounds for its own."""
 
-    def __init__(self, bounds: LowerBounds | None, layer: int, d_model: int) -> None:
+    def __init__(
+        self, mixer: HGRN, bounds: LowerBounds | None, layer: int, d_model: int, causal: bool
+    ) -> None:
         super().__init__()
+        mixer.check_scan(causal)
+        self.scan, self.causal = mixer.scan, causal
         self.bounds = bounds
         self.layer = layer
         self.d_model = d_model
         self.bounded = bounds is not None and layer > 0
         """False: the bound is 0 for good, and a gate in front of FLA's kernels leaves it out."""
+
+    def forward(
+        self, x: Float[Tensor, "b t d"], *, lengths: Int[Tensor, " b"] | None = None
+    ) -> Float[Tensor, "b t d"]:
+        """Raises ValueError for lengths, or a t that is no square, where images are scanned."""
+        if self.scan != "1d" and lengths is not None:
+            raise ValueError(f"scan = {self.scan!r} takes whole images, without lengths")
+        if self.scan == "2d_series":
+            return along("rows", self.mix, along("columns", self.mix, x))
+        return self.mix(x, lengths)
+
+    def mix(
+        self, x: Float[Tensor, "b t d"], lengths: Int[Tensor, " b"] | None = None
+    ) -> Float[Tensor, "b t d"]:
+        """The layer along one sequence, or in parallel along both axes of an image."""
+        raise NotImplementedError
+
+    def states(
+        self, operator: Callable[..., Tensor], *inputs: Tensor, lengths: Tensor | None
+    ) -> Tensor:
+        """What `operator` makes of its inputs [b t ...], along all that is scanned at once."""
+        if self.scan != "2d_parallel":
+            return operator(*inputs, lengths=lengths)
+        return along("columns", operator, *inputs) + along("rows", operator, *inputs)
 
     def bound(self, x: Tensor) -> Float[Tensor, " d"]:
         """This layer's lower bound, on x's device."""

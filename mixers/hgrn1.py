@@ -135,6 +135,8 @@ class HGRN1Layer(HGRNLayer):
     Complex: W_o (norm([Re h; Im h]) * gate). Real: W_o norm(h * gate).
     """
 
+    rates = ("theta", "theta_backward")
+
     def __init__(
         self,
         mixer: HGRN1,
@@ -145,8 +147,7 @@ class HGRN1Layer(HGRNLayer):
         causal: bool,
         generator: torch.Generator,
     ) -> None:
-        super().__init__(bounds, layer, d_model)
-        self.causal = causal
+        super().__init__(mixer, bounds, layer, d_model, causal)
         self.complex = mixer.kind == "complex"
         self.impl: Literal[Impl, fla.Kernel] = mixer.impl
         self.gate: fla.Gate = mixer.gate
@@ -184,29 +185,32 @@ class HGRN1Layer(HGRNLayer):
             return self.proj_out(self.norm(h.mT.flatten(-2)) * gate)
         return self.proj_out(self.norm(h * gate))
 
-    def forward(
-        self, x: Float[Tensor, "b t d"], *, lengths: Int[Tensor, " b"] | None = None
+    def mix(
+        self, x: Float[Tensor, "b t d"], lengths: Int[Tensor, " b"] | None = None
     ) -> Float[Tensor, "b t d"]:
-        """In both directions the two states are summed before the norm, as in the published
-        module."""
+        """In both directions the states are summed before the norm, as in the published module;
+        over an image the columns and the rows turn by the same angles."""
         v, z, gate = self._project(x)
+        return self._read_out(self.states(self._operator, v, z, lengths=lengths), gate)
+
+    def _operator(self, v: Tensor, z: Tensor, lengths: Tensor | None = None) -> Tensor:
         theta, impl, causal = self.theta, self.impl, self.causal
         if impl in ("fla_chunk", "fla_recurrent"):
-            bound = self._bound(x) if self.bounded else None
-            h = fla.hgrn1(v, z, bound, kernel=impl, gate=self.gate, causal=causal, lengths=lengths)
-        elif causal:
-            h, _ = hgrn1(v, z, self._bound(x), theta=theta, lengths=lengths, impl=impl)
-        else:
-            h = hgrn1_bidirectional(
-                v,
-                z,
-                self._bound(x),
-                theta=theta,
-                theta_backward=self.theta_backward,
-                lengths=lengths,
-                impl=impl,
+            bound = self._bound(z) if self.bounded else None
+            return fla.hgrn1(
+                v, z, bound, kernel=impl, gate=self.gate, causal=causal, lengths=lengths
             )
-        return self._read_out(h, gate)
+        if causal:
+            return hgrn1(v, z, self._bound(z), theta=theta, lengths=lengths, impl=impl)[0]
+        return hgrn1_bidirectional(
+            v,
+            z,
+            self._bound(z),
+            theta=theta,
+            theta_backward=self.theta_backward,
+            lengths=lengths,
+            impl=impl,
+        )
 
     def start(self, batch: int, max_len: int) -> tuple[Tensor, ...]:
         """The state, [b d 2] or [b n], zeros; it does not grow with `max_len`."""

@@ -162,8 +162,7 @@ class HGRN2Layer(HGRNLayer):
         causal: bool,
         generator: torch.Generator,
     ) -> None:
-        super().__init__(bounds, layer, d_model)
-        self.causal = causal
+        super().__init__(mixer, bounds, layer, d_model, causal)
         self.form = form = _FORMS[mixer.preset]
         self.impl: Literal[Impl, "fla"] = mixer.impl
         self.gate: fla.Gate = mixer.gate
@@ -196,22 +195,26 @@ class HGRN2Layer(HGRNLayer):
     def _read_out(self, y: Float[Tensor, "*b h v"]) -> Float[Tensor, "*b d"]:
         return self.proj_out(self.norm(y.flatten(-2)))
 
-    def forward(
-        self, x: Float[Tensor, "b t d"], *, lengths: Int[Tensor, " b"] | None = None
+    def mix(
+        self, x: Float[Tensor, "b t d"], lengths: Int[Tensor, " b"] | None = None
     ) -> Float[Tensor, "b t d"]:
-        """In both directions the two states are summed before the read-out, so that a token's own
-        term enters twice, as in the published modules."""
+        """In both directions the states are summed before the read-out, so that a token's own term
+        enters once for each, as in the published modules."""
         q, z, v = self._project(x)
-        causal, impl = self.causal, self.impl
         with no_autocast(x):
-            if impl == "fla":
-                bound = self._bound(x) if self.bounded else None
-                y = fla.hgrn2(q, z, v, bound, gate=self.gate, causal=causal, lengths=lengths)
-            elif causal:
-                y, _ = hgrn2(q, z, v, self._bound(x), lengths=lengths, impl=impl)
-            else:
-                y = hgrn2_bidirectional(q, z, v, self._bound(x), lengths=lengths, impl=impl)
+            y = self.states(self._operator, q, z, v, lengths=lengths)
         return self._read_out(y)
+
+    def _operator(
+        self, q: Tensor, z: Tensor, v: Tensor, lengths: Tensor | None = None
+    ) -> Float[Tensor, "b t h v"]:
+        causal, impl = self.causal, self.impl
+        if impl == "fla":
+            bound = self._bound(z) if self.bounded else None
+            return fla.hgrn2(q, z, v, bound, gate=self.gate, causal=causal, lengths=lengths)
+        if causal:
+            return hgrn2(q, z, v, self._bound(z), lengths=lengths, impl=impl)[0]
+        return hgrn2_bidirectional(q, z, v, self._bound(z), lengths=lengths, impl=impl)
 
     def start(self, batch: int, max_len: int) -> tuple[Tensor, ...]:
         """The state [b h k v], zeros; it does not grow with `max_len`."""

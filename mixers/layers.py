@@ -12,14 +12,16 @@ from typing import Literal
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 Init = Literal["torch", "normal", "zoology"]
 """How a linear map starts. `torch`: weight and bias uniform in +-1/sqrt(fan-in). `normal`: weight
 N(0, 0.02), bias 0 (the HGRN2 language models). `zoology`: as `normal`, but the last map of a branch
 has standard deviation 0.02 / sqrt(2 layers)."""
 
-NormName = Literal["layer", "rms", "simple_rms", "none"]
-"""`simple_rms` is RMSNorm without weights (HGRN's SimpleRMSNorm)."""
+NormName = Literal["layer", "rms", "simple_rms", "batch", "none"]
+"""`simple_rms` is RMSNorm without weights (HGRN's SimpleRMSNorm). `batch`: `BatchNorm`, which needs
+the lengths, so around a mixer alone."""
 
 INIT_STD = 0.02
 
@@ -60,7 +62,14 @@ def norm(
         return RMSNorm(width, eps=eps, device=device)
     if name == "simple_rms":
         return nn.RMSNorm(width, eps=eps, elementwise_affine=False)
+    if name == "batch":
+        return BatchNorm(width, eps=eps, device=device)
     return nn.Identity()
+
+
+def normalised(layer: nn.Module, x: Tensor, lengths: Tensor | None) -> Tensor:
+    """A norm of x [b t d], whatever its kind."""
+    return layer(x, lengths=lengths) if isinstance(layer, BatchNorm) else layer(x)
 
 
 class RMSNorm(nn.RMSNorm):
@@ -68,6 +77,51 @@ class RMSNorm(nn.RMSNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.to(self.weight.dtype))
+
+
+class BatchNorm(nn.Module):
+    """Each channel by its mean and variance over the valid tokens of the batch: padding changes
+    neither. In evaluation by their running averages, as torch's own keeps them."""
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(
+        self, width: int, *, eps: float, momentum: float = 0.1, device: torch.device | None = None
+    ) -> None:
+        super().__init__()
+        self.eps, self.momentum = eps, momentum
+        self.weight = nn.Parameter(torch.ones(width, device=device))
+        self.bias = nn.Parameter(torch.zeros(width, device=device))
+        self.register_buffer("running_mean", torch.zeros(width, device=device))
+        self.register_buffer("running_var", torch.ones(width, device=device))
+
+    def forward(self, x: Tensor, *, lengths: Tensor | None = None) -> Tensor:
+        """x [b t d], lengths [b]; in its weights' dtype."""
+        x = x.to(self.weight.dtype)
+        if self.training and lengths is not None:
+            return self._over_valid(x, valid_tokens(lengths, x.shape[1])[..., None].to(x.dtype))
+        flat = F.batch_norm(
+            x.flatten(0, 1),
+            self.running_mean,
+            self.running_var,
+            self.weight,
+            self.bias,
+            training=self.training,
+            momentum=self.momentum,
+            eps=self.eps,
+        )
+        return flat.view_as(x)
+
+    def _over_valid(self, x: Tensor, valid: Tensor) -> Tensor:
+        count = valid.sum()
+        mean = (x * valid).sum((0, 1)) / count
+        variance = ((x - mean) * valid).square().sum((0, 1)) / count
+        with torch.no_grad():
+            unbiased = variance * (count / (count - 1).clamp(min=1))
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(unbiased, self.momentum)
+        return (x - mean) * (variance + self.eps).rsqrt() * self.weight + self.bias
 
 
 class Dropout(nn.Module):

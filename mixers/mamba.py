@@ -165,6 +165,8 @@ def selective_scan(
 class MambaLayer(nn.Module):
     """W_o (S6(silu(conv(W_x u))) * silu(W_z u))."""
 
+    rates = ("A_log", "D", "dt_bias")
+
     def __init__(
         self,
         mixer: Mamba,

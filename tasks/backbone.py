@@ -9,13 +9,14 @@ import math
 from typing import Annotated, ClassVar, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from pydantic import Field, PositiveInt, SerializeAsAny, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mixers.base import Frozen, Mixer
-from mixers.layers import INIT_STD, Dropout, Init, NormName, linear, norm
+from mixers.directions import Directions, stack
+from mixers.layers import INIT_STD, Dropout, Init, NormName, linear, norm, normalised
 
 
 class Backbone(Frozen):
@@ -46,8 +47,10 @@ class Backbone(Frozen):
     N(0, 1 / d_model), the others from N(0, 0.02^2). A mixer owns its own."""
     first: SerializeAsAny[Mixer] | None = None
     """Another mixer in the place of the first layer's: a hybrid."""
+    branch_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Of what each branch of a block adds to the stream."""
 
-    later: ClassVar[tuple[str, ...]] = ("first",)
+    later: ClassVar[tuple[str, ...]] = ("first", "branch_dropout")
 
     @model_validator(mode="after")
     def _glu_width_is_used(self) -> Backbone:
@@ -79,7 +82,62 @@ class Backbone(Frozen):
         )
 
 
-class LanguageModel(nn.Module):
+class Encoder(nn.Module):
+    """Embedded tokens to the normalised stream; a subclass adds its head."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        mixer: Mixer,
+        *,
+        embedding: nn.Module,
+        max_len: int,
+        directions: Directions,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__()
+        d_model, n_layers = backbone.d_model, backbone.n_layers
+        self.embedding = embedding
+        self.embed_scale = math.sqrt(d_model) if backbone.embed_scale else 1.0
+        self.positions: Tensor | None
+        if backbone.positions == "learned":
+            self.positions = table_of(max_len, d_model, backbone.init, generator).weight
+        elif backbone.positions == "sinusoidal":
+            table = sinusoidal(max_len, d_model).to(generator.device)
+            self.register_buffer("positions", table, persistent=False)
+        else:
+            self.positions = None
+        self.max_len = max_len
+        self.dropout = Dropout(backbone.embed_dropout)
+        size, seen = (d_model, n_layers), directions
+        token_mixers = stack(mixer, *size, directions=seen, generator=generator)
+        if backbone.first is not None:
+            first = stack(backbone.first, *size, directions=seen, generator=generator)
+            token_mixers[0] = first[0]
+        self.blocks = nn.ModuleList(Block(backbone, layer, generator) for layer in token_mixers)
+        self.norm = norm(backbone.final_norm or backbone.norm, d_model, device=generator.device)
+
+    def embedded(self, tokens: Shaped[Tensor, "b t *c"]) -> Float[Tensor, "b t d"]:
+        """Each token by itself, without its position."""
+        return self.embedding(tokens) * self.embed_scale
+
+    def encoded(
+        self, x: Float[Tensor, "b t d"], lengths: Int[Tensor, " b"] | None = None
+    ) -> Float[Tensor, "b t d"]:
+        """Positions, blocks and the last norm. Raises ValueError past the last position."""
+        if self.positions is not None:
+            if x.shape[1] > self.max_len:
+                raise ValueError(
+                    f"{x.shape[1]} tokens; the positions reach max_len = {self.max_len}"
+                )
+            x = x + self.positions[: x.shape[1]].to(x.dtype)
+        x = self.dropout(x)
+        for block in self.blocks:
+            x = block(x, lengths=lengths)
+        return normalised(self.norm, x, lengths)
+
+
+class LanguageModel(Encoder):
     """Tokens to logits; `hidden` and `logits` apart, so that a task pays for the head only where
     it has labels."""
 
@@ -93,48 +151,25 @@ class LanguageModel(nn.Module):
         causal: bool,
         generator: torch.Generator,
     ) -> None:
-        super().__init__()
-        d_model, n_layers = backbone.d_model, backbone.n_layers
-        self.embedding = _embedding(vocab_size, d_model, backbone.init, generator)
-        self.embed_scale = math.sqrt(d_model) if backbone.embed_scale else 1.0
-        self.positions: Tensor | None
-        if backbone.positions == "learned":
-            self.positions = _embedding(max_len, d_model, backbone.init, generator).weight
-        elif backbone.positions == "sinusoidal":
-            table = sinusoidal(max_len, d_model).to(generator.device)
-            self.register_buffer("positions", table, persistent=False)
-        else:
-            self.positions = None
-        self.max_len = max_len
-        self.dropout = Dropout(backbone.embed_dropout)
-        token_mixers = mixer.stack(d_model, n_layers, causal=causal, generator=generator)
-        if backbone.first is not None:
-            stack = backbone.first.stack(d_model, n_layers, causal=causal, generator=generator)
-            token_mixers[0] = stack[0]
-        self.blocks = nn.ModuleList(Block(backbone, layer, generator) for layer in token_mixers)
-        final = backbone.final_norm or backbone.norm
-        self.norm = norm(final, d_model, device=generator.device)
-        self.head = (
-            self.embedding
-            if backbone.tie_embeddings
-            else linear(d_model, vocab_size, bias=False, generator=generator, init=backbone.init)
+        d_model, init = backbone.d_model, backbone.init
+        table = table_of(vocab_size, d_model, init, generator)
+        super().__init__(
+            backbone,
+            mixer,
+            embedding=table,
+            max_len=max_len,
+            directions="causal" if causal else "both",
+            generator=generator,
         )
+        self.head: nn.Embedding | nn.Linear = table
+        if not backbone.tie_embeddings:
+            self.head = linear(d_model, vocab_size, bias=False, generator=generator, init=init)
 
     def hidden(
         self, tokens: Int[Tensor, "b t"], lengths: Int[Tensor, " b"] | None = None
     ) -> Float[Tensor, "b t d"]:
         """The normalised stream before the head."""
-        x = self.embedding(tokens) * self.embed_scale
-        if self.positions is not None:
-            if tokens.shape[1] > self.max_len:
-                raise ValueError(
-                    f"{tokens.shape[1]} tokens; the positions reach max_len = {self.max_len}"
-                )
-            x = x + self.positions[: tokens.shape[1]].to(x.dtype)
-        x = self.dropout(x)
-        for block in self.blocks:
-            x = block(x, lengths=lengths)
-        return self.norm(x)
+        return self.encoded(self.embedded(tokens), lengths)
 
     def logits(self, hidden: Float[Tensor, "*n d"]) -> Float[Tensor, "*n vocab"]:
         """Scores of the next token."""
@@ -161,13 +196,15 @@ class Block(nn.Module):
             self.channel_norm = norm(backbone.norm, d_model, device=generator.device)
             glu = backbone.channel_mixer == "glu"
             self.channel = GLU(backbone, generator) if glu else nn.Identity()
+        self.dropout = Dropout(backbone.branch_dropout)
 
     def forward(
         self, x: Float[Tensor, "b t d"], *, lengths: Int[Tensor, " b"] | None = None
     ) -> Float[Tensor, "b t d"]:
-        x = x + self.mixer(self.mixer_norm(x), lengths=lengths)
+        mixed = self.mixer(normalised(self.mixer_norm, x, lengths), lengths=lengths)
+        x = x + self.dropout(mixed)
         if self.channel is not None and self.channel_norm is not None:
-            x = x + self.channel(self.channel_norm(x))
+            x = x + self.dropout(self.channel(normalised(self.channel_norm, x, lengths)))
         return x
 
 
@@ -203,7 +240,8 @@ def sinusoidal(max_len: int, d_model: int) -> Float[Tensor, "t d"]:
     return torch.cat([angle.sin(), angle.cos()], dim=1)[:, :d_model]
 
 
-def _embedding(count: int, width: int, init: Init, generator: torch.Generator) -> nn.Embedding:
+def table_of(count: int, width: int, init: Init, generator: torch.Generator) -> nn.Embedding:
+    """An embedding, drawn as `Backbone.init` says."""
     # On the meta device torch's own start draws nothing.
     table = nn.Embedding(count, width, device="meta").to_empty(device=generator.device)
     std = width**-0.5 if init == "torch" else INIT_STD

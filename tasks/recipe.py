@@ -28,9 +28,18 @@ class Training(Frozen):
     `matrices`: on parameters of two or more axes."""
     betas: tuple[Share, Share] = (0.9, 0.999)
     eps: PositiveFloat = 1e-8
-    schedule: Literal["constant", "cosine_epoch", "cosine_step", "inverse_sqrt"] = "cosine_epoch"
-    """Cosine to 0 over all epochs, changed once an epoch or once a step; or lr / sqrt(step)."""
+    schedule: Literal[
+        "constant", "cosine_epoch", "cosine_step", "cosine_rebound", "inverse_sqrt"
+    ] = "cosine_epoch"
+    """Cosine to 0 over all epochs, changed once an epoch or once a step; or lr / sqrt(step).
+    `cosine_rebound`: past its last step the cosine turns up again, as in some published runs."""
     warmup_steps: NonNegativeInt = 0
+    schedule_steps: PositiveInt | None = None
+    """The step, the warm-up's included, at which a cosine by steps is at 0, where it stays; None:
+    the last one."""
+    rates_lr: PositiveFloat | None = None
+    """Learning rate, and no weight decay, of what sets how fast a mixer forgets (HGRN's lower
+    bounds and angles, Mamba's A, D and step size); None: as all else."""
     clip_norm: PositiveFloat | None = None
     precision: Literal["fp32", "tf32", "bf16_autocast"] = "fp32"
     """Of the training steps; evaluation is always fp32."""
@@ -46,7 +55,7 @@ class Training(Frozen):
     compiled: bool = False
     """The loss and its backward pass through torch.compile first."""
 
-    later: ClassVar[tuple[str, ...]] = ("engine", "compiled")
+    later: ClassVar[tuple[str, ...]] = ("engine", "compiled", "schedule_steps", "rates_lr")
 
 
 def learning_rate(training: Training, epoch: int, step: int, steps_per_epoch: int) -> float:
@@ -56,10 +65,12 @@ def learning_rate(training: Training, epoch: int, step: int, steps_per_epoch: in
         return training.lr * (step + 1) / training.warmup_steps
     if training.schedule == "cosine_epoch":
         return training.lr * 0.5 * (1 + math.cos(math.pi * epoch / training.epochs))
-    if training.schedule == "cosine_step":
-        # Clamped: a recipe whose warm-up is longer than the run still ends at 0, not above.
-        span = max(1, total - training.warmup_steps)
-        done = min(1.0, (step - training.warmup_steps) / span)
+    if training.schedule in ("cosine_step", "cosine_rebound"):
+        span = max(1, (training.schedule_steps or total) - training.warmup_steps)
+        done = (step - training.warmup_steps) / span
+        if training.schedule == "cosine_step":
+            # Clamped: a recipe whose warm-up is longer than the run still ends at 0, not above.
+            done = min(1.0, done)
         return training.lr * 0.5 * (1 + math.cos(math.pi * done))
     if training.schedule == "inverse_sqrt":
         return training.lr * math.sqrt(max(1, training.warmup_steps) / (step + 1))
@@ -69,21 +80,43 @@ def learning_rate(training: Training, epoch: int, step: int, steps_per_epoch: in
 def adamw(model: nn.Module, training: Training) -> torch.optim.AdamW:
     """The optimiser. Its learning rate is a number on a CPU, and on a GPU a tensor there, so that
     a captured step reads what the schedule has since become."""
-    decayed, free = [], []
+    device = next(model.parameters()).device
+
+    def rate(lr: float) -> float | torch.Tensor:
+        return torch.tensor(lr, device=device) if device.type == "cuda" else lr
+
+    decayed, free, own = [], [], []
+    rates = set() if training.rates_lr is None else set(map(id, _rates(model)))
     for parameter in model.parameters():
-        (decayed if training.decay == "all" or parameter.ndim >= 2 else free).append(parameter)
-    groups = [
+        if id(parameter) in rates:
+            own.append(parameter)
+        else:
+            (decayed if training.decay == "all" or parameter.ndim >= 2 else free).append(parameter)
+    groups: list[dict[str, Any]] = [
         {"params": decayed, "weight_decay": training.weight_decay},
         {"params": free, "weight_decay": 0.0},
     ]
-    device = next(model.parameters()).device
+    if training.rates_lr is not None:
+        scale = training.rates_lr / training.lr
+        groups.append(
+            {"params": own, "weight_decay": 0.0, "lr": rate(training.rates_lr), "scale": scale}
+        )
     return torch.optim.AdamW(
         [group for group in groups if group["params"]],
-        lr=torch.tensor(training.lr, device=device) if device.type == "cuda" else training.lr,
+        lr=rate(training.lr),
         betas=training.betas,
         eps=training.eps,
         fused=True,
     )
+
+
+def _rates(model: nn.Module) -> Iterator[nn.Parameter]:
+    """The parameters that set how fast a mixer forgets, as its modules name them."""
+    for module in model.modules():
+        for name in getattr(module, "rates", ()):
+            parameter = getattr(module, name)
+            if parameter is not None:
+                yield parameter
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:

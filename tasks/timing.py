@@ -99,6 +99,24 @@ def _cuda_ms(call: Callable[[], object], flush: torch.Tensor, *, wait_cycles: in
     return start.elapsed_time(end)
 
 
+def wall_ms(
+    call: Callable[[], object], device: torch.device, *, budget_s: float, calls: int
+) -> list[float]:
+    """Milliseconds of a call, from waiting for the device to waiting for it, `calls` in a row each
+    time, for about `budget_s`."""
+    times: list[float] = []
+    end = time.monotonic() + budget_s
+    fewest, most = 2 * MIN_REPETITIONS, 2 * MAX_REPETITIONS
+    while len(times) < fewest or (time.monotonic() < end and len(times) < most):
+        synchronize(device)
+        start = time.perf_counter()
+        for _ in range(calls):
+            call()
+        synchronize(device)
+        times.append(1e3 * (time.perf_counter() - start) / calls)
+    return times
+
+
 def replayed(call: Callable[[], object], device: torch.device) -> Callable[[], object]:
     """The replay of `call`, captured once as a CUDA graph: one launch, whatever `call` launches.
 

@@ -189,10 +189,11 @@ class Trainer:
             return
         self.rate = rate
         for group in self.optimizer.param_groups:
+            scaled = rate * group.get("scale", 1.0)
             if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(rate)
+                group["lr"].fill_(scaled)
             else:
-                group["lr"] = rate
+                group["lr"] = scaled
 
     def _keep_or_stop(self) -> None:
         stop = self.context.should_stop()

@@ -44,10 +44,10 @@ class Provenance(NamedTuple):
 
 
 class PixelScale(NamedTuple):
-    """Pixels as scalars: (x / 255 - mean) / std."""
+    """Pixels as scalars: (x / 255 - mean) / std; of colours, one of each a channel."""
 
-    mean: float
-    std: float
+    mean: float | tuple[float, ...]
+    std: float | tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,13 @@ class Sequences:
             width = longest
         elif longest > width:
             raise ValueError(f"width = {width}; the longest of these sequences has {longest} ids")
+        return self.at_width(rows, width)
+
+    def at_width(
+        self, rows: Int[Tensor, " b"], width: int
+    ) -> tuple[Shaped[Tensor, "b t"], Int[Tensor, " b"]]:
+        """`padded` for whoever knows that the longest fits: the host does not wait for a device."""
+        lengths = (self.offsets[1:] - self.offsets[:-1])[rows]
         place = torch.arange(width, device=self.ids.device)
         index = (self.offsets[rows, None] + place).clamp(max=len(self.ids) - 1)
         return self.ids[index].where(place < lengths[:, None], PAD), lengths

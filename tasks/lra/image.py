@@ -28,29 +28,41 @@ BATCHES = (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch")
 COUNTS = dict.fromkeys(BATCHES, 10_000)
 PIXELS = 32 * 32
 S4_SCALE = PixelScale(122.6 / 255, 61.0 / 255)
+COLOUR_SCALE = PixelScale((0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261))
+"""Of OpenNLPLab/lra, which HGRN1 and HGRN2 were run with."""
 TREE = f"""  {FOLDER}/data_batch_1 to data_batch_5, test_batch
   (pickles with data, 10,000 x 3,072 bytes, and labels)"""
 GET = "Unpack https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz."
 
 
-def load_image(root: Path | None = None, *, convention: Convention = "s4") -> Dataset:
+def load_image(
+    root: Path | None = None, *, convention: Convention = "s4", colour: bool = False
+) -> Dataset:
     """Load the images as 1024 levels of gray each; no augmentation.
+
+    `colour`: red, green and blue of each pixel, one after the other, which the arena does not have
+    but the code of HGRN1 and HGRN2 has; for s4 alone.
 
     s4: Pillow's luma, scalars scaled by 122.6 and 61; 5,000 of the training images drawn as torch's
     random_split with seed 42 are held out. google: TensorFlow's luma, ids of an embedding; the last
     5,000 are held out (its own order is that of TFDS, which these files do not have).
 
-    Raises MissingData, and BadData for a file that is no such pickle, holds another number of
-    images, labels out of range or, where they are the published files, unbalanced ones.
+    Raises ValueError for colours that google's ids do not have, MissingData, and BadData for a file
+    that is no such pickle, holds another number of images, labels out of range or, where they are
+    the published files, unbalanced ones.
     """
+    if colour and convention == "google":
+        raise ValueError("colour = True does not fit convention = 'google': use 's4'")
     folder = files.find(root, FOLDER, "data_batch_1", TREE, GET)
     counts = files.expected(folder, COUNTS)
     batches = [_batch(folder / name, counts[name]) for name in BATCHES]
-    gray = pillow_gray if convention == "s4" else tensorflow_gray
+    levels = pillow_gray if convention == "s4" else tensorflow_gray
+    if colour:
+        levels = interleaved
     train, test = (
         Examples(
             Sequences.of_equal_length(
-                torch.from_numpy(np.concatenate([gray(pixels) for pixels, _ in part]))
+                torch.from_numpy(np.concatenate([levels(pixels) for pixels, _ in part]))
             ),
             torch.tensor([label for _, labels in part for label in labels]),
         )
@@ -75,8 +87,13 @@ def load_image(root: Path | None = None, *, convention: Convention = "s4") -> Da
         max_length=PIXELS,
         provenance=files.provenance(folder),
         validation="a tenth of the training set",
-        pixels=S4_SCALE if convention == "s4" else None,
+        pixels=(COLOUR_SCALE if colour else S4_SCALE) if convention == "s4" else None,
     )
+
+
+def interleaved(pixels: Array) -> Array:
+    """[n 3 p] uint8 to [n 3p] uint8, the channels of a pixel together."""
+    return np.ascontiguousarray(np.moveaxis(pixels, 1, 2)).reshape(len(pixels), -1)
 
 
 def pillow_gray(pixels: Array) -> Array:

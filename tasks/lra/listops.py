@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Bool
+from torch import Tensor
 
 from tasks.lra import files
 from tasks.lra.examples import Convention, Dataset, Examples, Sequences
@@ -55,6 +57,16 @@ def load_listops(root: Path | None = None, *, convention: Convention = "s4") -> 
         provenance=files.provenance(folder),
         validation="basic_val.tsv",
     )
+
+
+def root_operators(examples: Examples, convention: Convention) -> dict[str, Bool[Tensor, " n"]]:
+    """Which expressions have which operator at their root, by its name in small letters."""
+    first = 3 if convention == "s4" else 1
+    roots = examples.inputs.ids[examples.inputs.offsets[:-1]]
+    return {
+        symbol.removeprefix("[").lower(): roots == first + place
+        for place, symbol in enumerate(SYMBOLS[:4])
+    }
 
 
 def _load(path: Path, count: int, ids: dict[str, int], end: list[int], length: int) -> Examples:

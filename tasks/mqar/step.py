@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from statistics import median
 from typing import ClassVar, Literal
 
@@ -13,7 +12,7 @@ from pydantic import PositiveFloat, PositiveInt, model_validator
 from tasks.base import Context, Metrics
 from tasks.graphs import WARM_UP_CALLS
 from tasks.mqar.task import MQAR
-from tasks.timing import MAX_REPETITIONS, MIN_REPETITIONS, spread, synchronize
+from tasks.timing import spread, synchronize, wall_ms
 
 
 class MQARStep(MQAR):
@@ -71,11 +70,11 @@ class MQARStep(MQAR):
         cold_start_s = time.perf_counter() - start
         self.check(device)
         # The same call as two interleaved series: their difference is the noise floor.
-        both = _wall_ms(step, device, budget_s=self.budget_s, calls=10 if gpu else 1)
+        both = wall_ms(step, device, budget_s=self.budget_s, calls=10 if gpu else 1)
         times, null_times = both[::2], both[1::2]
         for _ in range(WARM_UP_CALLS + 1):
             evaluate()
-        evaluation_ms = median(_wall_ms(evaluate, device, budget_s=self.budget_s / 4, calls=1))
+        evaluation_ms = median(wall_ms(evaluate, device, budget_s=self.budget_s / 4, calls=1))
         p20, step_ms, p80 = spread(times)
         epoch_ms = steps * step_ms + evaluation_ms
         metrics: Metrics = {
@@ -101,21 +100,3 @@ class MQARStep(MQAR):
         """Of a batch's logits at its labelled positions, in the type of the head's product."""
         labelled = self.training.batch * self.train[0].kv_pairs
         return labelled * self.vocab_size * self.compute_dtype.itemsize
-
-
-def _wall_ms(
-    call: Callable[[], object], device: torch.device, *, budget_s: float, calls: int
-) -> list[float]:
-    """Milliseconds of a call, from waiting for the device to waiting for it, `calls` in a row each
-    time, for about `budget_s`."""
-    times: list[float] = []
-    end = time.monotonic() + budget_s
-    fewest, most = 2 * MIN_REPETITIONS, 2 * MAX_REPETITIONS
-    while len(times) < fewest or (time.monotonic() < end and len(times) < most):
-        synchronize(device)
-        start = time.perf_counter()
-        for _ in range(calls):
-            call()
-        synchronize(device)
-        times.append(1e3 * (time.perf_counter() - start) / calls)
-    return times

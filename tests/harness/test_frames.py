@@ -42,6 +42,8 @@ def test_flatten_names_leaves_by_their_own_name_where_it_is_unique():
         "warmup": 0,
         "engine": "eager",
         "compiled": False,
+        "schedule_steps": None,
+        "rates_lr": None,
         "segments": '[{"kv_pairs":4,"seq_len":64}]',
         "seed": 1,
     }

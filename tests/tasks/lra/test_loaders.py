@@ -316,6 +316,18 @@ def test_image_in_both_conventions(tmp_path):
     assert google.vocab_size == 256
 
 
+def test_colours_come_pixel_by_pixel(tmp_path):
+    folder = write_image(tmp_path)
+    dataset = load_image(tmp_path, colour=True)
+    assert dataset.pixels is not None
+    assert dataset.pixels.mean == (0.4914, 0.4822, 0.4465)
+    planes = np.asarray(read_batch(folder / "test_batch")[b"data"]).reshape(-1, 3, 1024)
+    rows = dataset.test.inputs.ids.view(len(planes), 1024, 3).numpy()
+    assert (rows == planes.transpose(0, 2, 1)).all()
+    with pytest.raises(ValueError, match="colour = True does not fit convention = 'google'"):
+        load_image(tmp_path, convention="google", colour=True)
+
+
 def test_both_lumas():
     pixels = np.array([[[255, 0, 0, 0, 10], [255, 255, 0, 0, 20], [255, 0, 255, 0, 30]]], np.uint8)
     assert pillow_gray(pixels).tolist() == [[255, 150, 29, 0, 18]]

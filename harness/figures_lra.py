@@ -1,0 +1,243 @@
+"""Figures of the Long Range Arena: accuracy by epoch, next to what is published, by ListOps' root
+operator; the time and memory of a training step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+from matplotlib.axes import Axes
+
+from harness.lra_published import TITLES, averages, compared, readable
+from harness.plot import LINE, Plot, at, summary
+from harness.series import marks, not_drawn, origin, setting, with_series
+from harness.sheet import End, Sheet, value_ticks
+from harness.style import GREY, mixer_name, styled
+
+AXES = ["arena", "seed", "trial"]
+APART = ["recipe", "source"]
+YARDSTICKS = {
+    "the commonest digit": 0.170,
+    "the root's operator alone": 0.365,
+    "one level evaluated": 0.513,
+    "two levels": 0.695,
+}
+"""Accuracy on ListOps of whoever knows no more than that."""
+OPERATORS = ("min", "max", "med", "sm")
+
+
+def lra(table: pd.DataFrame) -> dict[str, Plot]:
+    """Every figure that the frame of a grid of the arena has the numbers for."""
+    if "accuracy" not in table or not table["accuracy"].notna().any():
+        return {}
+    table = with_series(_plain(table), AXES, apart=APART)
+    with styled():
+        plots = {
+            "accuracy_by_epoch": by_epoch(table),
+            "next_to_published": next_to_published(table),
+        }
+        listops = table[table["arena"] == "listops"]
+        if _operators(listops):
+            plots["accuracy_by_operator"] = by_operator(listops)
+    return plots
+
+
+def lra_step(table: pd.DataFrame) -> dict[str, Plot]:
+    """Tokens a second, and on a GPU peak memory, of a whole model's training step."""
+    if not table["status"].eq("ok").any():
+        return {}
+    table = with_series(_plain(table), AXES)
+    ran = table[table["status"] == "ok"]
+    costs = [name for name in ("tokens_per_s", "step_ms", "peak_mib") if name in ran]
+    names = {
+        "tokens_per_s": "Tokens per second",
+        "step_ms": "Step (ms)",
+        "peak_mib": "Peak memory (MiB)",
+    }
+    groups = ran.groupby([*LINE, "arena"], sort=False)
+    lines = groups[costs].median().assign(trials=groups.size()).reset_index()
+    with styled():
+        sheet = Sheet(len(costs), height_in=2.0, columns=1, note=not_drawn(table, ["trial"]))
+        for i, (ax, cost) in enumerate(zip(sheet.axes, costs, strict=True)):
+            _dots(ax, table, ran, cost)
+            ax.set(title=names[cost], xscale="log")
+            sheet.axis_names(i, x="", y="")
+        figure = sheet.finish()
+    caption = " ".join(
+        [
+            "A training step of the whole model by the wall, forward to optimiser, on noise.",
+            f"Points: {int(lines['trials'].max())} processes, each a median of repetitions.",
+            *_common(table),
+            setting(table, "engine", "Engine {}."),
+            setting(table, "batch", "Batch {}."),
+        ]
+    )
+    rows = lines[["series", *costs, "trials"]]
+    failed = table[table["status"] != "ok"][["series", "status"]].drop_duplicates()
+    return {"training_step": Plot(figure, caption, lines, pd.concat([rows, failed]))}
+
+
+def by_epoch(table: pd.DataFrame) -> Plot:
+    """Test accuracy by epoch, a panel a task: thin lines are runs, thick ones their mean."""
+    ran = table[table["accuracy"].notna()]
+    runs = ran[[*LINE, "arena", "seed", "accuracy_by_epoch"]].explode("accuracy_by_epoch")
+    runs = runs.rename(columns={"accuracy_by_epoch": "accuracy"}).astype({"accuracy": float})
+    runs["epoch"] = runs.groupby([*LINE, "arena", "seed"], sort=False).cumcount() + 1
+    groups = runs.groupby([*LINE, "arena", "epoch"], sort=False)["accuracy"]
+    means = groups.agg(["mean", "min", "max"]).add_prefix("accuracy_")
+    means = means.assign(seeds=groups.size()).reset_index()
+    places = _arenas(table)
+    sheet = Sheet(len(places), height_in=2.4, columns=min(2, len(places)), note=_note(table))
+    for i, (ax, arena) in enumerate(zip(sheet.axes, places, strict=True)):
+        ends = _curves(ax, at(runs, {"arena": arena}), at(means, {"arena": arena}), table)
+        here = at(ran, {"arena": arena})
+        chance = float(here["chance"].iloc[0]) if len(here) else 0.5
+        _yardsticks(ax, arena, chance)
+        value_ticks(ax.xaxis, means.loc[means["arena"] == arena, "epoch"].unique())
+        ax.set(title=TITLES[arena])
+        sheet.label(ax, ends)
+        sheet.axis_names(i, x="Epoch", y="Test accuracy")
+    caption = " ".join(
+        [
+            "Test accuracy by epoch: the mean over seeds, and thin the runs.",
+            "Dotted on ListOps: what knowing the commonest digit, the root's operator, one level "
+            "or two levels of the expression gives (17.0, 36.5, 51.3, 69.5 %); elsewhere chance.",
+            *_common(table),
+        ]
+    )
+    last = means.loc[means.groupby([*LINE, "arena"], sort=False)["epoch"].idxmax()]
+    rows = summary(last, table, ["arena"], "accuracy_mean", write=_percent)
+    return Plot(sheet.finish(), caption, means, rows)
+
+
+def next_to_published(table: pd.DataFrame) -> Plot:
+    """Accuracy of the epoch that the recipe reports, beside the HGRN2 paper's Table 7."""
+    rows = compared(table)
+    places = _arenas(table)
+    ran = table[table["accuracy"].notna()].assign(percent=lambda t: 100 * t["accuracy"])
+    height = 0.6 + 0.2 * len(marks(table))
+    sheet = Sheet(len(places), height_in=height, columns=1, note=_note(table))
+    for i, (ax, arena) in enumerate(zip(sheet.axes, places, strict=True)):
+        _dots(ax, table, at(ran, {"arena": arena}), "percent")
+        for height, label in enumerate(marks(table)):
+            for _, row in at(rows, {"arena": arena, "series": label}).iterrows():
+                kind = "|" if row["alike"] else "x"
+                ax.plot([row["published"]], [height], marker=kind, markersize=7, color=GREY)
+        ax.set(title=TITLES[arena], xlim=(0, 100))
+        sheet.axis_names(i, x="Accuracy (%)", y="")
+    caption = " ".join(
+        part
+        for part in [
+            "Test accuracy: points are runs; grey: Table 7 of the HGRN2 paper (arXiv 2404.07904), "
+            "one run each, × where the two rows are not alike. `ours is` and `published is` say "
+            "what keeps a number from standing beside plain ones of a mixer's own recipe; † marks "
+            "a difference of unlike rows.",
+            "Learned: the share of seeds whose validation accuracy is above 36.5 % (ListOps) or "
+            "55 % (Pathfinder, Path-X).",
+            averages(rows),
+            setting(table, "report", "Accuracy of the {} epoch (best: by validation)."),
+            *_common(table),
+        ]
+        if part
+    )
+    return Plot(sheet.finish(), caption, rows, readable(rows))
+
+
+def by_operator(table: pd.DataFrame) -> Plot:
+    """Test accuracy on the expressions of each root operator."""
+    operators = _operators(table)
+    names = [f"accuracy_{name.lower()}" for name in operators]
+    ran = table[table["accuracy"].notna()]
+    long = ran.melt([*LINE, "arena", "seed"], names, "operator", "percent")
+    long["operator"] = long["operator"].str.removeprefix("accuracy_").str.upper()
+    long["percent"] *= 100
+    groups = long.groupby([*LINE, "operator"], sort=False)["percent"]
+    means = groups.agg(["mean", "min", "max"]).add_prefix("percent_").reset_index()
+    sheet = Sheet(len(names), height_in=0.6 + 0.2 * len(marks(table)), columns=2, note=_note(table))
+    for i, (ax, operator) in enumerate(zip(sheet.axes, operators, strict=True)):
+        _dots(ax, table, at(long, {"operator": operator}), "percent")
+        ax.set(title=operator, xlim=(0, 100))
+        sheet.axis_names(i, x="Accuracy (%)", y="")
+    caption = " ".join(
+        ["ListOps: test accuracy by the operator at the root of an expression.", *_common(table)]
+    )
+    failed = pd.concat([table.assign(operator=name) for name in operators])
+    rows = summary(
+        means,
+        failed,
+        ["operator"],
+        "percent_mean",
+        write=lambda value: f"{value:.1f}",
+        rank=operators.index,
+    )
+    return Plot(sheet.finish(), caption, means, rows)
+
+
+def _operators(table: pd.DataFrame) -> list[str]:
+    """Those with a result: a small test set may lack one."""
+    found = [name for name in OPERATORS if f"accuracy_{name}" in table]
+    return [name.upper() for name in found if table[f"accuracy_{name}"].notna().any()]
+
+
+def _plain(table: pd.DataFrame) -> pd.DataFrame:
+    """A mixer that scans nothing but the sequence says so too."""
+    return table.assign(scan=table["scan"].fillna("1d")) if "scan" in table else table
+
+
+def _arenas(table: pd.DataFrame) -> list[str]:
+    return [arena for arena in TITLES if arena in set(table["arena"])]
+
+
+def _curves(ax: Axes, runs: pd.DataFrame, means: pd.DataFrame, table: pd.DataFrame) -> list[End]:
+    ends: list[End] = []
+    for label, look in marks(table).items():
+        line = means[means["series"] == label].sort_values("epoch")
+        for _, run in runs[runs["series"] == label].groupby("seed"):
+            ax.plot(run["epoch"], run["accuracy"], color=look.colour, linewidth=0.5, alpha=0.5)
+        style: dict[str, Any] = {**look.line(), "markersize": 3.5}
+        style["markevery"] = max(1, len(line) // 8)
+        ax.plot(line["epoch"], line["accuracy_mean"], **style)
+        last = line.iloc[-1] if len(line) else None
+        place = None if last is None else (float(last["epoch"]), float(last["accuracy_mean"]))
+        ends.append(End(label, look, place))
+    return ends
+
+
+def _yardsticks(ax: Axes, arena: str, chance: float) -> None:
+    heights = YARDSTICKS if arena == "listops" else {"chance": chance}
+    for words, height in heights.items():
+        ax.axhline(height, color=GREY, linestyle=(0, (1, 2)), linewidth=0.9)
+        words = f"{words} {100 * height:.1f} %"
+        across = ax.get_yaxis_transform()
+        ax.text(0.01, height, words, color=GREY, size=6, va="bottom", transform=across)
+
+
+def _dots(ax: Axes, table: pd.DataFrame, runs: pd.DataFrame, column: str) -> None:
+    """A row for each series, its runs as points."""
+    looks = marks(table)
+    for height, (label, look) in enumerate(looks.items()):
+        values = runs.loc[runs["series"] == label, column]
+        style: dict[str, Any] = {**look.line(), "linestyle": "none"}
+        ax.plot(values.to_numpy(), [height] * len(values), **style)
+    ax.set(yticks=range(len(looks)), yticklabels=list(looks), ylim=(len(looks) - 0.5, -0.5))
+
+
+def _note(table: pd.DataFrame) -> str:
+    return not_drawn(table, AXES)
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
+def _common(table: pd.DataFrame) -> list[str]:
+    flipped = table[table.get("directions", "") == "flip_sum"]["mixer"].unique()
+    names = ", ".join(mixer_name(mixer) for mixer in flipped)
+    return [
+        f"{names}: a causal layer run both ways and summed." if names else "",
+        setting(table, "recipe", "Recipe {}."),
+        setting(table, "n_layers", "{} layers."),
+        setting(table, "d_model", "Width {}."),
+        setting(table, "provenance", "Data: {}."),
+        origin(table),
+    ]

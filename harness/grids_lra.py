@@ -1,0 +1,142 @@
+"""The grids of the Long Range Arena, and of the time of a training step at 16,384 tokens."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import torch
+
+from harness.grids_speed import hgrn2_impl
+from mixers import GLA, HGRN1, HGRN2, Attention, Mamba, Mixer
+from mixers.hgrn import Scan
+from tasks.base import Task
+from tasks.lra import recipes
+from tasks.lra.data import Data, official_is_there
+from tasks.lra.step import LRAStep
+from tasks.lra.task import LRA
+
+BUCKETS = 8
+"""Graphs that are captured for the widths of texts."""
+SEEDS = range(3)
+STEP_BATCH = 16
+SMOKE_LISTOPS = Data(arena="listops", source="generated", examples=(320, 40, 40))
+SMOKE_PATHFINDER = Data(
+    arena="pathfinder32", source="generated", examples=(320, 40, 40), difficulty="easy"
+)
+SIZES = {"listops": (96_000, 2_000, 2_000), "pathfinder32": (160_000, 20_000, 20_000)}
+
+
+def lra_smoke(device: torch.device) -> list[Task]:
+    """Five mixers on a little ListOps and easy Pathfinder, made on the spot, in minutes on a CPU.
+
+    320 training examples, two layers of width 32: it shows that all runs, and ranks no mixer.
+    """
+    return [
+        on(device, recipes.smoke(mixer, data))
+        for data in (SMOKE_LISTOPS, SMOKE_PATHFINDER)
+        for mixer in lra_mixers(
+            device, recipes.SMOKE[data.arena], d_state=4 if device.type == "cpu" else 16
+        )
+    ]
+
+
+def lra_listops(device: torch.device) -> list[Task]:
+    """ListOps by HGRN2's published recipe, three seeds for HGRN2, one for the others.
+
+    The official files where they are, else generated ones of their size: the record says which.
+    """
+    setting = recipes.HGRN2_PAPER["listops"]
+    data = arena_data("listops")
+    return [
+        on(device, recipes.hgrn2_paper(mixer, data, seed))
+        for seed in SEEDS
+        for mixer in lra_mixers(device, setting)
+        if seed == 0 or mixer.name == "hgrn2"
+    ]
+
+
+def lra_pathfinder(device: torch.device) -> list[Task]:
+    """Pathfinder at 32 pixels by our small recipe, three seeds: HGRN2 and HGRN1 along the sequence
+    and over the image, attention.
+
+    The official files where they are, else generated ones of their size: the record says which.
+    """
+    setting = recipes.SMALL["pathfinder32"]
+    data = arena_data("pathfinder32")
+    scans: tuple[Scan, ...] = ("1d", "2d_parallel")
+    chosen = [
+        mixer
+        for scan in scans
+        for mixer in lra_mixers(device, setting, scan)
+        if mixer.name in ("hgrn2", "hgrn1") or (mixer.name == "attention" and scan == "1d")
+    ]
+    return [on(device, recipes.small(mixer, data, seed)) for seed, mixer in product(SEEDS, chosen)]
+
+
+def lra_pathx_step(device: torch.device) -> list[Task]:
+    """Time and memory of a training step on Path-X's 16,384 pixels, every mixer at 6 layers of 32.
+
+    HGRN2's published shape with 16 images a batch, along the sequence; HGRN2 and HGRN1 also over
+    the image. The images are noise.
+    """
+    setting = recipes.HGRN2_PAPER["path_x"]
+    scanned = lra_mixers(device, setting, "2d_series")
+    chosen = [*lra_mixers(device, setting), *(m for m in scanned if m.name in ("hgrn2", "hgrn1"))]
+    return [
+        step_of(on(device, recipes.hgrn2_paper(mixer, Data(arena="path_x"))), trial=trial)
+        for trial in range(3)
+        for mixer in chosen
+    ]
+
+
+def arena_data(arena: str) -> Data:
+    """The official files where they are at the root of the data, else generated ones of that size,
+    which a cell makes where they are not."""
+    if official_is_there(arena):
+        return Data.model_validate({"arena": arena})
+    return Data.model_validate({"arena": arena, "source": "generated", "examples": SIZES[arena]})
+
+
+def step_of(task: LRA, *, trial: int) -> LRAStep:
+    """The time of a training step of this cell, on noise."""
+    same = {name: getattr(task, name) for name in LRA.model_fields if name != "name"}
+    training = task.training.model_copy(update={"batch": STEP_BATCH})
+    data = task.data.model_copy(update={"source": "random"})
+    return LRAStep.model_validate(same | {"data": data, "training": training, "trial": trial})
+
+
+def on(device: torch.device, task: LRA) -> LRA:
+    """The cell as it runs fastest on the device; its record says so."""
+    if device.type != "cuda":
+        return task
+    training = task.training.model_copy(update={"engine": "graph"})
+    text = task.data.arena in ("listops", "text", "retrieval")
+    return task.model_copy(update={"training": training, "buckets": BUCKETS if text else None})
+
+
+def lra_mixers(
+    device: torch.device, setting: recipes.Setting, scan: Scan = "1d", d_state: int = 16
+) -> list[Mixer]:
+    """The five mixers at a recipe's width; HGRN2 and HGRN1 as published for the arena; on a GPU
+    each by its kernels, the peers' by their own. `scan` is HGRN2's and HGRN1's."""
+    gpu = device.type == "cuda"
+    heads = max(1, setting.d_model // 32)
+    return [
+        HGRN2(
+            preset="biased",
+            expand_ratio=setting.expand_ratio,
+            lower_bound="exclusive",
+            scan=scan,
+            impl=hgrn2_impl(device),
+        ),
+        HGRN1(
+            kind="complex",
+            separate_theta=True,
+            lower_bound="exclusive",
+            scan=scan,
+            impl=hgrn2_impl(device),
+        ),
+        GLA(n_heads=heads, impl="fla" if gpu else "reference"),
+        Mamba(d_state=d_state, impl="mamba_ssm" if gpu else "reference"),
+        Attention(n_heads=heads),
+    ]

@@ -1,0 +1,137 @@
+"""Our rows of the Long Range Arena next to the published ones: what marks each, averages."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from harness.published import published
+from harness.series import spoken
+
+TITLES = {
+    "listops": "ListOps",
+    "text": "Text",
+    "retrieval": "Retrieval",
+    "image": "Image",
+    "pathfinder32": "Pathfinder",
+    "pathfinder64": "Pathfinder, 64 pixels",
+    "path_x": "Path-X",
+    "path_256": "Path-256",
+}
+COLUMNS = {
+    "listops": "listops",
+    "text": "text",
+    "retrieval": "retrieval",
+    "image": "image",
+    "pathfinder32": "pathfinder",
+    "path_x": "path_x",
+}
+"""Our tasks -> columns of the HGRN2 paper's Table 7."""
+MODELS = {"hgrn2": "HGRN2", "hgrn1": "HGRN1", "mamba": "Mamba", "attention": "Transformer"}
+OWN_RECIPES = {"hgrn2": "lra-hgrn2-paper", "hgrn1": "lra-hgrn1-paper"}
+ALONSO = "layer alone, by Alonso et al."
+PUBLISHED_MARKS = {
+    **{(model, "image"): "2-D, colour, augmented" for model in ("HGRN1", "HGRN2")},
+    **{(m, arena): "2-D" for m in ("HGRN1", "HGRN2") for arena in ("pathfinder32", "path_x")},
+    **{("Mamba", arena): ALONSO for arena in COLUMNS},
+}
+"""As their released code runs (HGRN1's and HGRN2's scripts), or as the paper marks them."""
+SUCCESS = {"listops": 0.365, "pathfinder32": 0.55, "pathfinder64": 0.55, "path_x": 0.55}
+"""A run above it has learned something: ListOps beyond the root's operator, Pathfinder beyond a
+coin."""
+
+
+def marks(row: pd.Series) -> str:
+    """What keeps this row of ours from standing beside plain ones of their own recipes; empty for a
+    plain one."""
+    said = [
+        "" if OWN_RECIPES.get(row["mixer"]) == row["recipe"] else f"{row['recipe']} recipe",
+        "2-D" if row.get("scan", "1d") != "1d" else "",
+        "colour" if row["colour"] else "",
+        "augmented" if row["augment"] else "",
+        f"{row['source']} data" if row["source"] != "official" else "",
+        f"{row['difficulty']} images" if row["difficulty"] != "hard" else "",
+        {"causal": "causal", "flip_sum": "flipped and summed"}.get(row["directions"], ""),
+        "ids" if row["convention"] == "google" else "",
+    ]
+    return ", ".join(part for part in said if part)
+
+
+def table7(mixer: str, arena: str) -> tuple[float, str]:
+    """The published accuracy in percent (NaN where there is none) and its marks."""
+    model = MODELS.get(mixer)
+    rows = published("table7_lra").set_index("model")
+    if model is None or arena not in COLUMNS:
+        return float("nan"), ""
+    value = float(rows.loc[model, COLUMNS[arena]])  # pyright: ignore[reportArgumentType]
+    return value, PUBLISHED_MARKS.get((model, arena), "") if value == value else ""
+
+
+def averages(means: pd.DataFrame) -> str:
+    """The three conventions for whoever ran the five tasks without Path-X, a sentence a series."""
+    told: list[str] = []
+    for series, rows in means.groupby("series", sort=False):
+        by_arena = rows.set_index("arena")["accuracy_percent"]
+        five = [name for name in COLUMNS if name != "path_x"]
+        if not set(five) <= set(by_arena.index):
+            continue
+        total = by_arena[five].sum()
+        if "path_x" in by_arena:
+            told.append(f"{series} {(total + by_arena['path_x']) / 6:.2f}")
+            continue
+        told.append(
+            f"{series} {total / 6:.2f} with Path-X at 0 (HGRN2's table), {(total + 50) / 6:.2f} at "
+            f"chance (S4's), {total / 5:.2f} without it (the arena's)"
+        )
+    return f"Average accuracy (%): {'; '.join(told)}." if told else ""
+
+
+def compared(table: pd.DataFrame) -> pd.DataFrame:
+    """One row for each series and task: ours over seeds, the published number, what marks each,
+    and what training took."""
+    rows: list[dict[str, Any]] = []
+    ran = table[table["accuracy"].notna()]
+    for (arena, series), cells in ran.groupby(["arena", "series"], sort=False):
+        first = cells.iloc[0]
+        theirs, their_marks = table7(str(first["mixer"]), str(arena))
+        percent = 100 * cells["accuracy"]
+        line = SUCCESS.get(str(arena))
+        row = {
+            "arena": arena,
+            "series": series,
+            "mixer": first["mixer"],
+            "recipe": first["recipe"],
+            "data": spoken(cells["provenance"]),
+            "ours_is": marks(first),
+            "accuracy_percent": percent.mean(),
+            "accuracy_min": percent.min(),
+            "accuracy_max": percent.max(),
+            "seeds": cells["seed"].nunique(),
+            "learned": float("nan") if line is None else (cells["val_accuracy"] > line).mean(),
+            "published": theirs,
+            "published_is": their_marks,
+            "difference": percent.mean() - theirs,
+            "alike": marks(first) == their_marks,
+        }
+        costs = ("train_s", "tokens_per_s", "sequences_per_s", "parameters", "parameters_mixers")
+        rows.append(row | {name: cells[name].median() for name in costs})
+    rows.sort(key=lambda row: list(TITLES).index(row["arena"]))
+    return pd.DataFrame(rows)
+
+
+def readable(rows: pd.DataFrame) -> pd.DataFrame:
+    """The comparison for a reader; † where ours and theirs are not alike."""
+    result = rows.drop(columns=["mixer", "alike", "accuracy_min", "accuracy_max"])
+    told = [
+        "–" if value != value else f"{value:+.2f}{'' if alike else ' †'}"
+        for value, alike in zip(rows["difference"], rows["alike"], strict=True)
+    ]
+    low, high = rows["accuracy_min"], rows["accuracy_max"]
+    spread = [f"{a:.1f} to {b:.1f}" for a, b in zip(low, high, strict=True)]
+    result = result.assign(difference=told)
+    result.insert(list(result).index("seeds"), "range", spread)
+    for name in ("ours_is", "published_is"):
+        result[name] = result[name].replace("", "plain")
+    result.loc[rows["published"].isna(), "published_is"] = "–"
+    return result.rename(columns=lambda name: str(name).replace("_", " "))

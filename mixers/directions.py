@@ -1,0 +1,45 @@
+"""How the layers of a stack come to see a whole sequence."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from mixers.base import Mixer
+from mixers.layers import flip_valid
+
+Directions = Literal["both", "causal", "flip_sum"]
+"""`both`: as the mixer itself sees both (`stack(causal=False)`). `causal`: no token sees a later
+one. `flip_sum`: a causal layer runs over the tokens and over their reverse, with the same weights,
+and the two outputs are summed: another model, for kernels that run forwards alone."""
+
+
+def stack(
+    mixer: Mixer,
+    d_model: int,
+    n_layers: int,
+    *,
+    directions: Directions,
+    generator: torch.Generator,
+) -> list[nn.Module]:
+    """The mixer's layers, each seeing what `directions` says."""
+    causal = directions != "both"
+    layers = mixer.stack(d_model, n_layers, causal=causal, generator=generator)
+    return [FlipSum(layer) for layer in layers] if directions == "flip_sum" else layers
+
+
+class FlipSum(nn.Module):
+    """layer(x) + flip(layer(flip(x))), over the valid tokens."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(
+        self, x: Float[Tensor, "b t d"], *, lengths: Int[Tensor, " b"] | None = None
+    ) -> Float[Tensor, "b t d"]:
+        backward = self.layer(flip_valid(x, lengths), lengths=lengths)
+        return self.layer(x, lengths=lengths) + flip_valid(backward, lengths)

@@ -1,0 +1,215 @@
+"""Which data a cell of the arena asks for, and that it gets no others."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from filelock import FileLock, Timeout
+from pydantic import NonNegativeInt, PositiveInt, model_validator
+
+from mixers.base import Frozen
+from tasks.base import Context, Paused, Unsupported
+from tasks.lra import files
+from tasks.lra.examples import Convention, Dataset
+from tasks.lra.generate import listops as listops_generator
+from tasks.lra.generate import pathfinder as pathfinder_generator
+from tasks.lra.generate.folders import manifest, part_folder
+from tasks.lra.generate.strokes import FOLDER, Difficulty
+from tasks.lra.image import load_image
+from tasks.lra.listops import load_listops
+from tasks.lra.pathfinder import Resolution, load_pathfinder
+from tasks.lra.retrieval import load_retrieval
+from tasks.lra.text import Validation, load_text
+
+Arena = Literal[
+    "listops", "text", "retrieval", "image", "pathfinder32", "pathfinder64", "path_x", "path_256"
+]
+RESOLUTIONS: dict[str, Resolution] = {
+    "pathfinder32": 32,
+    "pathfinder64": 64,
+    "path_x": 128,
+    "path_256": 256,
+}
+GENERATED = "generated"
+"""Below the root of the data: what cells have made themselves."""
+
+
+class Data(Frozen):
+    """One task's data; their folder is no part of it (`files.data_root`)."""
+
+    arena: Arena
+    convention: Convention = "s4"
+    source: Literal["official", "generated", "surrogate", "random"] = "official"
+    """`official`: the published files. `generated`: files of the published law, of this size and
+    seed, which are made where they are not there. `surrogate`: what somebody put in the place of
+    the published files, and says so beside them. `random`: noise of the task's shape, to time a
+    step."""
+    examples: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
+    """Of generated ones: in train, val and test."""
+    seed: NonNegativeInt = 0
+    """Of generated ones."""
+    difficulty: Difficulty = "hard"
+    """Of Pathfinder; the arena's is hard."""
+    validation: Validation = "test"
+    """Of Text, which has no validation set: the test set, as published runs have it, or a tenth of
+    the training set."""
+    colour: bool = False
+    """Of Image: three channels, which the arena does not have, but HGRN1's and HGRN2's code has."""
+    augment: bool = False
+    """Of Image in training: a random crop of the image with 4 mirrored pixels around it, and a
+    random flip, as in that code."""
+
+    @model_validator(mode="after")
+    def _belongs_to_the_arena(self) -> Data:
+        can_generate = self.arena == "listops" or self.arena in RESOLUTIONS
+        if self.source == "generated" and not can_generate:
+            raise ValueError(
+                f"source = 'generated' does not fit arena = {self.arena!r}: only listops and "
+                "pathfinder can be generated"
+            )
+        if (self.examples is not None) != (self.source == "generated"):
+            raise ValueError(
+                f"examples = {self.examples} does not fit source = {self.source!r}: give the sizes "
+                "of train, val and test where data are generated, and only there"
+            )
+        if self.examples and self.arena in RESOLUTIONS:
+            train, val, test = self.examples
+            if not val == test == (train + val + test) // 10:
+                raise ValueError(
+                    f"examples = {self.examples}: the images are split into eight, one and one "
+                    "tenths; use such sizes, as (800, 100, 100)"
+                )
+        for field, usual, arenas in (
+            ("difficulty", "hard", tuple(RESOLUTIONS)),
+            ("validation", "test", ("text",)),
+            ("colour", False, ("image",)),
+            ("augment", False, ("image",)),
+        ):
+            value = getattr(self, field)
+            if value != usual and self.arena not in arenas:
+                raise ValueError(
+                    f"{field} = {value!r} does not fit arena = {self.arena!r}: leave it out"
+                )
+        return self
+
+    def load(self, context: Context) -> Dataset:
+        """The data, on the CPU.
+
+        Raises Unsupported where they are not there or of another source, with what to do; Paused
+        where the cell is stopped while they are made; BadData as the loaders do.
+        """
+        root = files.data_root(None)
+        try:
+            if self.source == "generated":
+                root = self._generated(root, context)
+            dataset = _load(self, root)
+        except files.MissingData as error:
+            raise Unsupported(str(error)) from error
+        if dataset.provenance.kind != self.source:
+            raise Unsupported(
+                f"source = {self.source!r}, but the files of {self.arena} are "
+                f"{dataset.provenance}: set {files.ROOT_VARIABLE} to a folder with the others"
+            )
+        return dataset
+
+    def _generated(self, root: Path, context: Context) -> Path:
+        """The root of generated files of this size and seed; makes them where they are not."""
+        folder, wanted = self._files()
+        if files.manifest(root / folder) == wanted:
+            return root
+        digest = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()[:12]
+        own = root / GENERATED / f"{self.arena}-{digest}"
+        own.mkdir(parents=True, exist_ok=True)
+        with _alone(own / "lock", context):
+            if files.manifest(own / folder) != wanted:
+                context.progress(f"generating {self.arena}")
+                with part_folder(own / folder, wanted) as part:
+                    self._generate(part, wanted["counts"], context)
+        return own
+
+    def _files(self) -> tuple[str, dict[str, Any]]:
+        """The folder below a root, and the manifest that says what is in it."""
+        assert self.examples is not None
+        if self.arena == "listops":
+            train, val, test = self.examples
+            counts = {"train": train, "val": val, "test": test}
+            version = listops_generator.VERSION
+            return "listops-1000", manifest("listops", version, self.seed, {}, counts)
+        resolution = RESOLUTIONS[self.arena]
+        settings = {
+            "resolution": resolution,
+            "difficulty": self.difficulty,
+            "contrast": "clipped",
+        }
+        counts = {"images": sum(self.examples)}
+        version = pathfinder_generator.VERSION
+        folder = f"pathfinder{resolution}/{FOLDER[self.difficulty]}"
+        return folder, manifest("pathfinder", version, self.seed, settings, counts)
+
+    def _generate(self, part: Path, counts: dict[str, int], context: Context) -> None:
+        jobs = torch.get_num_threads()
+
+        def progress(_done: int) -> None:
+            _stop_or_go_on(context)
+
+        if self.arena == "listops":
+            listops_generator.write_listops(part, counts, self.seed, jobs, progress)
+            return
+        pictures = pathfinder_generator.Pictures(
+            RESOLUTIONS[self.arena], self.difficulty, self.seed, "clipped", str(context.device)
+        )
+        pathfinder_generator.write_pathfinder(part, pictures, counts["images"], jobs, progress)
+
+
+@contextmanager
+def _alone(path: Path, context: Context) -> Iterator[None]:
+    """Whoever else wants the same files waits, and then finds them."""
+    lock = FileLock(path)
+    while not lock.is_locked:
+        _stop_or_go_on(context)
+        with suppress(Timeout):
+            lock.acquire(timeout=1.0)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _stop_or_go_on(context: Context) -> None:
+    if context.should_stop():
+        raise Paused
+
+
+def official_is_there(arena: str) -> bool:
+    """Whether the root of the data holds published files of that task, of those that can be
+    generated too (listops, pathfinder). Reads no data."""
+    folder, needs = "listops-1000", "basic_train.tsv"
+    if arena in RESOLUTIONS:
+        folder, needs = f"pathfinder{RESOLUTIONS[arena]}/{FOLDER['hard']}", "metadata"
+    try:
+        return files.provenance(files.find(None, folder, needs, "", "")).kind == "official"
+    except files.MissingData:
+        return False
+
+
+def _load(data: Data, root: Path) -> Dataset:
+    loaders: dict[str, Callable[[], Dataset]] = {
+        "listops": lambda: load_listops(root, convention=data.convention),
+        "text": lambda: load_text(root, convention=data.convention, validation=data.validation),
+        "retrieval": lambda: load_retrieval(root, convention=data.convention),
+        "image": lambda: load_image(root, convention=data.convention, colour=data.colour),
+    }
+    if data.arena in loaders:
+        return loaders[data.arena]()
+    return load_pathfinder(
+        root,
+        resolution=RESOLUTIONS[data.arena],
+        difficulty=data.difficulty,
+        convention=data.convention,
+    )

@@ -1,0 +1,79 @@
+"""The arena's grids: what is in them, and the smoke grid from its data to its report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from harness import grids_lra
+from harness.records import Records
+from harness.report import write_report
+from tasks.base import Context
+from tasks.lra.data import Data
+from tests.harness.synthetic import CPU as CPU_NAME
+from tests.harness.synthetic import record, write
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.fixture(autouse=True)
+def _data(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("MIXERBENCH_DATA", str(tmp_path / "data"))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_listops_has_three_seeds_of_hgrn2_and_one_of_the_others():
+    cells = grids_lra.lra_listops(GPU)
+    seeds = {name: [c.seed for c in cells if c.mixer.name == name] for name in ("hgrn2", "gla")}
+    assert seeds == {"hgrn2": [0, 1, 2], "gla": [0]}
+    assert {cell.mixer.name for cell in cells[:5]} == {
+        *("hgrn2", "hgrn1", "gla", "mamba", "attention")
+    }
+    sizes = {(c.backbone.n_layers, c.backbone.d_model, c.training.engine) for c in cells}
+    assert sizes == {(5, 64, "graph")}
+    assert {cell.buckets for cell in cells} == {8}
+    assert {cell.mixer.expand_ratio for cell in cells if cell.mixer.name == "hgrn2"} == {4}
+
+
+def test_data_are_the_official_ones_where_they_are(tmp_path):
+    assert grids_lra.arena_data("listops").source == "generated"
+    folder = tmp_path / "data" / "lra_release" / "listops-1000"
+    folder.mkdir(parents=True)
+    (folder / "basic_train.tsv").touch()
+    assert grids_lra.arena_data("listops") == Data(arena="listops")
+
+
+def test_pathfinder_scans_in_one_and_two_dimensions():
+    cells = grids_lra.lra_pathfinder(GPU)
+    found = {(cell.mixer.name, getattr(cell.mixer, "scan", None)) for cell in cells}
+    assert found == {
+        *(("hgrn2", scan) for scan in ("1d", "2d_parallel")),
+        *(("hgrn1", scan) for scan in ("1d", "2d_parallel")),
+        ("attention", None),
+    }
+
+
+def test_the_smoke_grid_goes_from_data_to_report(tmp_path, monkeypatch):
+    for name, arena, examples in (
+        ("SMOKE_LISTOPS", "listops", (16, 4, 4)),
+        ("SMOKE_PATHFINDER", "pathfinder32", (40, 5, 5)),
+    ):
+        small = {"arena": arena, "source": "generated", "examples": examples}
+        monkeypatch.setattr(grids_lra, name, Data.model_validate(small))
+    made = []
+    for cell in grids_lra.lra_smoke(CPU):
+        short = cell.training.model_copy(update={"epochs": 1, "warmup_steps": 1})
+        task = cell.model_copy(update={"training": short})
+        metrics = task.run(Context(CPU))
+        made.append(record(task.model_dump(mode="json"), metrics, device=CPU_NAME))
+    write(tmp_path, "lra_smoke", made)
+    assert len(Records(tmp_path / "lra_smoke").rows()) == 10
+    report = write_report("lra_smoke", tmp_path).read_text()
+    for words in ("HGRN2", "Attention", "generated (listops version 1, seed 0)", "†", "smoke"):
+        assert words in report
+    assert (tmp_path / "lra_smoke" / "accuracy_by_operator.csv").exists()

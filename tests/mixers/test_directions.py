@@ -1,0 +1,152 @@
+"""HGRN over images against loops, a causal layer summed both ways, batch norm under padding."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mixers import GLA, HGRN1, HGRN2, Mamba, Mixer
+from mixers.directions import FlipSum, stack
+from mixers.layers import BatchNorm
+
+D, SIDE = 8, 5
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def images(count: int = 2) -> Tensor:
+    return torch.randn(count, SIDE * SIDE, D, generator=generator(1), dtype=torch.float64)
+
+
+def top_layer(mixer: Mixer, *, causal: bool = False) -> nn.Module:
+    """The last of three, its parameters away from their start."""
+    layers = nn.ModuleList(mixer.stack(D, 3, causal=causal, generator=generator(0)))
+    noise = generator(2)
+    with torch.no_grad():
+        for p in layers.parameters():
+            p.add_(0.3 * torch.randn(p.shape, generator=noise))
+    return layers.double()[2]
+
+
+def line_states(layer: nn.Module, x: Tensor) -> Tensor:
+    """A line's [n d] states before the read-out, both ways and summed, token by token."""
+    if hasattr(layer, "theta"):
+        v, z, _ = layer._project(x[None])
+        bound = layer._bound(x)
+        f = bound + (1 - bound) * z[0].sigmoid()
+        thetas = (layer.theta, layer.theta_backward)
+        total = torch.zeros(*v.shape[1:], dtype=x.dtype)
+        for order, theta in zip((range(len(x)), reversed(range(len(x)))), thetas, strict=True):
+            h = torch.zeros(D, dtype=torch.complex128)
+            for t in order:
+                turn = torch.polar(f[t], theta)
+                h = turn * h + (1 - f[t]) * torch.view_as_complex(v[0, t].contiguous())
+                total[t] += torch.view_as_real(h)
+        return total
+    q, z, v = (y[0] for y in layer._project(x[None]))
+    bound = layer._bound(x)
+    f = bound + (1 - bound) * z.sigmoid()
+    total = torch.zeros_like(v)
+    for order in (range(len(x)), reversed(range(len(x)))):
+        S = torch.zeros(*v.shape[1:], v.shape[-1], dtype=x.dtype)
+        for t in order:
+            S = f[t][..., None] * S + (1 - f[t])[..., None] * v[t][:, None]
+            total[t] += torch.einsum("hk,hkv->hv", q[t], S)
+    return total
+
+
+def read_out(layer: nn.Module, x: Tensor, states: Tensor) -> Tensor:
+    if hasattr(layer, "theta"):
+        return layer._read_out(states[None], layer._project(x[None])[2])[0]
+    return layer._read_out(states)
+
+
+def over_lines(layer: nn.Module, x: Tensor, axis: str) -> Tensor:
+    """States of an image [t d], line by line."""
+    square = x.view(SIDE, SIDE, D)
+    if axis == "columns":
+        lines = [line_states(layer, square[:, i]) for i in range(SIDE)]
+        return torch.stack(lines, 1).flatten(0, 1)
+    return torch.cat([line_states(layer, square[i]) for i in range(SIDE)])
+
+
+MIXERS_2D = [
+    HGRN2(expand_ratio=2, lower_bound="exclusive"),
+    HGRN1(separate_theta=True, lower_bound="exclusive"),
+]
+
+
+@pytest.mark.parametrize("mixer", MIXERS_2D, ids=lambda mixer: mixer.name)
+def test_a_parallel_scan_is_the_sum_of_four_loops(mixer):
+    layer, x = top_layer(mixer.model_copy(update={"scan": "2d_parallel"})), images()
+    with torch.no_grad():
+        states = [over_lines(layer, y, "columns") + over_lines(layer, y, "rows") for y in x]
+        expected = torch.stack([read_out(layer, y, s) for y, s in zip(x, states, strict=True)])
+        torch.testing.assert_close(layer(x), expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("mixer", MIXERS_2D, ids=lambda mixer: mixer.name)
+def test_a_serial_scan_is_the_layer_along_columns_then_along_rows(mixer):
+    layer, x = top_layer(mixer.model_copy(update={"scan": "2d_series"})), images()
+    with torch.no_grad():
+        for axis in ("columns", "rows"):
+            y = [read_out(layer, image, over_lines(layer, image, axis)) for image in x]
+            x = torch.stack(y)
+        torch.testing.assert_close(layer(images()), x, rtol=1e-10, atol=1e-12)
+
+
+def test_a_scan_over_images_says_what_it_cannot_do():
+    mixer = HGRN2(expand_ratio=2, scan="2d_parallel")
+    with pytest.raises(ValueError, match=r"scan = '2d_parallel' sees an image from all sides"):
+        mixer.stack(D, 1, causal=True, generator=generator(0))
+    layer = mixer.stack(D, 1, causal=False, generator=generator(0))[0]
+    with pytest.raises(ValueError, match="24 tokens are no square image"):
+        layer(torch.randn(1, 24, D))
+    with pytest.raises(ValueError, match="takes whole images, without lengths"):
+        layer(torch.randn(1, 25, D), lengths=torch.tensor([25]))
+
+
+def test_the_scan_changes_no_key_of_a_mixer_before_it():
+    for mixer in (HGRN2(), HGRN1(), HGRN2(impl="fla")):
+        dump = json.loads(mixer.model_dump_json())
+        assert "scan" not in dump
+        assert ("gate" in dump) == (mixer.impl == "fla")
+        assert "scan" in mixer.model_copy(update={"scan": "2d_series"}).model_dump()
+
+
+@pytest.mark.parametrize("mixer", [Mamba(), GLA(n_heads=2)], ids=lambda mixer: mixer.name)
+def test_a_flip_sum_is_a_causal_layer_on_each_sequence_and_its_reverse(mixer):
+    layer = stack(mixer, D, 1, directions="flip_sum", generator=generator(0))[0].double()
+    assert isinstance(layer, FlipSum)
+    x, lengths = images(), torch.tensor([25, 7])
+    with torch.no_grad():
+        y = layer(x, lengths=lengths)
+        for row, n in enumerate(lengths):
+            one = x[row : row + 1, :n]
+            expected = layer.layer(one) + layer.layer(one.flip(1)).flip(1)
+            torch.testing.assert_close(y[row : row + 1, :n], expected, rtol=1e-10, atol=1e-12)
+
+
+def test_batch_norm_sees_valid_tokens_alone():
+    lengths = torch.tensor([4, 9])
+    x = 3 + 2 * torch.randn(2, 9, D, generator=generator(3), dtype=torch.float64)
+    flat = torch.cat([x[0, :4], x[1]])
+    ours, theirs = BatchNorm(D, eps=1e-5).double(), nn.BatchNorm1d(D).double()
+    for _ in range(2):
+        expected = theirs(flat)
+        torch.testing.assert_close(ours(x, lengths=lengths)[0, :4], expected[:4])
+    for pads in (0, 7):
+        wide = torch.cat([x, torch.full((2, pads, D), 1e3, dtype=torch.float64)], 1)
+        torch.testing.assert_close(ours.train()(wide, lengths=lengths)[1, :9], expected[4:])
+        theirs(flat)
+    for name in ("running_mean", "running_var"):
+        torch.testing.assert_close(getattr(ours, name), getattr(theirs, name))
+    torch.testing.assert_close(ours.eval()(x, lengths=lengths)[1], theirs.eval()(x[1]))
+    whole, torchs = BatchNorm(D, eps=1e-5).double(), nn.BatchNorm1d(D).double()
+    torch.testing.assert_close(whole(x), torchs(x.flatten(0, 1)).view_as(x))
+    torch.testing.assert_close(whole.running_var, torchs.running_var)
