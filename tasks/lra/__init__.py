@@ -5,9 +5,9 @@ each with one loader, `load_<task>(root, convention=...) -> examples.Dataset`. `
 a dataset is and makes its batches; `files` finds files and tells what is wrong with them;
 `generate/` makes ListOps and Pathfinder in the published format.
 
-`data` says which of them a cell asks for, and accepts no others in their place; `batches` feeds them
-at a few widths; `model` is the classifier around a mixer, `task` the task, `step` the time of its
-training step, `recipes` the published settings and ours.
+`data` says which of them a cell asks for, and accepts no others in their place; `batches` feeds
+them at a few widths; `model` is the classifier around a mixer, `task` the task, `step` the time of
+its training step, `recipes` the published settings and ours.
 
 This file imports nothing, so that a process that only decodes images starts without torch.
 """
