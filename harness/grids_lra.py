@@ -56,10 +56,10 @@ def lra_listops(device: torch.device) -> list[Task]:
 
 
 def lra_pathfinder(device: torch.device) -> list[Task]:
-    """Pathfinder at 32 pixels by our small recipe, three seeds: HGRN2 and HGRN1 along the sequence
-    and over the image, attention.
+    """Pathfinder at 32 pixels by our small recipe, three seeds, in one and two dimensions.
 
-    The official files where they are, else generated ones of their size: the record says which.
+    HGRN2 and HGRN1 along the sequence and over the image, attention. The official files where they
+    are, else generated ones of their size: the record says which.
     """
     setting = recipes.SMALL["pathfinder32"]
     data = arena_data("pathfinder32")

@@ -155,8 +155,15 @@ class Data(Frozen):
     def _generate(self, part: Path, counts: dict[str, int], context: Context) -> None:
         jobs = torch.get_num_threads()
 
-        def progress(_done: int) -> None:
+        total = sum(counts.values())
+        said = 0
+
+        def progress(done: int) -> None:
+            nonlocal said
             _stop_or_go_on(context)
+            if 10 * done // total > said:
+                said = 10 * done // total
+                context.progress(f"generated {done} of {total} for {self.arena}")
 
         if self.arena == "listops":
             listops_generator.write_listops(part, counts, self.seed, jobs, progress)

@@ -109,7 +109,9 @@ SHARE_OF_WARMUP = 0.1
 def hgrn2_paper(mixer: Mixer, data: Data, seed: int = 0) -> LRA:
     """HGRN2's (arXiv 2404.07904), as its released scripts have it, less the clusters: batches are
     those of all GPUs together, so that Pathfinder's and Path-X's batch norms see 128 and 256 images
-    where theirs saw 16 and 32. In bf16. Their images: scan 2d_parallel, Path-X 2d_series."""
+    where theirs saw 16 and 32. In bf16. Their image tasks scan 2d_parallel, Path-X 2d_series;
+    their Image is `Data(arena="image", colour=True, augment=True)`, its validation set augmented
+    too."""
     return _published("lra-hgrn2-paper", HGRN2_PAPER, mixer, data, seed, "bf16_autocast")
 
 

@@ -86,16 +86,17 @@ class LRA(Task):
         assert isinstance(model, Classifier)
         val, test = trainer.history["accuracy"], trainer.history["test_accuracy"]
         best = max(range(len(val)), key=val.__getitem__)
-        metrics["val_accuracy"] = metrics.pop("accuracy")
-        metrics["accuracy"] = metrics.pop("test_accuracy")
-        metrics["val_accuracy_by_epoch"] = metrics.pop("accuracy_by_epoch")
-        metrics["accuracy_by_epoch"] = test
-        del metrics["best_accuracy"], metrics["last_accuracy"]
+        chosen = {"accuracy": metrics.pop("test_accuracy"), "val_accuracy": metrics.pop("accuracy")}
+        # The trainer's own are of what it chooses by: the validation set.
+        del metrics["best_accuracy"], metrics["last_accuracy"], metrics["accuracy_by_epoch"]
         seen = trainer.epoch / trainer.train_s
         sequences = len(problem.train) * (2 if self.pair else 1)
         return (
-            metrics
+            chosen
+            | metrics
             | {
+                "accuracy_by_epoch": test,
+                "val_accuracy_by_epoch": val,
                 "val_accuracy_last": val[-1],
                 "val_accuracy_best": val[best],
                 "test_accuracy_last": test[-1],
