@@ -88,7 +88,9 @@ def _faster(lines: pd.DataFrame) -> str:
     ratio = (theirs / ours).dropna()
     if ratio.empty:
         return ""
+    times = f"{ratio.min():.3g} to {ratio.max():.3g}" if len(ratio) > 1 else f"{ratio.min():.3g}"
+    shapes = f"{len(ratio)} shapes, widths" if len(ratio) > 1 else "1 shape, width"
     return (
-        f"Attention's step takes {ratio.min():.3g} to {ratio.max():.3g} times less time than "
-        f"zoology's in fp32 ({len(ratio)} shapes, widths {spoken(ratio.reset_index()['d_model'])})."
+        f"Attention's step takes {times} times less time than zoology's in fp32 "
+        f"({shapes} {spoken(ratio.reset_index()['d_model'])})."
     )
