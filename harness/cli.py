@@ -61,7 +61,7 @@ def submit(
 
     budget_s = seconds("--budget", budget) or 0.0
     seconds("--timeout", timeout)
-    check(grids, where)
+    check(grids, where, "cuda" if gpus else "cpu")
     command = ["run", *grids, "--budget", budget, "--results", str(results.resolve())]
     command += ["--device", "cuda" if gpus else "cpu"]
     for option, value in (("--where", where), ("--timeout", timeout)):

@@ -107,12 +107,15 @@ def run(
         raise typer.Exit(_run_all(by_grid, options, fleet))
 
 
-def check(grids: list[str], where: str | None) -> None:
-    """Raise the ValueError of a run that would find no such grid or could not read `where`."""
+def check(grids: list[str], where: str | None, device: str) -> None:
+    """Raise the ValueError of a run elsewhere, on `device`, that would find no such grid or could
+    not read `where`."""
     _start_server(grids)
     from harness import processes, selection
+    from harness.cells import Machine
 
-    cells = processes.make_plan(grids, "cpu").grids.values()
+    there = Machine((device,), device_name=device, cores=1, checkout={})
+    cells = processes.make_plan(grids, None, there).grids.values()
     if where is not None:
         selection.select([cell for grid in cells for cell in grid], where)
 

@@ -20,19 +20,13 @@ Leaf = str | int | float | bool | None
 RENAMED = {("name",): "task", ("mixer", "name"): "mixer", ("mixer", "impl"): "impl"}
 """Paths whose column is not the leaf's own name."""
 
-TRAINING: dict[str, Leaf] = {
-    "engine": "eager",
-    "compiled": False,
-    "schedule_steps": None,
-    "rates_lr": None,
+LATER: dict[str, dict[str, Leaf]] = {
+    "decode": {"level": "layer", "replay": "eager"},
+    "training": {"engine": "eager", "compiled": False, "schedule_steps": None, "rates_lr": None},
+    "backbone": {"first": None, "branch_dropout": 0.0},
 }
-LATER: dict[str, dict[str, dict[str, Leaf]]] = {
-    "decode": {"": {"level": "layer", "replay": "eager"}},
-    "mqar": {"training": TRAINING},
-    "mqar_step": {"training": TRAINING},
-}
-"""Task -> part of it ("": itself) -> fields that came after records had been made, as those records
-had them. The JSON leaves them out at that value (`Frozen.later`)."""
+"""Task, or part of one -> fields that came after records had been made, as those records had them.
+The JSON leaves them out at that value (`Frozen.later`)."""
 
 PROVENANCE = ("device", "device_type", "commit", "dirty", "key", "env")
 """A frame's last columns; `env` holds the whole environment of the record."""
@@ -47,10 +41,9 @@ def flatten(task: Mapping[str, Any]) -> dict[str, Leaf]:
     so every value can be grouped by, queried and stored in a CSV. Raises ValueError where two
     fields would still share a column.
     """
-    for part, since in LATER.get(task.get("name", ""), {}).items():
-        given = task[part] if part else task
-        whole = {**given, **since, **given}
-        task = {**task, part: whole} if part else whole
+    task = _with_later(task, task.get("name", ""))
+    for part in LATER.keys() & task.keys():
+        task = {**task, part: _with_later(task[part], part)}
     leaves = dict(_leaves(task, ()))
     names = Counter(path[-1] for path in leaves)
     taken = set(RENAMED.values())
@@ -62,6 +55,11 @@ def flatten(task: Mapping[str, Any]) -> dict[str, Leaf]:
             raise ValueError(f"task {task.get('name')!r}: two fields would share column {column!r}")
         row[column] = value
     return row
+
+
+def _with_later(given: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Those that came later stand last."""
+    return {**given, **LATER.get(name, {}), **given}
 
 
 def _leaves(

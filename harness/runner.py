@@ -16,11 +16,11 @@ from multiprocessing.connection import wait
 from typing import Any
 
 from harness.cells import Cell, Options
-from harness.placement import Fleet, Slot, ThisMachine, Workers, in_order, slots
+from harness.placement import Fleet, Place, Slot, ThisMachine, Workers, in_order, slots
 from harness.processes import Message, on_interrupt
 from harness.progress import Display, duration
 from harness.records import FAILURES, Record, Records, Status, utc_now
-from harness.selection import labels, pending
+from harness.selection import drop_stale_checkpoints, labels, pending
 
 GRACE_S = 10.0
 """How long cells get to save a checkpoint once they are asked to stop."""
@@ -58,7 +58,7 @@ def run_grid(cells: Sequence[Cell], options: Options, fleet: Fleet | None = None
     """
     fleet = fleet or ThisMachine(options)
     todo = pending(cells, options)
-    _drop_stale_checkpoints(cells, options)
+    drop_stale_checkpoints(cells, options)
     summary = Summary(total=len(cells), settled_before=len(cells) - len(todo))
     if todo:
         grid, device = todo[0].grid, options.machine.device_name
@@ -67,16 +67,6 @@ def run_grid(cells: Sequence[Cell], options: Options, fleet: Fleet | None = None
             display.note(f"{grid}: {len(todo)} of {len(cells)} cells to run on {device}")
             _Run(todo, labels(cells), options, fleet, summary, display).to_the_end()
     return summary
-
-
-def _drop_stale_checkpoints(cells: Sequence[Cell], options: Options) -> None:
-    if not cells:
-        return
-    device = options.machine.device_name
-    records = Records(options.results / cells[0].grid)
-    for cell in cells:
-        if settled := records.settled(cell.key, device, since=options.fresh_since):
-            records.drop_stale_checkpoint(settled)
 
 
 class _Run:
@@ -95,6 +85,8 @@ class _Run:
         self.slots: list[Slot] = []
         self.workers = Workers(fleet, cells[0].grid, options)
         self.lost: set[str] = set()
+        self.overdue: set[Place] = set()
+        """Where a cell was overdue, and others had to end with its process."""
         self.alone: list[Cell] = []
         """Those that failed beside others."""
         self.queue: deque[Cell] = deque()
@@ -147,6 +139,7 @@ class _Run:
                 self._give(slot, self.queue.popleft())
 
     def _give(self, slot: Slot, cell: Cell) -> None:
+        self.overdue.discard(slot.place)
         slot.give(cell, slot.worker or self.workers.start(slot.place, self.pack))
         self.display.working(slot.name, self.names[cell.key], "")
 
@@ -182,9 +175,10 @@ class _Run:
                     slot.retire()
             case ("held",):
                 self._wait_for_another_run(slot)
-            case ("alone", why):
+            case ("alone", status, why):
                 self._try_alone(slot, why)
-                slot.retire()
+                if status == "error":
+                    slot.retire()
             case ("paused",):
                 self._clear(slot)
             case ("fatal", reason):
@@ -233,6 +227,9 @@ class _Run:
             return
         if env is None:
             self._leave_out(slot, how)
+        elif self.pack > 1 and slot.place in self.overdue and not slot.timed_out:
+            self.queue.append(slot.cell)
+            self._clear(slot)
         elif self.pack > 1:
             self._try_alone(slot, "overdue" if slot.timed_out else how)
         elif slot.timed_out:
@@ -278,6 +275,7 @@ class _Run:
         for slot in self.slots:
             if slot.overdue_at is not None and now > slot.overdue_at:
                 slot.timed_out = True
+                self.overdue.add(slot.place)
                 slot.kill()
 
     def _notice_a_stop(self) -> None:

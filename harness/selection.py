@@ -60,3 +60,14 @@ def pending(cells: Sequence[Cell], options: Options) -> list[Cell]:
     device = options.machine.device_name
     since = options.fresh_since
     return [cell for cell in cells if not records.settled(cell.key, device, since=since)]
+
+
+def drop_stale_checkpoints(cells: Sequence[Cell], options: Options) -> None:
+    """Delete what cells that need no run had saved before their records."""
+    if not cells:
+        return
+    device = options.machine.device_name
+    records = Records(options.results / cells[0].grid)
+    for cell in cells:
+        if settled := records.settled(cell.key, device, since=options.fresh_since):
+            records.drop_stale_checkpoint(settled)

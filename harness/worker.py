@@ -20,7 +20,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Generator, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -70,19 +70,25 @@ def serve(connections: list[Connection], setup: Setup) -> None:
     while True:
         while not running or not cells.empty():
             parent, cell = cells.get()
-            # Of the cell before: not sooner, since after a CUDA error this would raise it again.
-            gc.collect()
-            if device.type == "cuda":
-                torch.cuda.empty_cache()
             running[parent] = _settle(cell, records, setup, env, parent)
         for parent, steps in list(running.items()):
             try:
                 if next(steps, True):
                     del running[parent]
+                    _free(device)
             except (ValueError, OSError) as error:
                 del running[parent]
                 parent.say("fatal", str(error))
             sys.stdout.flush()
+
+
+def _free(device: torch.device) -> None:
+    """What a cell has left: the others of a pack, and the next one, need its room."""
+    gc.collect()
+    if device.type == "cuda":
+        # After a CUDA error every call raises it again, and the runner starts a new process.
+        with suppress(RuntimeError):
+            torch.cuda.empty_cache()
 
 
 def _settle(
@@ -140,7 +146,7 @@ def _measure_and_record(
     )
     if status in ("oom", "error") and setup.pack > 1:
         # Another's memory, or another's CUDA error: no result.
-        parent.say("alone", headline(record))
+        parent.say("alone", status, headline(record))
         return
     records.append(record)
     if status == "ok":

@@ -62,7 +62,7 @@ class Task(Frozen):
     """What is measured, holding the mixer that it is measured on.
 
     A subclass adds `name: Literal["..."]` and every setting, its seed or trial included, and
-    implements `run`.
+    implements `run`, or `turns`.
     """
 
     name: str
@@ -88,7 +88,7 @@ class Task(Frozen):
 
     def run(self, context: Context) -> Metrics:
         """Measure. Raise Unsupported, Wrong or Paused where that is the outcome."""
-        raise NotImplementedError
+        return to_the_end(self.turns(context))
 
     def turns(self, context: Context) -> Generator[None, None, Metrics]:
         """`run`, interrupted wherever another cell may have its turn, where `packs` says so."""

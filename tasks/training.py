@@ -21,11 +21,13 @@ import torch
 from torch import Tensor, nn
 
 from mixers.layers import seed_dropout
-from tasks.base import Context, Metrics, Paused, Unsupported, to_the_end
+from tasks.base import Context, Metrics, Paused, Unsupported
 from tasks.graphs import Function, Graphs, Replayed, compiled
 from tasks.recipe import Training, adamw, autocast, learning_rate, matmul_precision
 
 CHECKPOINT_EVERY_S = 60.0
+CHECKPOINT_FORMAT = 2
+"""Of what a checkpoint holds; one of another format is not gone on from."""
 # An evaluation is not polled for a stop: what was trained before it is kept.
 CHECKPOINT_BEFORE_EVALUATION_S = 10.0
 STEPS_AHEAD = 16
@@ -66,20 +68,13 @@ def seeded(device: torch.device | str, *parts: object) -> torch.Generator:
     return torch.Generator(device).manual_seed(int.from_bytes(digest[:8]) >> 1)
 
 
-def train(
-    model: nn.Module, training: Training, problem: Problem, *, seed: int, context: Context
-) -> Metrics:
-    """Train to the end, or to an early stop, and return the metrics of the run.
-
-    Goes on from `context.checkpoint` if it is there; when `context.should_stop` says so, saves it
-    and raises Paused. A resumed run equals an uninterrupted one; on a CPU bit for bit, where the
-    number of threads is the same. Raises Unsupported for a graph on a CPU.
-    """
-    return to_the_end(Trainer(model, training, problem, seed=seed, context=context).steps())
-
-
 class Trainer:
-    """One model in training: its optimiser, its random numbers, its graphs and its checkpoint."""
+    """One model in training: its optimiser, its random numbers, its graphs and its checkpoint.
+
+    It goes on from `context.checkpoint` if that is there; when `context.should_stop` says so, it
+    saves it and raises Paused. A resumed run equals an uninterrupted one; on a CPU bit for bit,
+    where the number of threads is the same. Raises Unsupported for a graph on a CPU.
+    """
 
     def __init__(
         self,
@@ -263,6 +258,7 @@ class Trainer:
 
     def _state(self) -> dict[str, Any]:
         return {
+            "format": CHECKPOINT_FORMAT,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "loss_sum": self.loss_sum,
@@ -275,6 +271,9 @@ class Trainer:
     def load(self, path: Path) -> None:
         """Go on from a checkpoint."""
         state = torch.load(path, map_location=self.context.device, weights_only=True)
+        if state.get("format") != CHECKPOINT_FORMAT:
+            self.context.progress("its checkpoint is another version's: started over")
+            return
         self.model.load_state_dict(state["model"])
         groups = self.optimizer.param_groups
         rates = [group["lr"] for group in groups]

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from mixers.base import Frozen, Mixer
 from tasks.backbone import Backbone, LanguageModel
-from tasks.base import Context, Metrics, Task, Unsupported, to_the_end
+from tasks.base import Context, Metrics, Task, Unsupported
 from tasks.graphs import Function
 from tasks.mqar.data import UNLABELLED, check_mqar, mqar_batch
 from tasks.recipe import Training, autocast, matmul_precision
@@ -63,7 +63,13 @@ class MQAR(Task):
             raise ValueError("train and test should each hold at least one segment")
         for segment in self.train + self.test:
             check_mqar(segment.seq_len, segment.kv_pairs, self.vocab_size, self.power_a)
-        for mixer in (self.mixer, self.backbone.first or self.mixer):
+        first = self.backbone.first
+        if first is not None and first.impl != "reference":
+            raise ValueError(
+                f"the first layer's impl is {first.impl!r}, which no check looks at: it should be "
+                "'reference'"
+            )
+        for mixer in (self.mixer, first or self.mixer):
             mixer.check_width(self.backbone.d_model)
         return self
 
@@ -84,9 +90,6 @@ class MQAR(Task):
         """Training tokens times layers times width."""
         tokens = self.training.epochs * sum(part.examples * part.seq_len for part in self.train)
         return float(tokens * self.backbone.n_layers * self.backbone.d_model)
-
-    def run(self, context: Context) -> Metrics:
-        return to_the_end(self.turns(context))
 
     def turns(self, context: Context) -> Generator[None, None, Metrics]:
         trainer = self.trainer(context)
@@ -140,7 +143,7 @@ class MQAR(Task):
         """Of the loss by the mixers' parameters, in a row; in fp64 without autocast."""
         model = self.model(mixer, device).to(dtype).eval()
         few = self.train[0].model_copy(update={"examples": CHECKED_ROWS})
-        problem = Recall(self.model_copy(update={"train": (few,)}), device)
+        problem = Recall(self.model_copy(update={"train": (few,), "test": (few,)}), device)
         problem.start_epoch(0)
         precision = "fp32" if dtype == torch.float64 else self.training.precision
         with autocast(precision, device), matmul_precision(precision):

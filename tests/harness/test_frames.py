@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from harness.frames import LATER, PROVENANCE, cautions, flatten, frame, settings, tidy
+from tasks.backbone import Backbone
 from tasks.decode import Decode
 from tasks.recipe import Training
 from tests.harness.synthetic import (
@@ -38,6 +39,8 @@ def test_flatten_names_leaves_by_their_own_name_where_it_is_unique():
         "d_model": 128,
         "backbone_dropout": 0.1,
         "backbone_name": "plain",
+        "first": None,
+        "branch_dropout": 0.0,
         "lr": 1e-3,
         "warmup": 0,
         "engine": "eager",
@@ -100,8 +103,8 @@ def test_a_later_field_has_the_value_that_records_before_it_had():
     trained = flatten({"name": "mqar", "training": {"lr": 0.1}})
     assert (trained["engine"], trained["compiled"]) == ("eager", False)
     assert flatten({"name": "mqar", "training": {"engine": "graph"}})["engine"] == "graph"
-    for later, kind in ((LATER["decode"][""], Decode), (LATER["mqar"]["training"], Training)):
-        assert later == {name: kind.model_fields[name].default for name in kind.later}
+    for name, kind in (("decode", Decode), ("training", Training), ("backbone", Backbone)):
+        assert LATER[name] == {field: kind.model_fields[field].default for field in kind.later}
 
 
 def test_several_devices_are_refused_unless_asked_for(tmp_path):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.cli_run import check
 from harness.records import Records
 from harness.slurm import submit
 
@@ -81,3 +82,10 @@ def test_the_array_asks_slurm_for_what_was_given(
     } <= asked
     assert "srun --unbuffered" in kept.read_text()
     assert " --cpus-per-task=8 " in kept.read_text()
+
+
+def test_a_query_is_of_the_columns_that_the_jobs_will_have():
+    """FLA's gate is a column of a GPU's cells alone."""
+    check(["mqar_fig3"], "gate == 'eager'", "cuda")
+    with pytest.raises(ValueError, match="name 'gate' is not defined"):
+        check(["mqar_fig3"], "gate == 'eager'", "cpu")
