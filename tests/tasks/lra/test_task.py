@@ -64,6 +64,8 @@ def test_a_run_generates_its_data_and_tells_all(root: Path):
     assert metrics["provenance"] == "generated (listops version 1, seed 0)"
     assert (metrics["train_examples"], metrics["test_examples"]) == (24, 8)
     assert metrics["validation_set"] == "basic_val.tsv"
+    assert metrics["recipe_changes"] == "d_model + glu_width + n_layers + batch"
+    assert recipes.changes(recipes.smoke(MIXERS[1], LISTOPS)) == ""
     val, test = metrics["val_accuracy_by_epoch"], metrics["accuracy_by_epoch"]
     assert isinstance(val, list)
     assert isinstance(test, list)
