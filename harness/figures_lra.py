@@ -149,9 +149,9 @@ def next_to_published(table: pd.DataFrame) -> Plot:
             "a difference of unlike rows.",
             "Learned: the share of seeds whose validation accuracy is above 36.5 % (ListOps) or "
             "55 % (Pathfinder, Path-X).",
-            "Published evaluations of S4's descendants, HGRN1's and HGRN2's among them, left out the "
-            "last, smaller batch, and their Text epochs were chosen on the test set; ours score "
-            "every example.",
+            "Published evaluations of S4's descendants, HGRN1's and HGRN2's among them, left out "
+            "the last, smaller batch, and their Text epochs were chosen on the test set; ours "
+            "score every example.",
             "Training's times are of the wall, a pack's other models included: compare them at one "
             "pack.",
             averages(rows),
