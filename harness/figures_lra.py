@@ -80,7 +80,7 @@ def lra_step(table: pd.DataFrame) -> dict[str, Plot]:
 def by_epoch(table: pd.DataFrame) -> Plot:
     """Test accuracy by epoch, a panel a task: thin lines are runs, thick ones their mean."""
     ran = table[table["accuracy"].notna()]
-    ran = ran.assign(accuracy_by_epoch=_to_the_longest(ran))
+    ran = ran.assign(accuracy_by_epoch=pd.Series(_to_the_longest(ran), index=ran.index))
     runs = ran[[*LINE, "arena", "seed", "accuracy_by_epoch"]].explode("accuracy_by_epoch")
     runs = runs.rename(columns={"accuracy_by_epoch": "accuracy"}).astype({"accuracy": float})
     runs["epoch"] = runs.groupby([*LINE, "arena", "seed"], sort=False).cumcount() + 1

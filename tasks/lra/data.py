@@ -126,7 +126,7 @@ class Data(Frozen):
         except files.MissingData:
             found = None
         # Other files at an inner level would be read in place of these.
-        if found == root / folder and files.manifest(found) == wanted:
+        if found is not None and found == root / folder and files.manifest(found) == wanted:
             return root
         digest = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()[:12]
         own = root / GENERATED / f"{self.arena}-{digest}"
