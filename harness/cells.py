@@ -9,6 +9,8 @@ from typing import Any
 CHECKOUT = Path(__file__).resolve().parent.parent
 """The folder of this suite's packages."""
 PACKAGES = ("hgrn2", "mixers", "tasks", "harness")
+CARRIED = ("MIXERBENCH_DATA",)
+"""Environment variables that other machines get as they are set here."""
 
 
 @dataclass(frozen=True)

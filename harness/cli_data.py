@@ -80,19 +80,17 @@ def listops(
     """
     from harness.environment import cores
     from tasks.lra.generate import listops as generator
-    from tasks.lra.generate.folders import is_there, manifest, part_folder
+    from tasks.lra.generate.folders import manifest, part_folder
 
     counts = {"train": train, "val": val, "test": test}
     folder = out / "listops-1000"
     wanted = manifest("listops", generator.VERSION, seed, {}, counts)
-    if is_there(folder, wanted):
-        print(f"{folder} is there already, of this seed")
-        return
-    with (
-        part_folder(folder, wanted) as part,
-        _progress("expressions", sum(counts.values()), folder) as progress,
-    ):
-        generator.write_listops(part, counts, seed, jobs or cores(), progress)
+    with part_folder(folder, wanted) as part:
+        if part is None:
+            print(f"{folder} is there already, of this seed")
+            return
+        with _progress("expressions", sum(counts.values()), folder) as progress:
+            generator.write_listops(part, counts, seed, jobs or cores(), progress)
 
 
 @app.command()
@@ -100,7 +98,7 @@ def pathfinder(
     out: Out,
     resolution: Annotated[int, typer.Option(help="32, 64, 128 (Path-X) or 256")] = 32,
     difficulty: Annotated[Difficulty, typer.Option(help="The arena's is hard")] = Difficulty.hard,
-    images: Annotated[int, typer.Option(min=1)] = 200_000,
+    images: Annotated[int, typer.Option(min=10)] = 200_000,
     seed: Seed = 0,
     device: Annotated[str, typer.Option(help="cpu or cuda:N; both draw the same images")] = "cpu",
     contrast: Annotated[
@@ -120,7 +118,7 @@ def pathfinder(
     from harness.environment import cores
     from harness.plan import find_devices
     from tasks.lra.generate import pathfinder as generator
-    from tasks.lra.generate.folders import is_there, manifest, part_folder
+    from tasks.lra.generate.folders import manifest, part_folder
     from tasks.lra.generate.strokes import FOLDER, SETTINGS
 
     if resolution not in SETTINGS:
@@ -130,14 +128,12 @@ def pathfinder(
     folder = out / f"pathfinder{resolution}" / FOLDER[difficulty.value]
     settings = {"resolution": resolution, "difficulty": difficulty, "contrast": contrast}
     wanted = manifest("pathfinder", generator.VERSION, seed, settings, {"images": images})
-    if is_there(folder, wanted):
-        print(f"{folder} is there already, of these settings")
-        return
-    with (
-        part_folder(folder, wanted) as part,
-        _progress("images", images, folder) as progress,
-    ):
-        generator.write_pathfinder(part, pictures, images, jobs or cores(), progress)
+    with part_folder(folder, wanted) as part:
+        if part is None:
+            print(f"{folder} is there already, of these settings")
+            return
+        with _progress("images", images, folder) as progress:
+            generator.write_pathfinder(part, pictures, images, jobs or cores(), progress)
 
 
 @app.command()

@@ -23,7 +23,7 @@ from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import Any
 
-from harness.cells import CHECKOUT, PACKAGES, Cell, Machine, Setup
+from harness.cells import CARRIED, CHECKOUT, PACKAGES, Cell, Machine, Setup
 from harness.claims import claimed
 from harness.placement import Place
 from harness.processes import Message
@@ -53,7 +53,9 @@ def connect(
         _gather(Path(code), folders)
         try:
             _knock(address)
-            ray.init(address, runtime_env={"working_dir": code}, logging_level=logging.WARNING)
+            given = {name: os.environ[name] for name in CARRIED if name in os.environ}
+            environment = {"working_dir": code, "env_vars": given}
+            ray.init(address, runtime_env=environment, logging_level=logging.WARNING)
         except (OSError, RuntimeError, ValueError) as error:
             told = getattr(error, "strerror", None) or str(error).splitlines()[0]
             raise ValueError(f"--ray {address!r}: {told}") from error

@@ -8,7 +8,14 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 from torch import nn
 
 from mixers.base import Frozen
@@ -56,6 +63,22 @@ class Training(Frozen):
     """The loss and its backward pass through torch.compile first."""
 
     later: ClassVar[tuple[str, ...]] = ("engine", "compiled", "schedule_steps", "rates_lr")
+
+    @model_validator(mode="after")
+    def _has_an_end(self) -> Training:
+        if self.schedule_steps is None:
+            return self
+        if self.schedule not in ("cosine_step", "cosine_rebound"):
+            raise ValueError(
+                f"schedule_steps = {self.schedule_steps} does not fit schedule = "
+                f"{self.schedule!r}: leave it out, or use 'cosine_step' or 'cosine_rebound'"
+            )
+        if self.schedule_steps <= self.warmup_steps:
+            raise ValueError(
+                f"schedule_steps = {self.schedule_steps} counts the warm-up too: use more than "
+                f"warmup_steps = {self.warmup_steps}"
+            )
+        return self
 
 
 def learning_rate(training: Training, epoch: int, step: int, steps_per_epoch: int) -> float:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from filelock import FileLock, Timeout
 from pydantic import NonNegativeInt, PositiveInt, model_validator
 
 from mixers.base import Frozen
@@ -121,16 +120,20 @@ class Data(Frozen):
     def _generated(self, root: Path, context: Context) -> Path:
         """The root of generated files of this size and seed; makes them where they are not."""
         folder, wanted = self._files()
-        if files.manifest(root / folder) == wanted:
+        needs = "basic_train.tsv" if self.arena == "listops" else "metadata"
+        try:
+            found = files.find(root, folder, needs, "", "")
+        except files.MissingData:
+            found = None
+        # Other files at an inner level would be read in place of these.
+        if found is not None and found == root / folder and files.manifest(found) == wanted:
             return root
         digest = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()[:12]
         own = root / GENERATED / f"{self.arena}-{digest}"
-        own.mkdir(parents=True, exist_ok=True)
-        with _alone(own / "lock", context):
-            if files.manifest(own / folder) != wanted:
+        with part_folder(own / folder, wanted, partial(_stop_or_go_on, context)) as part:
+            if part is not None:
                 context.progress(f"generating {self.arena}")
-                with part_folder(own / folder, wanted) as part:
-                    self._generate(part, wanted["counts"], context)
+                self._generate(part, wanted["counts"], context)
         return own
 
     def _files(self) -> tuple[str, dict[str, Any]]:
@@ -174,20 +177,6 @@ class Data(Frozen):
         pathfinder_generator.write_pathfinder(part, pictures, counts["images"], jobs, progress)
 
 
-@contextmanager
-def _alone(path: Path, context: Context) -> Iterator[None]:
-    """Whoever else wants the same files waits, and then finds them."""
-    lock = FileLock(path)
-    while not lock.is_locked:
-        _stop_or_go_on(context)
-        with suppress(Timeout):
-            lock.acquire(timeout=1.0)
-    try:
-        yield
-    finally:
-        lock.release()
-
-
 def _stop_or_go_on(context: Context) -> None:
     if context.should_stop():
         raise Paused
@@ -195,13 +184,13 @@ def _stop_or_go_on(context: Context) -> None:
 
 def official_is_there(arena: str) -> bool:
     """Whether the root of the data holds published files of that task, of those that can be
-    generated too (listops, pathfinder). Reads no data."""
+    generated too (listops, pathfinder). Reads no data. A damaged manifest is the cell's to tell."""
     folder, needs = "listops-1000", "basic_train.tsv"
     if arena in RESOLUTIONS:
         folder, needs = f"pathfinder{RESOLUTIONS[arena]}/{FOLDER['hard']}", "metadata"
     try:
         return files.provenance(files.find(None, folder, needs, "", "")).kind == "official"
-    except files.MissingData:
+    except (files.MissingData, files.BadData):
         return False
 
 

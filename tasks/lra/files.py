@@ -61,7 +61,10 @@ def manifest(folder: Path) -> dict[str, Any]:
         found = json.loads(path.read_text())
         kind = found["kind"]
     except (ValueError, KeyError, TypeError) as error:
-        raise BadData(f"{path}: not a manifest ({error}); it should hold a kind") from error
+        raise BadData(
+            f"{path}: not a manifest ({error}); it should hold a kind: remove "
+            "the folder or generate it again"
+        ) from error
     if kind not in ("generated", "surrogate"):
         raise BadData(f"{path}: kind is {kind!r}; it should be generated or surrogate")
     return found

@@ -64,7 +64,7 @@ def load_image(
             Sequences.of_equal_length(
                 torch.from_numpy(np.concatenate([levels(pixels) for pixels, _ in part]))
             ),
-            torch.tensor([label for _, labels in part for label in labels]),
+            torch.from_numpy(np.concatenate([labels for _, labels in part])),
         )
         for part in (batches[:-1], batches[-1:])
     )
@@ -110,15 +110,15 @@ def tensorflow_gray(pixels: Array) -> Array:
     return (luma * np.float32(255.5)).astype(np.uint8)
 
 
-def _batch(path: Path, count: int) -> tuple[Array, list[int]]:
-    """[n 3 p] uint8 and n labels."""
+def _batch(path: Path, count: int) -> tuple[Array, Array]:
+    """[n 3 p] uint8 and [n] int64."""
     if not path.is_file():
         raise files.MissingData(f"{path} is not there. Expected:\n{TREE}\n{GET}")
     files.check_not_empty(path)
     try:
         with path.open("rb") as file:
             content = _Plain(file, encoding="bytes").load()
-        pixels, labels = np.asarray(content[b"data"]), list(content[b"labels"])
+        pixels, labels = np.asarray(content[b"data"]), np.asarray(content[b"labels"])
     except (pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError) as error:
         raise BadData(f"{path}: not a batch of CIFAR-10 ({error})") from error
     if pixels.dtype != np.uint8 or pixels.shape[1:] != (3 * PIXELS,):
@@ -128,10 +128,15 @@ def _batch(path: Path, count: int) -> tuple[Array, list[int]]:
         )
     files.check_count(path, len(pixels), count, "images")
     files.check_count(path, len(labels), count, "labels")
-    wrong = [label for label in labels if label not in range(10)]
-    if wrong:
-        raise BadData(f"{path}: label {wrong[0]!r} is out of range; it should be 0 to 9")
-    return pixels.reshape(count, 3, PIXELS), labels
+    if labels.dtype.kind not in "iu" or labels.ndim != 1:
+        raise BadData(
+            f"{path}: labels are {labels.dtype} {list(labels.shape)}; they should be integers "
+            f"[{count}]"
+        )
+    wrong = labels[(labels < 0) | (labels > 9)]
+    if len(wrong):
+        raise BadData(f"{path}: label {wrong[0]} is out of range; it should be 0 to 9")
+    return pixels.reshape(count, 3, PIXELS), labels.astype(np.int64)
 
 
 class _Plain(pickle.Unpickler):

@@ -54,6 +54,8 @@ def load_pathfinder(
     name = f"pathfinder{resolution}/{FOLDER[difficulty]}"
     folder = files.find(root, name, "metadata", _tree(name), _get(resolution, difficulty))
     count = files.expected(folder, COUNTS)["images"]
+    if count < 10:
+        raise BadData(f"{folder}: {count} images; there should be at least 10, to split in tenths")
     shards = [
         _rows(path, min(PER_FILE, count - PER_FILE * place))
         for place, path in enumerate(_metadata(folder, count))

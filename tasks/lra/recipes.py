@@ -153,6 +153,26 @@ RECIPES: dict[str, Callable[[Mixer, Data], LRA]] = {
 }
 
 
+def changes(task: LRA) -> str:
+    """In which settings a task differs from the recipe that it names, ` + ` between them; empty
+    for none and for a label that is no recipe's. Mixer, data, seed and engine are not a recipe's.
+
+    Raises ValueError where the recipe has no setting for the task's data."""
+    if task.recipe not in RECIPES:
+        return ""
+    said = RECIPES[task.recipe](task.mixer, task.data)
+    names = [name for name in ("directions", "pool", "pair") if _differ(task, said, name)]
+    for part in ("backbone", "training"):
+        ours, theirs = getattr(task, part), getattr(said, part)
+        fields = type(ours).model_fields.keys() - {"engine", "compiled"}
+        names += [name for name in sorted(fields) if _differ(ours, theirs, name)]
+    return " + ".join(names)
+
+
+def _differ(ours: object, theirs: object, name: str) -> bool:
+    return getattr(ours, name) != getattr(theirs, name)
+
+
 def _published(
     name: str,
     settings: dict[str, Setting],
@@ -184,7 +204,7 @@ def _setting(name: str, settings: dict[str, Setting], data: Data) -> Setting:
     if data.arena not in settings:
         raise ValueError(
             f"arena = {data.arena!r} has no setting in recipe {name}; it should be one of "
-            f"{', '.join(settings)}, or build the LRA task yourself"
+            f"{', '.join(settings)}, or build the LRA task yourself, by another label"
         )
     return settings[data.arena]
 

@@ -20,6 +20,7 @@ from tasks.timing import spread, synchronize, wall_ms
 from tasks.workload import expect_close, relative_error
 
 CHECKED_LEN = 256
+"""A square, of which a scan over an image makes rows."""
 
 
 class LRAStep(LRA):
@@ -88,7 +89,7 @@ class LRAStep(LRA):
 
     def check(self, device: torch.device) -> None:
         """Raise Wrong where the gradients' error against fp64 is more than twice that of the
-        reference in the cell's precision, over all parameters, on one sequence's first 256 tokens
+        reference in the cell's precision, over all parameters, on one sequence of 256 tokens
         without dropout."""
         reference = self.mixer.model_copy(update={"impl": "reference"})
         exact = self._gradients(reference, device, torch.float64)
@@ -101,13 +102,13 @@ class LRAStep(LRA):
 
     def _gradients(self, mixer: Mixer, device: torch.device, dtype: torch.dtype) -> Tensor:
         """Of the loss by every parameter, in a row; parameters in fp64 run without autocast."""
-        dataset = noise(self.data, 1)
+        dataset = noise(self.data, 1, CHECKED_LEN)
         model = self.model(mixer, dataset, device).to(dtype).eval()
         problem = Classification(self, dataset, device)
-        ids, *rest = problem.train.tensors((torch.zeros(1, dtype=torch.int64, device=device), 0))
-        ids = ids[:, :CHECKED_LEN]
+        row = torch.zeros(1, dtype=torch.int64, device=device)
+        batch = problem.train.tensors((row, CHECKED_LEN))
         precision = "fp32" if dtype == torch.float64 else self.training.precision
         with autocast(precision, device):
-            loss = problem.loss(model, ids, *rest)
+            loss = problem.loss(model, *batch)
         gradients = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
         return torch.cat([gradient.flatten() for gradient in gradients if gradient is not None])

@@ -79,6 +79,10 @@ class LRA(Task):
     def turns(self, context: Context) -> Generator[None, None, Metrics]:
         """`accuracy` is the test set's at the epoch that `training.report` says, where the best one
         is that of the best validation accuracy."""
+        # The recipes are made of this class.
+        from tasks.lra.recipes import changes
+
+        changed = changes(self)
         trainer = self.trainer(context)
         metrics = yield from trainer.steps()
         problem, model = trainer.problem, trainer.model
@@ -104,6 +108,7 @@ class LRA(Task):
                 "best_epoch": best + 1,
                 "tokens_per_s": seen * problem.train.tokens,
                 "sequences_per_s": seen * sequences,
+                "recipe_changes": changed,
             }
             | problem.told()
             | model.parameter_counts()

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -51,7 +54,7 @@ def test_listops_is_generated_once_and_loads(mixerbench: Mixerbench):
     assert "listops, convention s4, generated (listops version 1, seed 0)" in shown
     assert re.search(r"train +30 examples", shown)
     refused = mixerbench(*LISTOPS, "--seed", "1", status=2)
-    assert "--out: data/listops-1000 holds files of seed = 0, not 1; remove it" in refused
+    assert "data/listops-1000 holds files of seed = 0, not 1; remove it" in refused
 
 
 def test_pathfinder_is_generated_and_goes_on(
@@ -104,8 +107,9 @@ def test_a_folder_of_other_files_is_left_alone(mixerbench: Mixerbench):
     ):
         folder = Path("data") / name
         folder.mkdir(parents=True)
+        (folder / "other").touch()
         assert message in mixerbench(*LISTOPS, status=2)
-        folder.rmdir()
+        shutil.rmtree(folder)
 
 
 def test_a_part_becomes_the_folder_only_at_the_end(tmp_path: Path):
@@ -115,6 +119,38 @@ def test_a_part_becomes_the_folder_only_at_the_end(tmp_path: Path):
         assert not (tmp_path / "whole").exists()
     assert folders.is_there(tmp_path / "whole", wanted)
     assert not part.exists()
+
+
+def test_a_kill_at_either_end_blocks_nobody(tmp_path: Path):
+    wanted = folders.manifest("listops", 1, 0, {}, {"train": 1})
+    part = tmp_path / "whole.part"
+    part.mkdir()
+    with folders.part_folder(tmp_path / "whole", wanted) as given:
+        assert given == part
+    (tmp_path / "whole").rename(part)
+    with folders.part_folder(tmp_path / "whole", wanted) as given:
+        assert given is None
+    assert folders.is_there(tmp_path / "whole", wanted)
+
+
+def test_one_run_writes_and_the_other_finds(tmp_path: Path):
+    wanted = folders.manifest("listops", 1, 0, {}, {"train": 1})
+    first_is_in, said = threading.Event(), []
+
+    def second() -> None:
+        first_is_in.wait()
+        with folders.part_folder(tmp_path / "whole", wanted) as part:
+            said.append(part)
+
+    other = threading.Thread(target=second)
+    other.start()
+    with folders.part_folder(tmp_path / "whole", wanted) as part:
+        assert part is not None
+        first_is_in.set()
+        time.sleep(0.2)
+        assert not said
+    other.join()
+    assert said == [None]
 
 
 def test_help_shows_an_example(mixerbench: Mixerbench):

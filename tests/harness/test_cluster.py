@@ -47,10 +47,12 @@ class StandIn(ModuleType):
         self.count, self.actors, self.asked = count, [], {}
         self.resource = "CPU"
         self.exceptions = SimpleNamespace(RayError=RayError)
+        self.env_vars: dict[str, str] = {}
         self.init_with: dict[str, Any] = {}
 
     def init(self, address: str, **options: Any) -> None:
         code = Path(options["runtime_env"]["working_dir"])
+        self.env_vars = options["runtime_env"]["env_vars"]
         self.init_with = {"address": address, "code": sorted(p.name for p in code.iterdir())}
 
     def shutdown(self) -> None:
@@ -404,3 +406,9 @@ def test_an_address_without_ray_and_a_cluster_without_gpus_are_one_clear_line(
     process = start("fine", "--device", "cuda")
     assert "the cluster has no free GPU (0 in all)" in finish(process, status=2)
     del nodes
+
+
+def test_nodes_are_told_where_the_data_are(ray: StandIn, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("MIXERBENCH_DATA", "/somewhere/data")
+    with cluster.connect("auto", "cpu", [], None):
+        assert ray.env_vars == {"MIXERBENCH_DATA": "/somewhere/data"}

@@ -53,6 +53,9 @@ def measured(accuracy: float, arena: str, source: str) -> dict[str, Any]:
     return {
         "accuracy": accuracy,
         "val_accuracy": accuracy,
+        "diverged": 0.0,
+        "pack": 1,
+        "recipe_changes": "",
         "accuracy_by_epoch": [chance, (chance + accuracy) / 2, accuracy],
         "chance": chance,
         "provenance": "official" if source == "official" else "generated (version 1, seed 0)",
@@ -114,7 +117,7 @@ def test_seeds_are_averaged_and_those_that_learned_counted(plots):
 
 def test_every_incomparable_row_is_marked(plots):
     as_run = row(plots, mixer="hgrn2", arena="image", accuracy_percent=89.0)
-    assert as_run["ours_is"] == as_run["published_is"] == "2-D, colour, augmented"
+    assert as_run["ours_is"] == as_run["published_is"] == "2-D parallel, colour, augmented"
     assert as_run["alike"]
     gray = row(plots, mixer="hgrn2", arena="image", accuracy_percent=80.0)
     assert (gray["ours_is"], gray["alike"]) == ("", False)
@@ -125,14 +128,14 @@ def test_every_incomparable_row_is_marked(plots):
     assert generated["ours_is"] == "small recipe, generated data"
     readable = plots["next_to_published"].summary
     unlike = readable[readable["difference"].str.endswith("†")]
-    assert len(unlike) == int((~plots["next_to_published"].table["alike"]).sum()) == 4
+    assert len(unlike) == int((~plots["next_to_published"].table["alike"]).sum()) == 6
     assert set(readable["ours is"]) >= {"plain", "small recipe, generated data"}
 
 
 def test_a_scan_over_the_image_is_a_line_of_its_own(plots):
     table = plots["next_to_published"].table
     lines = table[(table["mixer"] == "hgrn2") & (table["arena"] == "pathfinder32")]
-    assert sorted(lines["ours_is"]) == ["", "2-D"]
+    assert sorted(lines["ours_is"]) == ["", "2-D parallel"]
     assert lines["series"].nunique() == 2
 
 
@@ -146,6 +149,7 @@ def test_averages_name_their_convention():
             "series": "Transformer",
             "arena": ARENAS,
             "accuracy_percent": [38.37, 61.95, 80.69, 40.57, 65.26],
+            "ours_is": "",
         }
     )
     assert averages(means) == (
@@ -153,6 +157,46 @@ def test_averages_name_their_convention():
         "(S4's), 57.37 without it (the arena's)."
     )
     assert averages(means[1:]) == ""
+
+
+@pytest.mark.parametrize(("path_x", "words"), [(80.0, "66.67 over six"), (50.0, "S4's")])
+def test_averages_tell_what_was_averaged(path_x, words):
+    means = pd.DataFrame(
+        {
+            "series": "HGRN2",
+            "arena": [*ARENAS, "path_x"],
+            "accuracy_percent": [64.0] * 5 + [path_x],
+            "ours_is": ["", "", "", "colour, augmented", "colour", "2-D series"],
+        }
+    )
+    told = averages(means)
+    assert words in told
+    marks = "colour, augmented" + ", 2-D series" * (path_x > 55)
+    assert told.endswith(f"({marks}).")
+
+
+@pytest.mark.parametrize(
+    ("fields", "measures", "mark"),
+    [
+        ({"scan": "2d_series"}, {}, "2-D series"),
+        ({"validation": "held_out"}, {}, "a tenth held out"),
+        ({}, {"recipe_changes": "lr + batch"}, "changed in lr + batch"),
+    ],
+)
+def test_what_changes_a_number_is_marked(fields, measures, mark):
+    made = cell("hgrn2", "text", 0.9, **fields)
+    made = record(made.task, made.metrics | measures)
+    assert row(draw(tidy([made])), arena="text")["ours_is"] == mark
+
+
+def test_a_seed_that_diverged_stays_in_the_mean():
+    short = cell("hgrn2", "listops", 0.1, seed=1)
+    lost = {"accuracy_by_epoch": [0.1], "diverged": 1.0}
+    short = record(short.task, short.metrics | lost)
+    plot = draw(tidy([cell("hgrn2", "listops", 0.7), short]))["accuracy_by_epoch"]
+    last = plot.table[plot.table["epoch"] == 3].iloc[0]
+    assert (last["accuracy_mean"], last["seeds"]) == (pytest.approx(0.4), 2)
+    assert "1 of 2 runs diverged." in plot.caption
 
 
 def test_a_steps_time_has_its_figure():

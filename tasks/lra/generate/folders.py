@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 MANIFEST = "manifest.json"
 _UNFINISHED = "unfinished.json"
@@ -37,31 +39,73 @@ def is_there(folder: Path, wanted: dict[str, Any]) -> bool:
         return False
     path = folder / MANIFEST
     if not path.is_file():
-        raise ValueError(f"--out: {folder} is there and was not generated; choose another folder")
-    _same(json.loads(path.read_text()), wanted, folder)
+        raise ValueError(f"{folder} is there and was not generated; choose another folder")
+    _same(_read(path), wanted, folder)
     return True
 
 
 @contextmanager
-def part_folder(folder: Path, wanted: dict[str, Any]) -> Iterator[Path]:
+def part_folder(
+    folder: Path, wanted: dict[str, Any], waits: Callable[[], None] = lambda: None
+) -> Iterator[Path | None]:
     """A folder beside `folder` to write to; it takes its name at the end, if there is no error.
+    None where these files are there, another process's included: one writes, the others wait, and
+    call `waits` every second.
 
     What an interrupted run of the same manifest has written is still in it. Raises ValueError if
     it is another manifest's.
     """
-    part = folder.with_name(folder.name + ".part")
-    marker = part / _UNFINISHED
-    if part.exists():
-        if not marker.is_file():
-            raise ValueError(f"--out: {part} is there and is no interrupted run's; remove it")
-        _same(json.loads(marker.read_text()), wanted, part)
-    else:
-        part.mkdir(parents=True)
-        write(marker, json.dumps(wanted))
-    yield part
-    write(part / MANIFEST, json.dumps(wanted, indent=2) + "\n")
-    marker.unlink()
+    with _alone(folder.with_name(folder.name + ".lock"), waits):
+        part = folder.with_name(folder.name + ".part")
+        if is_there(folder, wanted) or _is_whole(part, wanted, folder):
+            yield None
+            return
+        marker = part / _UNFINISHED
+        if marker.is_file():
+            _same(_read(marker), wanted, part)
+        elif part.exists() and any(part.iterdir()):
+            raise ValueError(f"{part} is there and is no interrupted run's; remove it")
+        else:
+            part.mkdir(exist_ok=True)
+            write(marker, json.dumps(wanted))
+        yield part
+        write(part / MANIFEST, json.dumps(wanted, indent=2) + "\n")
+        marker.unlink()
+        os.rename(part, folder)
+
+
+def _is_whole(part: Path, wanted: dict[str, Any], folder: Path) -> bool:
+    """Give it its name where a run was killed between its last file and that."""
+    if not (part / MANIFEST).is_file():
+        return False
+    _same(_read(part / MANIFEST), wanted, part)
+    (part / _UNFINISHED).unlink(missing_ok=True)
     os.rename(part, folder)
+    return True
+
+
+@contextmanager
+def _alone(path: Path, waits: Callable[[], None]) -> Iterator[None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    while not lock.is_locked:
+        waits()
+        with suppress(Timeout):
+            lock.acquire(timeout=1.0)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path}: not a manifest ({error}); remove {path.parent}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: not a manifest ({found!r}); remove {path.parent}")
+    return found
 
 
 def write(path: Path, text: str) -> None:
@@ -76,6 +120,6 @@ def _same(found: dict[str, Any], wanted: dict[str, Any], folder: Path) -> None:
     if others:
         name = others[0]
         raise ValueError(
-            f"--out: {folder} holds files of {name} = {found.get(name)!r}, not {wanted[name]!r}; "
+            f"{folder} holds files of {name} = {found.get(name)!r}, not {wanted[name]!r}; "
             "remove it or choose another folder"
         )

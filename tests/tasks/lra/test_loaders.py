@@ -341,6 +341,7 @@ def test_both_lumas():
         (lambda batch: batch[b"labels"].__setitem__(3, 10), "label 10 is out of range"),
         (lambda batch: batch.update({b"data": batch[b"data"][:, :3000]}), r"uint8 \[20, 3000\]"),
         (lambda batch: batch.update({b"data": batch[b"data"][:19]}), "19 images; there should be"),
+        (lambda batch: batch[b"labels"].__setitem__(3, 1.0), "labels are float64"),
         (lambda batch: batch.pop(b"labels"), "not a batch of CIFAR-10"),
         (lambda batch: batch.update({b"more": Path}), "it asks for pathlib"),
     ],
@@ -487,6 +488,9 @@ def test_all_rows_and_files_of_metadata_are_needed(small):
         load_easy(small)
     np.save(path, np.zeros(3))
     with pytest.raises(BadData, match="not text; metadata are, despite the suffix"):
+        load_easy(small)
+    manifest(small, {"images": 9})
+    with pytest.raises(BadData, match="9 images; there should be at least 10"):
         load_easy(small)
     (small / "manifest.json").unlink()
     for number in range(199):

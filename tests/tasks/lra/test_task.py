@@ -64,6 +64,8 @@ def test_a_run_generates_its_data_and_tells_all(root: Path):
     assert metrics["provenance"] == "generated (listops version 1, seed 0)"
     assert (metrics["train_examples"], metrics["test_examples"]) == (24, 8)
     assert metrics["validation_set"] == "basic_val.tsv"
+    assert metrics["recipe_changes"] == "d_model + glu_width + n_layers + batch"
+    assert recipes.changes(recipes.smoke(MIXERS[1], LISTOPS)) == ""
     val, test = metrics["val_accuracy_by_epoch"], metrics["accuracy_by_epoch"]
     assert isinstance(val, list)
     assert isinstance(test, list)
@@ -179,6 +181,18 @@ def test_generated_files_are_never_taken_for_official_ones(root: Path, monkeypat
     # The same files at the root are found there.
     assert LISTOPS.load(Context(CPU)).train.labels.shape == (24,)
     assert not (made / "generated").exists()
+
+
+def test_official_files_at_an_inner_level_do_not_stop_generated_ones(tmp_path, monkeypatch):
+    monkeypatch.setenv("MIXERBENCH_DATA", str(tmp_path))
+    made = LISTOPS.load(Context(CPU)).train
+    next((tmp_path / "generated").glob("*/listops-1000")).rename(tmp_path / "listops-1000")
+    official = tmp_path / "lra_release/listops-1000"
+    official.mkdir(parents=True)
+    (official / "basic_train.tsv").touch()
+    assert torch.equal(LISTOPS.load(Context(CPU)).train.labels, made.labels)
+    (official / "manifest.json").write_text("{")
+    assert not official_is_there("listops")
 
 
 def test_a_stop_while_data_are_made_is_a_pause(tmp_path: Path, monkeypatch):
@@ -373,6 +387,37 @@ def test_a_rate_of_its_own_follows_the_schedule():
     assert len({rates[0] for rates in seen}) > 1
     for first, own in seen:
         assert own == pytest.approx(first / 10)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        *({"arena": name} for name in ("listops", "text", "retrieval", "pathfinder32", "path_x")),
+        {"arena": "image", "colour": True, "augment": True},
+    ],
+    ids=lambda fields: fields["arena"],
+)
+def test_the_step_of_every_task_is_checked(fields):
+    cell = recipes.hgrn1_paper(MIXERS[1], Data.model_validate(fields))
+    small = {"d_model": 8, "glu_width": 8, "n_layers": 1}
+    step = LRAStep.model_validate(
+        {name: getattr(cell, name) for name in LRA.model_fields if name != "name"}
+        | {"data": Data.model_validate(fields | {"source": "random"})}
+        | {"backbone": cell.backbone.model_copy(update=small)}
+    )
+    step.check(CPU)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"schedule": "constant"}, "schedule_steps = 8 does not fit schedule = 'constant'"),
+        ({"schedule": "cosine_step", "warmup_steps": 8}, "use more than warmup_steps = 8"),
+    ],
+)
+def test_a_cosine_that_cannot_end_is_refused(fields, words):
+    with pytest.raises(ValueError, match=words):
+        Training.model_validate({"lr": 1.0, "schedule_steps": 8} | fields)
 
 
 def test_a_step_is_timed_on_noise():
