@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from mixers.base import Mixer
 from mixers.directions import Directions
 from tasks.backbone import Backbone
-from tasks.base import Context, Metrics, Task, Unsupported, to_the_end
+from tasks.base import Context, Metrics, Task, Unsupported
 from tasks.graphs import Function
 from tasks.lra.batches import Batch, Split, channels, tokens_of, varied, width_of
 from tasks.lra.data import Data
@@ -72,9 +72,6 @@ class LRA(Task):
     def _check_source(self) -> None:
         if self.data.source == "random":
             raise ValueError("source = 'random' is for timing a step: use LRAStep")
-
-    def run(self, context: Context) -> Metrics:
-        return to_the_end(self.turns(context))
 
     def turns(self, context: Context) -> Generator[None, None, Metrics]:
         """`accuracy` is the test set's at the epoch that `training.report` says, where the best one
