@@ -131,8 +131,9 @@ Run = Callable[..., Summary]
 
 
 @pytest.fixture
-def run(ray: StandIn, tmp_path: Path) -> Run:  # noqa: ARG001
+def run(ray: StandIn, tmp_path: Path) -> Run:
     """Run a toy grid on the stand-in's two seats; keywords are fields of Options."""
+    assert sys.modules["ray"] is ray
 
     def run(grid: str, **options: Any) -> Summary:
         with cluster.connect("auto", "cpu", [TOYS.parent], None) as fleet:

@@ -5,6 +5,7 @@ CPU is a stand-in that calls again what it captured; tests/tasks/test_training_g
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,12 +27,11 @@ class StandIn(Graphs):
         self.captured += 1
         output = torch.full((), torch.nan)
 
-        class Graph:
-            def replay(graph) -> None:  # noqa: N805
-                self.replayed += 1
-                output.data = call().data
+        def replay() -> None:
+            self.replayed += 1
+            output.data = call().data
 
-        return Graph(), output
+        return SimpleNamespace(replay=replay), output
 
 
 def test_each_call_runs_once_on_its_own_inputs_by_a_graph_for_each_shape():

@@ -27,6 +27,11 @@ from tasks.lra.text import load_text
 Write = Callable[[Path], Path]
 
 
+def unseen(done: int) -> None:
+    """Progress that nobody reads."""
+    del done
+
+
 def manifest(folder: Path, counts: dict[str, int], kind: str = "surrogate") -> None:
     name = {"generator": "listops", "version": 3} if kind == "generated" else {"name": "tiny"}
     content = {"kind": kind, "seed": 7, "counts": counts} | name
@@ -138,7 +143,7 @@ def test_generated_listops_comes_back(tmp_path):
     folder = tmp_path / "listops-1000"
     folder.mkdir()
     counts = {"train": 40, "val": 10, "test": 5}
-    listops_generator.write_listops(folder, counts, 0, 1, lambda done: None)  # noqa: ARG005
+    listops_generator.write_listops(folder, counts, 0, 1, unseen)
     manifest(folder, counts, "generated")
     dataset = load_listops(tmp_path)
     lengths = torch.cat([part.lengths for part in (dataset.train, dataset.val, dataset.test)])
@@ -379,7 +384,7 @@ def pathfinder_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = root / "lra_release/lra_release/pathfinder32/curv_baseline"
     folder.mkdir(parents=True)
     pictures = Pictures(32, "easy", 0, "clipped", "cpu")
-    write_pathfinder(folder, pictures, 1100, 1, lambda done: None)  # noqa: ARG005
+    write_pathfinder(folder, pictures, 1100, 1, unseen)
     manifest(folder, {"images": 1100}, "generated")
     return root
 
@@ -436,7 +441,7 @@ def small(tmp_path: Path) -> Path:
     folder = tmp_path / "pathfinder32/curv_baseline"
     folder.mkdir(parents=True)
     pictures = Pictures(32, "easy", 4, "clipped", "cpu")
-    write_pathfinder(folder, pictures, 40, 1, lambda done: None)  # noqa: ARG005
+    write_pathfinder(folder, pictures, 40, 1, unseen)
     manifest(folder, {"images": 40})
     return folder
 
@@ -506,7 +511,7 @@ def test_the_image_that_was_published_empty_is_left_out(tmp_path):
     folder = tmp_path / "pathfinder32/curv_baseline"
     folder.mkdir(parents=True)
     pictures = Pictures(32, "easy", 4, "clipped", "cpu")
-    write_pathfinder(folder, pictures, 180, 1, lambda done: None)  # noqa: ARG005
+    write_pathfinder(folder, pictures, 180, 1, unseen)
     manifest(folder, {"images": 180})
     assert sum(map(len, parts(load_easy(tmp_path)))) == 180
     (folder / "imgs/0/sample_172.png").write_bytes(b"")
