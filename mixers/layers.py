@@ -144,14 +144,13 @@ class Dropout(nn.Module):
             return x
         if self.state is None:
             raise RuntimeError("Dropout has no state: call seed_dropout(model, generator)")
+        # No arithmetic before the first bits are mixed: a compiler takes it for an index, in int32.
         place = torch.arange(x.numel(), device=x.device).view(x.shape)
-        keep = hash_(place.mul_(GOLDEN).add_(self.state)) >= round(self.p * 2**32)
+        keep = hash_(hash_(place).add_(self.state)) >= round(self.p * 2**32)
         hash_(self.state.add_(1))
         return torch.where(keep, x / (1 - self.p), 0)
 
 
-# 2^32 over the golden ratio, odd: places next to each other lie far apart.
-GOLDEN = 0x9E3779B1
 WORD = 2**32 - 1
 
 

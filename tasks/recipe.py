@@ -60,7 +60,7 @@ class Training(Frozen):
     """`graph`: a whole step, forward to optimiser, and the forward of an evaluation are each
     replayed from a CUDA graph, one for each shape of a batch. `eager`: launched op by op."""
     compiled: bool = False
-    """The loss and its backward pass through torch.compile first."""
+    """The loss of full batches and its backward pass through torch.compile first."""
 
     later: ClassVar[tuple[str, ...]] = ("engine", "compiled", "schedule_steps", "rates_lr")
 

@@ -93,7 +93,8 @@ class Trainer:
         self.rate: float | None = None
         seed_dropout(model, seeded(device, seed, "dropout"))
         self.loss_sum = torch.zeros((), device=device, dtype=torch.float64)
-        self.loss = compiled(problem.loss) if training.compiled else problem.loss
+        self.loss = problem.loss
+        self.full_loss = compiled(problem.loss) if training.compiled else problem.loss
         self.graphs: Graphs | None = None
         self.update: Function = self._update
         self.score: Function = partial(problem.score, model)
@@ -163,8 +164,10 @@ class Trainer:
     def _update(self, *batch: Tensor) -> Tensor:
         """A whole step; returns the sum of the epoch's losses."""
         self.optimizer.zero_grad(set_to_none=True)
+        full = len(batch[0]) == self.training.batch
         with autocast(self.training.precision, self.context.device):
-            loss = self.loss(self.model, *batch)
+            # An epoch's smaller last batch is one step in hundreds: not worth a compilation.
+            loss = (self.full_loss if full else self.loss)(self.model, *batch)
         loss.backward()
         if self.training.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.training.clip_norm)
