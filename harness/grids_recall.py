@@ -26,6 +26,8 @@ STEP_SHAPES = ((64, 4), (256, 16), (512, 64))
 STEP_WIDTHS = (64, 256, 512)
 """Of zoology's own trainer's published speed, its batches included."""
 STEP_PRECISIONS = ("fp32", "tf32", "bf16_autocast")
+UNCOMPILED = ("fla", "mamba_ssm")
+"""Implementations whose kernels are no operators that torch's compiler knows."""
 STEP_WAYS = (
     ("graph", 1, True),
     ("graph", 7, True),
@@ -195,7 +197,7 @@ def mqar_step(device: torch.device) -> list[Task]:
     """Time of a training step at three lengths and widths, alone and side by side.
 
     Batches and model of zoology's protocol of 2024, in fp32 without TF32, in TF32, which sums in fp32
-    too, and in bf16 autocast. All but Mamba also through torch.compile.
+    too, and in bf16 autocast. HGRN2, HGRN1 and attention also through torch.compile.
     """
     return [
         step_of(
@@ -214,8 +216,7 @@ def mqar_step(device: torch.device) -> list[Task]:
             STEP_WAYS, STEP_PRECISIONS, STEP_SHAPES, STEP_WIDTHS
         )
         for mixer in recall_mixers(d_model, device, init="zoology")
-        # Mamba's kernels are no operators that torch's compiler knows.
-        if not compiled or mixer.name != "mamba"
+        if not compiled or mixer.impl not in UNCOMPILED
     ]
 
 
@@ -230,8 +231,7 @@ def on(device: torch.device, task: MQAR) -> MQAR:
     """The cell as it runs fastest on the device; its record says so."""
     if device.type != "cuda":
         return task
-    # Mamba's kernels are no operators that torch's compiler knows.
-    fast = {"engine": "graph", "compiled": task.mixer.name != "mamba"}
+    fast = {"engine": "graph", "compiled": task.mixer.impl not in UNCOMPILED}
     return task.model_copy(update={"training": task.training.model_copy(update=fast)})
 
 

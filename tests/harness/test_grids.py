@@ -113,5 +113,5 @@ def test_steps_are_timed_at_the_published_shapes():
     shapes = {(cell.seq_len, cell.kv_pairs, cell.training.batch) for cell in cells}
     assert shapes == {(64, 4, 512), (256, 16, 256), (512, 64, 128)}
     assert {cell.pack for cell in cells} == {1, 4, 7}
-    assert {cell.training.precision for cell in cells} == {"fp32", "bf16_autocast"}
+    assert {cell.training.precision for cell in cells} == {"fp32", "tf32", "bf16_autocast"}
     assert all(cell.timed and not cell.packs for cell in cells)

@@ -6,7 +6,8 @@ round, where the reference happens to be closer. That is eight roundings, since 
 rounds about four times, its update three times and the result once; 2 sqrt(T), since behind an open
 gate the roundings of T tokens, two each, add up like a random walk; and |z|, since exp(z) comes
 from 2^(z / ln 2), whose exponent is rounded at its own size. Narrower results come from fp32 and
-round once. A state is one number a channel, and its terms of either sign may cancel four bits. A
+round once. exp(i theta) is rounded once and for all: its error, up to 2^-24, has the same direction at
+every token, and adds up over as many tokens as a channel remembers. A state is one number a channel, and its terms of either sign may cancel four bits. A
 gradient that is a sum over time cancels without a bound: its error is measured by the sum of its
 terms' sizes, of which the eager reference too loses up to three times those roundings. The bound's
 terms are differences besides, of the forget gate's gradient and the key's. What is below 1e-28 may
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 
 from hgrn2 import reference
+from hgrn2.scan import diagonal_scan
 
 ROUNDING = {torch.float32: 2**-24, torch.float16: 2**-11, torch.bfloat16: 2**-8}
 
@@ -146,6 +148,13 @@ def sizes(case: dict[str, Tensor], true: dict[str, Tensor], **options: Any) -> d
     return {name: size.clamp_min(1e-100) for name, size in norms.items()}
 
 
+def memory(case: dict[str, Tensor]) -> Tensor:
+    """How many tokens a channel remembers at most: the longest sum of products of its gates, [d]."""
+    bound = case["bound"].double()
+    f = bound + (1 - bound) * case["z"].double().sigmoid()
+    return diagonal_scan(f, torch.ones_like(f))[0].amax((0, 1))
+
+
 def check(operators: Any, case: dict[str, Tensor], **options: Any) -> dict[str, Tensor]:
     """Holds the operators' results and gradients to the bar; returns them."""
     found = run(operators, case, **options)
@@ -156,6 +165,7 @@ def check(operators: Any, case: dict[str, Tensor], **options: Any) -> dict[str, 
     size = sizes(case, true, **options)
     t, d = case["z"].shape[1:]
     logit = case["z"].double().abs().amax((0, 1)).clamp_max(80)
+    drift = memory(case) * ROUNDING[torch.float32] if "theta" in case else 0
     for name, x in true.items():
         kind = found[name].dtype
         theirs, ours = (channel_sizes(y[name] - x, d) / size[name] for y in (eager, found))
@@ -163,7 +173,7 @@ def check(operators: Any, case: dict[str, Tensor], **options: Any) -> dict[str, 
             2 * (8 + 2 * t**0.5 + logit) if kind == torch.float32 else torch.ones_like(logit)
         )
         allowed = torch.maximum(2 * theirs, roundings * ROUNDING[kind]) * WORSE.get(name, 1)
-        allowed += NOTHING / size[name]
+        allowed += NOTHING / size[name] + drift
         worst = (ours / allowed).topk(min(3, d))
         assert (ours <= allowed).all(), (name, *worst)
     return found
