@@ -6,8 +6,7 @@ from itertools import product
 
 import torch
 
-from harness.grids_recall import UNCOMPILED
-from harness.grids_speed import hgrn2_impl
+from harness.grids_speed import UNCOMPILED, hgrn2_impl
 from mixers import GLA, HGRN1, HGRN2, Attention, Mamba, Mixer
 from mixers.hgrn import Scan
 from tasks.base import Task
@@ -17,8 +16,8 @@ from tasks.lra.step import LRAStep
 from tasks.lra.task import LRA
 
 BUCKETS = 4
-"""Widths of texts: for each a step is compiled, half a minute, and captured. Eight would save a tenth
-of ListOps' tokens."""
+"""Widths of texts: for each a step is compiled, half a minute, and captured. Eight would save a
+tenth of ListOps' tokens."""
 SEEDS = range(3)
 STEP_BATCH = 16
 SMOKE_LISTOPS = Data(arena="listops", source="generated", examples=(320, 40, 40))

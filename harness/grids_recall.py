@@ -7,7 +7,7 @@ from itertools import product
 
 import torch
 
-from harness.grids_speed import hgrn2_impl
+from harness.grids_speed import UNCOMPILED, hgrn2_impl
 from mixers import GLA, HGRN1, HGRN2, Attention, Mamba, Mixer
 from mixers.base_conv import BaseConv
 from mixers.layers import Init
@@ -26,8 +26,6 @@ STEP_SHAPES = ((64, 4), (256, 16), (512, 64))
 STEP_WIDTHS = (64, 256, 512)
 """Of zoology's own trainer's published speed, its batches included."""
 STEP_PRECISIONS = ("fp32", "tf32", "bf16_autocast")
-UNCOMPILED = ("fla", "mamba_ssm")
-"""Implementations whose kernels are no operators that torch's compiler knows."""
 STEP_WAYS = (
     ("graph", 1, True),
     ("graph", 7, True),
@@ -196,8 +194,8 @@ def mqar_lr(device: torch.device) -> list[Task]:
 def mqar_step(device: torch.device) -> list[Task]:
     """Time of a training step at three lengths and widths, alone and side by side.
 
-    Batches and model of zoology's protocol of 2024, in fp32 without TF32, in TF32, which sums in fp32
-    too, and in bf16 autocast. HGRN2, HGRN1 and attention also through torch.compile.
+    Batches and model of zoology's protocol of 2024, in fp32 without TF32, in TF32, which sums in
+    fp32 too, and in bf16 autocast. HGRN2, HGRN1 and attention also through torch.compile.
     """
     return [
         step_of(

@@ -21,6 +21,8 @@ from tasks.decode import Decode
 from tasks.memory import Memory
 from tasks.speed import Speed
 
+UNCOMPILED = ("fla", "mamba_ssm")
+"""Implementations whose kernels are no operators that torch's compiler knows."""
 TRIALS = range(3)
 WIDTH, HEAD_DIM = 2048, 128
 TOKENS = 32_768

@@ -234,9 +234,7 @@ class GLU(nn.Module):
         return self.down((F.silu(gate) if self.silu else gate) * self.up(x))
 
 
-def looked_up(
-    table: Float[Tensor, "vocab d"], ids: Int[Tensor, "b t"]
-) -> Float[Tensor, "b t d"]:
+def looked_up(table: Float[Tensor, "vocab d"], ids: Int[Tensor, "b t"]) -> Float[Tensor, "b t d"]:
     """table[ids]. Id 0 fills most of a row of recall: the additions to its gradient would wait for
     one another, so they are a sum of their own, and zeros go to rows far apart in their place."""
     filler = ids == 0

@@ -87,11 +87,13 @@ def compiled(function: Function) -> Function:
     fast = torch.compile(function, dynamic=False)
     limits = {"recompile_limit": MOST_COMPILATIONS, "fail_on_recompile_limit_hit": True}
 
+    # fp32 without TF32 is a choice, and what a softmax is compiled to is the compiler's. For good: a
+    # backward pass is compiled when it is first run.
+    warnings.filterwarnings("ignore", "TensorFloat32 tensor cores")
+    warnings.filterwarnings("ignore", r"\s*Online softmax is disabled")
+
     def call(*args: Any) -> Tensor:
-        with torch._dynamo.config.patch(limits), warnings.catch_warnings():
-            # fp32 without TF32 is a choice, and what its softmax is compiled to is the compiler's.
-            warnings.filterwarnings("ignore", "TensorFloat32 tensor cores")
-            warnings.filterwarnings("ignore", "\\s*Online softmax is disabled")
+        with torch._dynamo.config.patch(limits):
             return fast(*args)
 
     return call

@@ -168,7 +168,8 @@ def _forward_backward(
             with torch.no_grad():
                 return [forward()]
         y = forward()
-        return [y.detach(), *torch.autograd.grad(y, wanted, dy)]
+        # Zeros for the bounds of a first layer, which a gate in front of FLA's kernels leaves out.
+        return [y.detach(), *torch.autograd.grad(y, wanted, dy, materialize_grads=True)]
 
     moved = sum(x.numel() * x.element_size() for x in [*inputs, y])
     # A backward reads the inputs again and dy, and writes a gradient for each.
@@ -182,7 +183,8 @@ def _training_step(block: nn.Module, x: Tensor, flops: Callable[[], float]) -> W
 
     def outputs() -> list[Tensor]:
         y = block(x)
-        return [y.detach(), *torch.autograd.grad(y.square().mean(), parameters)]
+        loss = y.square().mean()
+        return [y.detach(), *torch.autograd.grad(loss, parameters, materialize_grads=True)]
 
     def call() -> None:
         optimizer.zero_grad(set_to_none=True)

@@ -149,7 +149,7 @@ def sizes(case: dict[str, Tensor], true: dict[str, Tensor], **options: Any) -> d
 
 
 def memory(case: dict[str, Tensor]) -> Tensor:
-    """How many tokens a channel remembers at most: the longest sum of products of its gates, [d]."""
+    """How many tokens a channel remembers at most: the largest sum of products of gates, [d]."""
     bound = case["bound"].double()
     f = bound + (1 - bound) * case["z"].double().sigmoid()
     return diagonal_scan(f, torch.ones_like(f))[0].amax((0, 1))
