@@ -62,6 +62,23 @@ def test_a_time_out_beside_others_is_settled_alone(run: Run, tmp_path: Path) -> 
     assert len(rows(tmp_path, "turns_hanging")) == 3
 
 
+def test_what_shares_a_process_with_an_overdue_cell_goes_on_in_a_pack(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    summary = run("turns_overdue", pack=2, jobs=1, timeout_s=2.0)
+    assert (summary.statuses, summary.left) == ({"ok": 2, "timeout": 1}, 0)
+    overdue, before, beside = sorted(
+        rows(tmp_path, "turns_overdue"), key=lambda row: int(row.task["seed"])
+    )
+    assert (overdue.status, before.metrics["resumed_at"]) == ("timeout", 0)
+    # In another process, and where it had been.
+    assert (beside.status, beside.metrics["pack"]) == ("ok", 2)
+    assert 10 <= float(str(beside.metrics["resumed_at"])) <= 20
+    assert beside.metrics["pid"] != before.metrics["pid"]
+    told = capsys.readouterr().out
+    assert (told.count("later, alone"), told.count("later, alone: overdue")) == (1, 1)
+
+
 def test_the_budget_pauses_every_cell_of_a_process(run: Run, tmp_path: Path) -> None:
     checkpoints = tmp_path / "many_turns" / "checkpoints"
     for _ in range(20):

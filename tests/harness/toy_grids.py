@@ -83,6 +83,12 @@ def turns_hanging(device: torch.device) -> list[Task]:
     return [Turns.model_validate({"ends": end, "seed": n}) for n, end in enumerate(ends)]
 
 
+def turns_overdue(device: torch.device) -> list[Task]:
+    """One of two cells side by side hangs; the third, which follows the other, still has time."""
+    del device
+    return [Turns(length=110, ends="hangs"), Turns(length=40, seed=1), Turns(length=40, seed=2)]
+
+
 def many_turns(device: torch.device) -> list[Task]:
     """As `many`, side by side."""
     del device
