@@ -6,8 +6,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -54,6 +55,7 @@ class Reading(StrEnum):
     google = "google"
 
 
+Resolution = Literal[32, 64, 128, 256]
 Out = Annotated[Path, typer.Option(help="Root of the data; the published folders go below it")]
 Seed = Annotated[
     int, typer.Option(min=0, max=2**63 - 1, help="Same seed, same files, on any number of cores")
@@ -119,10 +121,9 @@ def pathfinder(
     from harness.plan import find_devices
     from tasks.lra.generate import pathfinder as generator
     from tasks.lra.generate.folders import manifest, part_folder
-    from tasks.lra.generate.strokes import FOLDER, SETTINGS
+    from tasks.lra.generate.strokes import FOLDER
 
-    if resolution not in SETTINGS:
-        raise ValueError(f"--resolution {resolution}: it should be 32, 64, 128 or 256")
+    resolution = _resolution(resolution)
     chosen = find_devices(device)[0]
     pictures = generator.Pictures(resolution, difficulty.value, seed, contrast.value, str(chosen))
     folder = out / f"pathfinder{resolution}" / FOLDER[difficulty.value]
@@ -143,12 +144,19 @@ def show(
         Path | None, typer.Option(help="Root of the data; default: MIXERBENCH_DATA, else data")
     ] = None,
     convention: Annotated[Reading, typer.Option(help="How files become ids")] = Reading.s4,
+    resolution: Annotated[
+        int | None, typer.Option(help="Of pathfinder: 32 (the default), 64, 128 (path_x) or 256")
+    ] = None,
+    difficulty: Annotated[
+        Difficulty | None, typer.Option(help="Of pathfinder and path_x; default: hard, the arena's")
+    ] = None,
 ) -> None:
     """Load a task's data and check them.
 
     \b
     Example:
       mixerbench data show path_x --root lra_release
+      mixerbench data show pathfinder --resolution 64 --difficulty easy
     """
     from tasks.lra.image import load_image
     from tasks.lra.listops import load_listops
@@ -157,16 +165,40 @@ def show(
     from tasks.lra.text import load_text
 
     reading = convention.value
+    drawn_at, hardness = _pathfinder_settings(name, resolution, difficulty)
+    drawn = partial(
+        load_pathfinder, root, resolution=drawn_at, difficulty=hardness, convention=reading
+    )
     loaders = {
         Name.listops: lambda: load_listops(root, convention=reading),
         Name.text: lambda: load_text(root, convention=reading),
         Name.retrieval: lambda: load_retrieval(root, convention=reading),
         Name.image: lambda: load_image(root, convention=reading),
-        Name.pathfinder: lambda: load_pathfinder(root, convention=reading),
-        Name.path_x: lambda: load_pathfinder(root, resolution=128, convention=reading),
+        Name.pathfinder: drawn,
+        Name.path_x: drawn,
     }
     for line in loaders[name]().describe():
         print(line)
+
+
+def _pathfinder_settings(
+    name: Name, resolution: int | None, difficulty: Difficulty | None
+) -> tuple[Resolution, Literal["easy", "intermediate", "hard"]]:
+    """The arena's, where none is given. Raises ValueError for those that do not fit `name`."""
+    for option, value in (("resolution", resolution), ("difficulty", difficulty)):
+        if value is not None and name not in (Name.pathfinder, Name.path_x):
+            raise ValueError(f"--{option} {value}: {name} has none; leave it out")
+    of_arena = 128 if name is Name.path_x else 32
+    drawn_at = _resolution(of_arena if resolution is None else resolution)
+    if name is Name.path_x and drawn_at != of_arena:
+        raise ValueError(f"--resolution {drawn_at}: path_x is of 128; show pathfinder for others")
+    return drawn_at, (difficulty or Difficulty.hard).value
+
+
+def _resolution(given: int) -> Resolution:
+    if given not in (32, 64, 128, 256):
+        raise ValueError(f"--resolution {given}: it should be 32, 64, 128 or 256")
+    return given
 
 
 @contextmanager

@@ -87,6 +87,25 @@ def test_pathfinder_is_generated_and_goes_on(
     }
 
 
+def test_each_resolution_and_difficulty_of_pathfinder_is_shown(mixerbench: Mixerbench):
+    mixerbench("pathfinder", "--out", "data", "--images", "10", "--jobs", "1")
+    easy = ("--resolution", "64", "--difficulty", "easy")
+    mixerbench("pathfinder", "--out", "data", "--images", "20", "--jobs", "1", *easy)
+    shown = mixerbench("show", "pathfinder")
+    assert "pathfinder32, convention s4, generated (pathfinder version 1, seed 0)" in shown
+    assert re.search(r"train +8 examples", shown)
+    shown = mixerbench("show", "pathfinder", *easy)
+    assert "pathfinder64, convention s4, generated (pathfinder version 1, seed 0)" in shown
+    assert re.search(r"train +16 examples", shown)
+    for setting, absent in (
+        (("--resolution", "64"), "pathfinder64/curv_contour_length_14/metadata is not there"),
+        (("--difficulty", "easy"), "pathfinder32/curv_baseline/metadata is not there"),
+    ):
+        assert absent in mixerbench("show", "pathfinder", *setting, status=2)
+    absent = mixerbench("show", "path_x", "--difficulty", "easy", "--resolution", "128", status=2)
+    assert "pathfinder128/curv_baseline/metadata is not there" in absent
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -94,6 +113,14 @@ def test_pathfinder_is_generated_and_goes_on(
         ((*PATHFINDER, "--device", "gpu"), "--device 'gpu': use cpu, cuda"),
         (("show", "text"), "aclImdb/train/pos is not there. Tried:"),
         (("show", "path_x", "--root", "x"), "--resolution 128 --difficulty hard --images 200000"),
+        (
+            ("show", "pathfinder", "--resolution", "0"),
+            "--resolution 0: it should be 32, 64, 128",
+        ),
+        (("show", "path_x", "--resolution", "64"), "--resolution 64: path_x is of 128; show path"),
+        (("show", "text", "--resolution", "32"), "--resolution 32: text has none; leave it out"),
+        (("show", "image", "--difficulty", "easy"), "--difficulty easy: image has none; leave it"),
+        (("show", "path_x", "--difficulty", "mild"), "'mild' is not one of 'easy', 'intermediate'"),
     ],
 )
 def test_mistakes_are_named(mixerbench: Mixerbench, arguments, message):

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from harness.compare import compare, interval, show
-from tests.harness.synthetic import mqar_records, record, speed_records, speed_task, timing, write
+from tests.harness.synthetic import record, write
+from tests.harness.synthetic_kernels import speed_records, speed_task, timing
+from tests.harness.synthetic_recall import mqar_records
 
 GRID = "speed"
 

@@ -1,62 +1,19 @@
-"""Figures show the right numbers in a fixed style; nothing is dropped, nothing overlaps."""
+"""Figures show the right numbers, and captions say how these were measured and chosen."""
 
 from __future__ import annotations
 
-from itertools import combinations, pairwise
-
 import pandas as pd
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from harness.crossover import crossovers
 from harness.curves import Cost, medians
 from harness.figures import draw
-from harness.figures_decode import decode
 from harness.figures_recall import mqar, over_seeds, selected
-from harness.figures_speed import memory, speed
 from harness.frames import tidy
-from harness.plot import Plot
-from harness.series import marks, not_drawn, pages, with_series
-from harness.sheet import save, spread
-from harness.style import MARKS, length, mark, number, significant
-from tests.harness.synthetic import (
-    CPU,
-    GPU,
-    decode_records,
-    memory_records,
-    mqar_records,
-    mqar_task,
-    recall,
-    record,
-    speed_records,
-    speed_task,
-    timing,
-)
-
-AXES = ["seq_len", "kv_pairs", "d_model", "lr", "seed"]
-
-
-@pytest.fixture(scope="module")
-def recall_plots() -> dict[str, Plot]:
-    return mqar(tidy(mqar_records(cells=((64, 4), (512, 64)))))
-
-
-@pytest.fixture(scope="module")
-def speed_plots() -> dict[str, Plot]:
-    levels = (("op", "fwd"), ("training_step", "step"))
-    return speed(tidy(speed_records(levels=levels)))
-
-
-def texts(figure: Figure) -> str:
-    """All that is written in a figure, outside its axes too."""
-    inside = [text.get_text() for ax in figure.axes for text in ax.texts]
-    return "\n".join([*inside, *(text.get_text() for text in figure.texts)])
-
-
-# The numbers.
+from harness.series import with_series
+from tests.harness.synthetic import record
+from tests.harness.synthetic_kernels import decode_records, memory_records, speed_task, timing
+from tests.harness.synthetic_recall import AXES, mqar_task, recall
 
 
 def test_accuracy_is_the_maximum_over_learning_rates_of_each_seed(recall_plots):
@@ -137,125 +94,6 @@ def test_several_test_segments_make_a_map_and_have_no_chance_line():
     assert "chance" not in plots["accuracy_over_width"].caption
 
 
-# What tells lines apart.
-
-
-def hgrn2(expand: int, **changed) -> dict:
-    task = mqar_task("hgrn2", "triton", cell=(64, 4), d_model=64, lr=1e-3, seed=0)
-    return task | {"mixer": task["mixer"] | {"expand": expand}} | changed
-
-
-def test_cells_that_differ_in_a_setting_are_never_one_line():
-    made = [record(hgrn2(expand), {"accuracy": 0.5}) for expand in (16, 64)]
-    table = with_series(tidy(made), AXES)
-    assert list(table["series"]) == ["HGRN2, expand 16", "HGRN2, expand 64"]
-    looks = list(marks(table).values())
-    assert looks[0].fill != looks[1].fill
-
-
-def test_a_setting_that_goes_with_an_axis_makes_no_line_of_its_own():
-    made = [
-        record(hgrn2(expand, seq_len=seq_len), {"accuracy": 0.5})
-        for expand, seq_len in ((16, 64), (64, 128))
-    ]
-    assert set(with_series(tidy(made), AXES)["series"]) == {"HGRN2"}
-
-
-def test_two_implementations_of_a_mixer_are_two_lines():
-    made = [
-        record(speed_task("hgrn2", impl), timing([1.0] * 5, [1.0] * 5))
-        for impl in ("triton", "reference")
-    ]
-    table = with_series(tidy(made), ["seq_len", "trial"])
-    assert set(table["series"]) == {"HGRN2 (triton)", "HGRN2 (reference)"}
-    assert len({str(look.dash) for look in marks(table).values()}) == 2
-
-
-def test_a_mixer_has_the_same_mark_in_every_grid(recall_plots, speed_plots):
-    for plots in (recall_plots, speed_plots):
-        for plot in plots.values():
-            for look in marks(plot.table.assign(status="ok")).values():
-                assert look in {mark(mixer, impl) for mixer, impl in drawn(plot.table)}
-    markers = [marker for _, _, marker in MARKS.values()]
-    colours = [colour for _, colour, _ in MARKS.values()]
-    assert len(set(markers)) == len(set(colours)) == len(MARKS)
-    assert mark("rwkv", "fla") == mark("rwkv", "fla")
-
-
-def drawn(table: pd.DataFrame) -> list[tuple[str, str]]:
-    return list(table[["mixer", "impl"]].itertuples(index=False, name=None))
-
-
-def test_at_most_eight_series_share_a_figure():
-    made = [record(hgrn2(expand), {"accuracy": 0.5}) for expand in range(1, 11)]
-    parts = list(pages(with_series(tidy(made), AXES)))
-    assert [(suffix, part["series"].nunique()) for suffix, part in parts] == [("", 5), ("_2", 5)]
-
-
-def test_cpu_and_gpu_never_share_a_figure():
-    made = [
-        one.model_copy(update={"env": one.env | {"device": device, "device_type": kind}})
-        for device, kind in ((GPU, "cuda"), (CPU, "cpu"))
-        for one in memory_records(lengths=(512,))
-    ]
-    plots = memory(tidy(made))
-    assert set(plots) == {"peak_memory_cpu", "peak_memory_cuda"}
-    assert CPU in plots["peak_memory_cpu"].caption
-    assert CPU not in plots["peak_memory_cuda"].caption
-
-
-# Failed cells.
-
-
-def test_failed_cells_stand_under_the_figure_and_in_its_table(recall_plots, speed_plots):
-    plot = recall_plots["accuracy_over_width"]
-    assert "Attention oom in 6 cells" in texts(plot.figure).replace("\n", " ")
-    row = plot.summary.query("seq_len == 512 and d_model == 128").iloc[0]
-    assert row["Attention"] == "oom"
-    latency = speed_plots["latency"]
-    assert "Mamba unsupported in 12 cells" in texts(latency.figure).replace("\n", " ")
-    assert set(latency.summary.query("level == 'op'")["Mamba"]) == {"unsupported"}
-
-
-def test_a_number_that_failed_cells_have_no_part_in_carries_a_star():
-    table = mqar(tidy(mqar_records(cells=((256, 16),))))["accuracy_over_width"].summary
-    assert table["HGRN1"].str.endswith(" *").all()
-    assert not table["HGRN2"].str.endswith(" *").any()
-
-
-def test_not_drawn_is_empty_when_all_went_well():
-    table = tidy(mqar_records(cells=((64, 4),)))
-    assert not_drawn(with_series(table, AXES), AXES) == ""
-
-
-def test_out_of_memory_is_a_cross_at_the_length_where_it_happened():
-    figure = memory(tidy(memory_records()))["peak_memory"].figure
-    crosses = [
-        float(line.get_xdata()[0]) for line in figure.axes[1].lines if line.get_marker() == "x"
-    ]
-    assert sorted(crosses) == [8192, 32_768, 32_768]
-
-
-def test_a_zero_is_in_the_table_and_not_on_the_log_axis():
-    made = [
-        record(
-            speed_task("gla", "fla", seq_len=seq_len, name="memory"),
-            {"peak_mib": peak, "reserved_mib": 9.0},
-        )
-        for seq_len, peak in ((512, 0.0), (2048, 5.0))
-    ]
-    plot = memory(tidy(made))["peak_memory"]
-    assert list(plot.summary["GLA"]) == ["0", "5"]
-    assert "1 points at 0 are not drawn" in plot.caption
-    assert list(plot.figure.axes[0].lines[0].get_xdata()) == [2048]
-
-
-def test_a_grid_in_which_nothing_went_well_has_no_figures():
-    task = mqar_task("gla", "fla", cell=(64, 4), d_model=64, lr=1e-3, seed=0)
-    table = tidy([record(task, status="unsupported", error="no GPU")])
-    assert draw(table) == {}
-
-
 # Captions.
 
 
@@ -300,87 +138,6 @@ def test_crossover_with_attention(ours, said):
     table = pd.DataFrame(rows)
     attention = table[table["mixer"] == "attention"]
     assert crossovers(table, attention, "x", "y") == {"gla": said}
-
-
-# The look.
-
-
-def overlaps(figure: Figure) -> list[tuple[str, str]]:
-    """Pairs of texts that cover each other, or one text and the edge that cuts it."""
-    renderer = FigureCanvasAgg(figure).get_renderer()
-    found, boxes = [], []
-    shown = list(figure.texts)
-    for ax in figure.axes:
-        shown += [*ax.texts, ax.title, ax.xaxis.label, ax.yaxis.label]
-        shown += [*ax.get_xticklabels(), *ax.get_yticklabels()]
-    for text in shown:
-        if text.get_text() and text.get_visible():
-            box = text.get_window_extent(renderer)
-            if box.x0 < -1 or box.x1 > figure.bbox.x1 + 1 or box.y0 < -1:
-                found.append((text.get_text(), "the edge"))
-            # Boxes hold the room of a line's ascenders and descenders, mostly empty.
-            boxes.append((text.get_text(), box.padded(-2)))
-    for (one, a), (other, b) in combinations(boxes, 2):
-        if a.overlaps(b):
-            found.append((one, other))
-    return found
-
-
-@pytest.mark.parametrize("kind", ["recall", "speed", "decode", "map"])
-def test_no_text_covers_another(kind, recall_plots, speed_plots):
-    plots = {
-        "recall": lambda: recall_plots,
-        "speed": lambda: speed_plots,
-        "decode": lambda: decode(tidy(decode_records(contexts=(256, 4096)))),
-        "map": lambda: mqar(
-            tidy(mqar_records(cells=((64, 4), (64, 8), (128, 8), (128, 4)), lrs=(1e-3,)))
-        ),
-    }[kind]()
-    assert plots
-    for name, plot in plots.items():
-        assert not overlaps(plot.figure), name
-
-
-@given(st.lists(st.floats(-0.5, 1.5), min_size=1, max_size=8))
-def test_labels_are_spread_apart_in_their_order(wanted):
-    placed = spread(wanted, 0.1)
-    assert all(-1e-9 <= y <= 1 + 1e-9 for y in placed)
-    order = sorted(range(len(wanted)), key=lambda i: (wanted[i], i))
-    heights = [placed[i] for i in order]
-    assert all(b - a > 0.1 - 1e-9 for a, b in pairwise(heights))
-
-
-def test_labels_that_have_room_stay_where_their_lines_end():
-    assert spread([0.9, 0.2, 0.5], 0.1) == [0.9, 0.2, 0.5]
-
-
-@pytest.mark.parametrize(
-    ("value", "said"), [(256, "256"), (1024, "1k"), (16_384, "16k"), (2**20, "1M"), (1500, "1.5k")]
-)
-def test_lengths_read_plainly(value, said):
-    assert length(value) == said
-
-
-def test_numbers_read_plainly():
-    assert [number(x) for x in (0.05, 2, 1500, 3e6, 2e9)] == ["0.05", "2", "1.5k", "3M", "2G"]
-    assert [significant(x) for x in (0.123456, 7.0, 36_154_321.7, True, None, float("nan"))] == [
-        "0.1235",
-        "7",
-        "36150000",
-        "True",
-        "–",
-        "–",
-    ]
-
-
-def test_the_same_records_give_the_same_svg(tmp_path):
-    table = tidy(mqar_records(cells=((64, 4),), lrs=(1e-3,)))
-    for copy in ("one", "two"):
-        save(mqar(table)["accuracy_over_width"].figure, tmp_path / copy)
-    one, two = ((tmp_path / f"{copy}.svg").read_bytes() for copy in ("one", "two"))
-    assert one == two
-    assert b"<dc:date>" not in one
-    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
 
 
 # The look-up.

@@ -10,7 +10,8 @@ from harness.figures_claims import NOT_RUN, THEIRS, verdicts
 from harness.frames import tidy
 from harness.records import Record
 from harness.report import markdown
-from tests.harness.synthetic import mqar_records, mqar_task, record
+from tests.harness.synthetic import record
+from tests.harness.synthetic_recall import mqar_records, mqar_task
 
 
 def paper(

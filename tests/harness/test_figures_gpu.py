@@ -9,15 +9,15 @@ from harness.figures_speed import by_head_size
 from harness.frames import tidy
 from harness.plot import Plot
 from harness.style import mark
-from tests.harness.synthetic import (
+from tests.harness.figure_texts import overlaps, texts
+from tests.harness.synthetic import record
+from tests.harness.synthetic_kernels import (
     accuracy_records,
     cold_start_records,
     decode_records,
-    record,
     speed_task,
     timing,
 )
-from tests.harness.test_figures import overlaps, texts
 
 KINDS = ("latency", "throughput", "roofline")
 WAYS = tuple(

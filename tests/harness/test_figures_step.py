@@ -8,7 +8,7 @@ from harness.figures import draw
 from harness.figures_step import THEIRS
 from harness.frames import tidy
 from harness.plot import Plot
-from tests.harness.synthetic import step_records
+from tests.harness.synthetic_recall import step_records
 
 
 @pytest.fixture(scope="module")

@@ -8,16 +8,9 @@ from harness.frames import LATER, PROVENANCE, cautions, flatten, frame, settings
 from tasks.backbone import Backbone
 from tasks.decode import Decode
 from tasks.recipe import Training
-from tests.harness.synthetic import (
-    CPU,
-    GPU,
-    mqar_records,
-    mqar_task,
-    recall,
-    record,
-    speed_records,
-    write,
-)
+from tests.harness.synthetic import CPU, GPU, record, write
+from tests.harness.synthetic_kernels import speed_records
+from tests.harness.synthetic_recall import mqar_records, mqar_task, recall
 
 TASK = {
     "name": "mqar",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -18,11 +17,9 @@ from harness import plan, processes
 from harness.cells import Cell, Machine, Options, Plan
 from harness.grids import mqar_fig3
 from harness.placement import Place, in_order, places, slots
-from harness.records import Record, Records
 from harness.runner import GRACE_S, Summary, run_grid
 from tasks.mqar.task import MQAR
-
-TOYS = Path(__file__).parent / "toy_grids.py"
+from tests.harness.toy_runs import TOYS, Run, rows
 
 FOUR = Machine(("cuda:0", "cuda:1", "cuda:2", "cuda:3"), "NVIDIA H100", 64, {})
 
@@ -80,14 +77,6 @@ def test_the_longest_recall_cells_are_the_longest_and_widest() -> None:
     assert all(isinstance(task, MQAR) and task.cost > 0 for task in mqar_fig3(torch.device("cpu")))
 
 
-Run = Callable[..., Summary]
-
-
-@pytest.fixture(scope="module")
-def planned() -> dict[str, Plan]:
-    return {}
-
-
 @pytest.fixture
 def run(tmp_path: Path, planned: dict[str, Plan], monkeypatch: pytest.MonkeyPatch) -> Run:
     """Run a toy grid over devices that all are this CPU; torch takes any number for it."""
@@ -103,10 +92,6 @@ def run(tmp_path: Path, planned: dict[str, Plan], monkeypatch: pytest.MonkeyPatc
         return run_grid(planned[grid].grids[grid], replace(given, **options))
 
     return run
-
-
-def rows(results: Path, grid: str) -> list[Record]:
-    return Records(results / grid).rows()
 
 
 def test_cells_spread_over_devices_longest_first_and_a_failure_costs_itself(

@@ -12,15 +12,9 @@ import pytest
 
 from harness.frames import tidy
 from harness.report import coverage, failures, markdown, provenance, write_report
-from tests.harness.synthetic import (
-    CPU,
-    GPU,
-    mqar_records,
-    mqar_task,
-    record,
-    speed_records,
-    write,
-)
+from tests.harness.synthetic import CPU, GPU, record, write
+from tests.harness.synthetic_kernels import speed_records
+from tests.harness.synthetic_recall import mqar_records, mqar_task
 
 ROOT = Path(__file__).parent.parent.parent
 ONE = {"cell": (64, 4), "d_model": 64, "lr": 1e-3, "seed": 0}

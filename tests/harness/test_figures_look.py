@@ -1,0 +1,75 @@
+"""A fixed style: no text covers another, numbers read plainly, and a figure is always the same."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness.figures_decode import decode
+from harness.figures_recall import mqar
+from harness.frames import tidy
+from harness.sheet import save, spread
+from harness.style import length, number, significant
+from tests.harness.figure_texts import overlaps
+from tests.harness.synthetic_kernels import decode_records
+from tests.harness.synthetic_recall import mqar_records
+
+
+@pytest.mark.parametrize("kind", ["recall", "speed", "decode", "map"])
+def test_no_text_covers_another(kind, recall_plots, speed_plots):
+    plots = {
+        "recall": lambda: recall_plots,
+        "speed": lambda: speed_plots,
+        "decode": lambda: decode(tidy(decode_records(contexts=(256, 4096)))),
+        "map": lambda: mqar(
+            tidy(mqar_records(cells=((64, 4), (64, 8), (128, 8), (128, 4)), lrs=(1e-3,)))
+        ),
+    }[kind]()
+    assert plots
+    for name, plot in plots.items():
+        assert not overlaps(plot.figure), name
+
+
+@given(st.lists(st.floats(-0.5, 1.5), min_size=1, max_size=8))
+def test_labels_are_spread_apart_in_their_order(wanted):
+    placed = spread(wanted, 0.1)
+    assert all(-1e-9 <= y <= 1 + 1e-9 for y in placed)
+    order = sorted(range(len(wanted)), key=lambda i: (wanted[i], i))
+    heights = [placed[i] for i in order]
+    assert all(b - a > 0.1 - 1e-9 for a, b in pairwise(heights))
+
+
+def test_labels_that_have_room_stay_where_their_lines_end():
+    assert spread([0.9, 0.2, 0.5], 0.1) == [0.9, 0.2, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("value", "said"), [(256, "256"), (1024, "1k"), (16_384, "16k"), (2**20, "1M"), (1500, "1.5k")]
+)
+def test_lengths_read_plainly(value, said):
+    assert length(value) == said
+
+
+def test_numbers_read_plainly():
+    assert [number(x) for x in (0.05, 2, 1500, 3e6, 2e9)] == ["0.05", "2", "1.5k", "3M", "2G"]
+    assert [significant(x) for x in (0.123456, 7.0, 36_154_321.7, True, None, float("nan"))] == [
+        "0.1235",
+        "7",
+        "36150000",
+        "True",
+        "–",
+        "–",
+    ]
+
+
+def test_the_same_records_give_the_same_svg(tmp_path):
+    table = tidy(mqar_records(cells=((64, 4),), lrs=(1e-3,)))
+    for copy in ("one", "two"):
+        save(mqar(table)["accuracy_over_width"].figure, tmp_path / copy)
+    one, two = ((tmp_path / f"{copy}.svg").read_bytes() for copy in ("one", "two"))
+    assert one == two
+    assert b"<dc:date>" not in one
+    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()

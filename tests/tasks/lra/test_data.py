@@ -1,0 +1,71 @@
+"""The data of a cell: generated files never pass as official ones, nor block them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tasks.base import Context, Paused, Unsupported
+from tasks.lra.data import Data, official_is_there
+from tests.tasks.lra.tiny_cells import CPU, LISTOPS
+
+pytestmark = pytest.mark.usefixtures("_generated")
+
+
+def test_what_is_not_there_is_told():
+    with pytest.raises(Unsupported, match=r"(?s)aclImdb.*MIXERBENCH_DATA"):
+        _ = Data(arena="text").load(Context(CPU))
+    assert not official_is_there("listops")
+    with pytest.raises(Unsupported, match=r"listops-1000/basic_train\.tsv is not there"):
+        _ = Data(arena="listops").load(Context(CPU))
+
+
+def test_generated_files_are_never_taken_for_official_ones(root: Path, monkeypatch):
+    LISTOPS.load(Context(CPU))
+    made = next((root / "generated").glob("listops-*"))
+    monkeypatch.setenv("MIXERBENCH_DATA", str(made))
+    assert not official_is_there("listops")
+    with pytest.raises(Unsupported, match="source = 'official', but the files of listops are gen"):
+        Data(arena="listops").load(Context(CPU))
+    # The same files at the root are found there.
+    assert LISTOPS.load(Context(CPU)).train.labels.shape == (24,)
+    assert not (made / "generated").exists()
+
+
+def test_official_files_at_an_inner_level_do_not_stop_generated_ones(tmp_path, monkeypatch):
+    monkeypatch.setenv("MIXERBENCH_DATA", str(tmp_path))
+    made = LISTOPS.load(Context(CPU)).train
+    next((tmp_path / "generated").glob("*/listops-1000")).rename(tmp_path / "listops-1000")
+    official = tmp_path / "lra_release/listops-1000"
+    official.mkdir(parents=True)
+    (official / "basic_train.tsv").touch()
+    assert torch.equal(LISTOPS.load(Context(CPU)).train.labels, made.labels)
+    (official / "manifest.json").write_text("{")
+    assert not official_is_there("listops")
+
+
+def test_a_stop_while_data_are_made_is_a_pause(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("MIXERBENCH_DATA", str(tmp_path))
+    with pytest.raises(Paused):
+        LISTOPS.load(Context(CPU, should_stop=lambda: True))
+    assert len(LISTOPS.load(Context(CPU)).train) == 24
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"arena": "text", "source": "generated", "examples": (8, 1, 1)}, "only listops and"),
+        ({"arena": "listops", "examples": (8, 1, 1)}, "does not fit source = 'official'"),
+        ({"arena": "listops", "source": "generated"}, "give the sizes"),
+        (
+            {"arena": "pathfinder32", "source": "generated", "examples": (8, 2, 1)},
+            "eight, one and one",
+        ),
+        ({"arena": "text", "colour": True}, "colour = True does not fit arena = 'text'"),
+    ],
+)
+def test_data_that_cannot_be_are_refused(fields, words):
+    with pytest.raises(ValueError, match=words):
+        Data.model_validate(fields)

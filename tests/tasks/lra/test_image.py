@@ -1,0 +1,94 @@
+"""Image's loader, on small files in the published format, whole and broken; both ways to gray."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tasks.lra.files import BadData, MissingData
+from tasks.lra.image import BATCHES, load_image, pillow_gray, tensorflow_gray
+from tests.tasks.lra.published_files import write_image
+
+
+def read_batch(path: Path) -> dict[bytes, Any]:
+    return pickle.loads(path.read_bytes())
+
+
+def test_image_in_both_conventions(tmp_path):
+    folder = write_image(tmp_path)
+    s4 = load_image(tmp_path)
+    assert [len(part) for part in (s4.train, s4.val, s4.test)] == [90, 10, 20]
+    raw = np.concatenate([read_batch(folder / name)[b"data"] for name in BATCHES[:-1]])
+    order = torch.randperm(100, generator=torch.Generator().manual_seed(42))
+    place = int(order[90])
+    colour = raw[place].reshape(3, 32, 32).transpose(1, 2, 0)
+    gray = np.asarray(Image.fromarray(colour).convert("L")).ravel()
+    row, lengths = s4.val.inputs.padded(torch.tensor([0]))
+    assert row[0].tolist() == gray.tolist()
+    assert lengths.tolist() == [1024]
+    assert int(s4.val.labels[0]) == place % 10
+    assert s4.pixels == (122.6 / 255, 61 / 255)
+    google = load_image(tmp_path, convention="google")
+    assert google.pixels is None
+    assert google.val.labels.tolist() == [place % 10 for place in range(90, 100)]
+    assert google.vocab_size == 256
+
+
+def test_colours_come_pixel_by_pixel(tmp_path):
+    folder = write_image(tmp_path)
+    dataset = load_image(tmp_path, colour=True)
+    assert dataset.pixels is not None
+    assert dataset.pixels.mean == (0.4914, 0.4822, 0.4465)
+    planes = np.asarray(read_batch(folder / "test_batch")[b"data"]).reshape(-1, 3, 1024)
+    rows = dataset.test.inputs.ids.view(len(planes), 1024, 3).numpy()
+    assert (rows == planes.transpose(0, 2, 1)).all()
+    with pytest.raises(ValueError, match="colour = True does not fit convention = 'google'"):
+        load_image(tmp_path, convention="google", colour=True)
+
+
+def test_both_lumas():
+    pixels = np.array([[[255, 0, 0, 0, 10], [255, 255, 0, 0, 20], [255, 0, 255, 0, 30]]], np.uint8)
+    assert pillow_gray(pixels).tolist() == [[255, 150, 29, 0, 18]]
+    # 0.2989, 0.5870, 0.1140 of 255.5, cut off.
+    assert tensorflow_gray(pixels).tolist() == [[255, 149, 29, 0, 18]]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda batch: batch[b"labels"].__setitem__(3, 10), "label 10 is out of range"),
+        (lambda batch: batch.update({b"data": batch[b"data"][:, :3000]}), r"uint8 \[20, 3000\]"),
+        (lambda batch: batch.update({b"data": batch[b"data"][:19]}), "19 images; there should be"),
+        (lambda batch: batch[b"labels"].__setitem__(3, 1.0), "labels are float64"),
+        (lambda batch: batch.pop(b"labels"), "not a batch of CIFAR-10"),
+        (lambda batch: batch.update({b"more": Path}), "it asks for pathlib"),
+    ],
+)
+def test_broken_image_is_refused(tmp_path, change, message):
+    path = write_image(tmp_path) / "data_batch_4"
+    batch = read_batch(path)
+    change(batch)
+    path.write_bytes(pickle.dumps(batch))
+    with pytest.raises(BadData, match=message) as refused:
+        load_image(tmp_path)
+    assert str(path) in str(refused.value)
+
+
+def test_torn_and_absent_batches_are_refused(tmp_path):
+    folder = write_image(tmp_path)
+    path = folder / "data_batch_2"
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(BadData, match="data_batch_2: not a batch"):
+        load_image(tmp_path)
+    path.write_bytes(b"")
+    with pytest.raises(BadData, match="data_batch_2: the file is empty"):
+        load_image(tmp_path)
+    path.unlink()
+    with pytest.raises(MissingData, match="data_batch_2 is not there"):
+        load_image(tmp_path)
