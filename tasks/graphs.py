@@ -86,9 +86,8 @@ def compiled(function: Function) -> Function:
     """By torch.compile, for static shapes; an error where it would give up and run eagerly."""
     fast = torch.compile(function, dynamic=False)
     limits = {"recompile_limit": MOST_COMPILATIONS, "fail_on_recompile_limit_hit": True}
-
-    # fp32 without TF32 is a choice, and what a softmax is compiled to is the compiler's. For good: a
-    # backward pass is compiled when it is first run.
+    # fp32 without TF32 is a choice, and what a softmax is compiled to is the compiler's. Ignored
+    # for good: a backward pass is compiled when it is first run.
     warnings.filterwarnings("ignore", "TensorFloat32 tensor cores")
     warnings.filterwarnings("ignore", r"\s*Online softmax is disabled")
 

@@ -15,7 +15,7 @@ from collections.abc import Generator
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from mixers.layers import seed_dropout
 from tasks.base import Context, Metrics, Paused, Unsupported
 from tasks.graphs import Function, Graphs, Replayed, compiled
+from tasks.problem import Problem, runs
 from tasks.recipe import Training, adamw, autocast, learning_rate, matmul_precision
 
 CHECKPOINT_EVERY_S = 60.0
@@ -33,33 +34,9 @@ CHECKPOINT_BEFORE_EVALUATION_S = 10.0
 STEPS_AHEAD = 16
 """How many steps the host may be ahead of the device: enough that the device never waits, few
 enough that a stop is not long in coming."""
-
-
-@runtime_checkable
-class Problem(Protocol):
-    """What is learned. `loss` and `score` see the model in the right mode and precision; they may
-    be replayed from a graph, so they read no tensor on the host and draw nothing but dropout."""
-
-    def start_epoch(self, epoch: int) -> int:
-        """Prepare the epoch's order; return its number of steps."""
-        ...
-
-    def batch(self, step: int) -> tuple[Tensor, ...]:
-        """The epoch's batch number `step`, on the device."""
-        ...
-
-    def loss(self, model: nn.Module, *batch: Tensor) -> Tensor:
-        """The scalar loss of a batch."""
-        ...
-
-    def score(self, model: nn.Module, *batch: Tensor) -> Tensor:
-        """What an evaluation needs of a batch of held-out data."""
-        ...
-
-    def evaluate(self, score: Function) -> dict[str, Tensor]:
-        """Metrics on held-out data, scalars on the device; `accuracy` among them. `score` takes a
-        batch; what it returns is good until its next call."""
-        ...
+STEPS_TOGETHER = 8
+"""How many steps one graph holds where their batches are alike: of a small model's step the host's
+part takes as long as the device's, and it is paid once for all of them."""
 
 
 def seeded(device: torch.device | str, *parts: object) -> torch.Generator:
@@ -104,6 +81,10 @@ class Trainer:
             self.score = Replayed(self.score, self.graphs)
         self.ahead: deque[torch.cuda.Event] = deque()
         self.epoch = self.step = self.steps_done = 0
+        self.alike: list[int] = []
+        """Of the epoch's batches: how many in a row from each one on have its shape."""
+        self.parts = 0
+        """Tensors of a batch."""
         self.losses: list[float] = []
         self.history: dict[str, list[float]] = {}
         self.train_s = 0.0
@@ -117,7 +98,7 @@ class Trainer:
         while not self.finished:
             steps = self.start_epoch()
             while self.step < steps:
-                self.one_step(steps)
+                self.advance(steps)
                 self._keep_or_stop()
                 yield
             self._read_clock()
@@ -135,25 +116,38 @@ class Trainer:
             # What the model and its data were made on.
             self.graphs.stream.wait_stream(torch.cuda.current_stream(self.context.device))
         with self._here():
-            steps = self.problem.start_epoch(self.epoch)
+            self.alike = runs(self.problem.start_epoch(self.epoch))
         self.model.train()
         self.clock = time.monotonic()
-        return steps
+        return len(self.alike)
 
-    def one_step(self, steps_per_epoch: int) -> None:
-        """Launch one step, then wait until the device is at most a few steps behind."""
+    def advance(self, steps_per_epoch: int) -> None:
+        """Launch the next step, or as many as a graph holds, then wait until the device is at most
+        a few steps behind."""
+        rate, count = self._next(steps_per_epoch)
         with self._here(), matmul_precision(self.training.precision):
-            self._set_rate(
-                learning_rate(self.training, self.epoch, self.steps_done, steps_per_epoch)
-            )
-            self.update(*self.problem.batch(self.step))
+            self._set_rate(rate)
+            batches = [self.problem.batch(self.step + i) for i in range(count)]
+            self.parts = len(batches[0])
+            self.update(*(tensor for batch in batches for tensor in batch))
             if self.context.device.type == "cuda":
                 self.ahead.append(torch.cuda.Event())
                 self.ahead[-1].record()
-        if len(self.ahead) > STEPS_AHEAD:
+        while len(self.ahead) * count > STEPS_AHEAD:
             self.ahead.popleft().synchronize()
-        self.step += 1
-        self.steps_done += 1
+        self.step += count
+        self.steps_done += count
+
+    def _next(self, steps_per_epoch: int) -> tuple[float, int]:
+        """The learning rate, and how many steps to launch at it."""
+
+        def rate(ahead: int) -> float:
+            done = self.steps_done + ahead
+            return learning_rate(self.training, self.epoch, done, steps_per_epoch)
+
+        together = self.graphs is not None and self.alike[self.step] >= STEPS_TOGETHER
+        together = together and all(rate(i) == rate(0) for i in range(STEPS_TOGETHER))
+        return rate(0), STEPS_TOGETHER if together else 1
 
     def evaluate(self) -> dict[str, Tensor]:
         """Launch an evaluation."""
@@ -161,8 +155,14 @@ class Trainer:
         with self._here(), torch.no_grad(), matmul_precision("fp32"):
             return self.problem.evaluate(self.score)
 
-    def _update(self, *batch: Tensor) -> Tensor:
-        """A whole step; returns the sum of the epoch's losses."""
+    def _update(self, *batches: Tensor) -> Tensor:
+        """A whole step for each batch, whose tensors stand in a row; returns the sum of the epoch's
+        losses."""
+        for start in range(0, len(batches), self.parts):
+            self._step(*batches[start : start + self.parts])
+        return self.loss_sum
+
+    def _step(self, *batch: Tensor) -> None:
         self.optimizer.zero_grad(set_to_none=True)
         full = len(batch[0]) == self.training.batch
         with autocast(self.training.precision, self.context.device):
@@ -177,7 +177,6 @@ class Trainer:
             group["capturable"] = capturing
         self.optimizer.step()
         self.loss_sum += loss.detach()
-        return self.loss_sum
 
     def _here(self) -> AbstractContextManager[Any]:
         return nullcontext() if self.graphs is None else torch.cuda.stream(self.graphs.stream)

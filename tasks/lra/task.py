@@ -166,7 +166,7 @@ class Classification:
             known = root_operators(dataset.test, dataset.convention)
             self.operators = {n: rows.to(device) for n, rows in known.items() if rows.any()}
 
-    def start_epoch(self, epoch: int) -> int:
+    def start_epoch(self, epoch: int) -> list[tuple[int, int]]:
         task, self.epoch = self.task, epoch
         self.batches = self.train.training(
             task.training.batch,
@@ -174,7 +174,7 @@ class Classification:
             epoch=epoch if task.training.order == "shuffled" else 0,
             buckets=task.buckets,
         )
-        return len(self.batches)
+        return [(len(rows), width) for rows, width in self.batches]
 
     def batch(self, step: int) -> tuple[Tensor, ...]:
         ids, *rest = self.train.tensors(self.batches[step])

@@ -172,6 +172,11 @@ class Rows(NamedTuple):
     def slice(self, rows: slice | Tensor) -> Rows:
         return Rows(self.inputs[rows], self.positions[rows], self.targets[rows])
 
+    def count(self, rows: slice | Tensor) -> int:
+        if isinstance(rows, Tensor):
+            return len(rows)
+        return len(range(*rows.indices(len(self.inputs))))
+
     def batches(self, size: int) -> list[slice]:
         """Of `size` rows in order; the last one may be smaller."""
         return [slice(start, start + size) for start in range(0, len(self.inputs), size)]
@@ -202,7 +207,7 @@ class Recall:
         positions = (labels != UNLABELLED).nonzero()[:, 1].view(-1, segment.kv_pairs)
         return Rows(inputs, positions, labels.gather(1, positions))
 
-    def start_epoch(self, epoch: int) -> int:
+    def start_epoch(self, epoch: int) -> list[tuple[int, int]]:
         size = self.task.training.batch
         batches: list[tuple[Rows, slice | Tensor]] = []
         if self.task.training.order == "fixed":
@@ -216,7 +221,7 @@ class Recall:
             order = torch.randperm(len(batches), generator=generator).tolist()
             batches = [batches[i] for i in order]
         self.batches = batches
-        return len(batches)
+        return [(rows.count(part), rows.inputs.shape[1]) for rows, part in batches]
 
     def batch(self, step: int) -> Rows:
         rows, part = self.batches[step]

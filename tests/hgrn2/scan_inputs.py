@@ -6,12 +6,13 @@ round, where the reference happens to be closer. That is eight roundings, since 
 rounds about four times, its update three times and the result once; 2 sqrt(T), since behind an open
 gate the roundings of T tokens, two each, add up like a random walk; and |z|, since exp(z) comes
 from 2^(z / ln 2), whose exponent is rounded at its own size. Narrower results come from fp32 and
-round once. exp(i theta) is rounded once and for all: its error, up to 2^-24, has the same direction at
-every token, and adds up over as many tokens as a channel remembers. A state is one number a channel, and its terms of either sign may cancel four bits. A
-gradient that is a sum over time cancels without a bound: its error is measured by the sum of its
-terms' sizes, of which the eager reference too loses up to three times those roundings. The bound's
-terms are differences besides, of the forget gate's gradient and the key's. What is below 1e-28 may
-be: exp(-z) stops at 1e-35, and meets sums over a sequence that stay below 1e7.
+round once. exp(i theta) is rounded once and for all: its error, up to 2^-24, has the same direction
+at every token, and adds up over as many tokens as a channel remembers. A state is one number a
+channel, and its terms of either sign may cancel four bits. A gradient that is a sum over time
+cancels without a bound: its error is measured by the sum of its terms' sizes, of which the eager
+reference too loses up to three times those roundings. The bound's terms are differences besides, of
+the forget gate's gradient and the key's. What is below 1e-28 may be: exp(-z) stops at 1e-35, and
+meets sums over a sequence that stay below 1e7.
 """
 
 from __future__ import annotations

@@ -15,8 +15,9 @@ from tasks.backbone import Backbone, LanguageModel
 from tasks.base import Context, Metrics, Paused, Unsupported
 from tasks.mqar import UNLABELLED, mqar_batch
 from tasks.mqar.task import MQAR, Recall, Segment, query_logits
+from tasks.problem import runs
 from tasks.recipe import Training, adamw, learning_rate
-from tasks.training import seeded
+from tasks.training import Trainer, seeded
 
 CPU = torch.device("cpu")
 
@@ -68,6 +69,29 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path: Path, o
     resumed = task.run(Context(CPU, checkpoint=checkpoint, progress=lines.append))
     assert lines[0].startswith("resumed")
     assert without_times(resumed) == without_times(whole)
+
+
+def test_runs_of_equal_shapes():
+    assert runs([]) == []
+    assert runs([(2, 3), (2, 3), (1, 3), (2, 3)]) == [2, 1, 1, 1]
+    assert runs(["a", "a", "a"]) == [3, 2, 1]
+
+
+def test_steps_launched_together_are_the_same_steps(monkeypatch):
+    """As a graph holds them, here eager: 5 a launch where so many are alike, else 1."""
+    task = tiny(schedule="cosine_epoch").model_copy(
+        update={"train": (Segment(seq_len=16, kv_pairs=2, examples=32 * 12 - 7),)}
+    )
+    alone, launched = task.run(Context(CPU)), []
+
+    def several(trainer: Trainer, steps: int) -> tuple[float, int]:
+        count = 5 if trainer.alike[trainer.step] >= 5 else 1
+        launched.append(count)
+        return learning_rate(trainer.training, trainer.epoch, trainer.steps_done, steps), count
+
+    monkeypatch.setattr(Trainer, "_next", several)
+    assert without_times(task.run(Context(CPU))) == without_times(alone)
+    assert launched == [5, 5, 1, 1] * 3
 
 
 def test_two_runs_of_a_seed_are_equal_and_another_seed_is_not():

@@ -66,6 +66,18 @@ def test_every_mixer_trains_from_a_graph(mixer):
     expect_same(graphed(mixer, clip_norm=None, lr=1e-3).run(Context(GPU)), eager)
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_steps_replayed_together_equal_steps_alone(compiled):
+    """23 steps an epoch: two graphs of eight, and seven alone, the last one smaller."""
+    rows = (Segment(seq_len=16, kv_pairs=2, examples=23 * 32 - 5),)
+    fields = {"schedule": "cosine_epoch", "early_stop": None, "compiled": compiled}
+    together = graphed(**fields).model_copy(update={"train": rows})
+    alone = graphed(**fields | {"engine": "eager"}).model_copy(update={"train": rows})
+    one, other = together.run(Context(GPU)), alone.run(Context(GPU))
+    expect_same(one, other)
+    assert one["steps"] == 5 * 23
+
+
 def test_a_compiled_run_equals_an_eager_one():
     eager = graphed(engine="eager").run(Context(GPU))
     expect_same(graphed(compiled=True).run(Context(GPU)), eager)
@@ -110,9 +122,10 @@ def test_the_host_never_waits_inside_an_epoch(engine, monkeypatch):
     class Watched(mqar.Recall):
         watched = 0
 
-        def start_epoch(self, epoch: int) -> int:
-            self.epoch, self.steps = epoch, super().start_epoch(epoch)
-            return self.steps
+        def start_epoch(self, epoch: int) -> list[tuple[int, int]]:
+            shapes = super().start_epoch(epoch)
+            self.epoch, self.steps = epoch, len(shapes)
+            return shapes
 
         def batch(self, step: int) -> mqar.Rows:
             # From the third epoch on every shape is captured; after the last step the host may.
