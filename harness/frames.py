@@ -22,7 +22,13 @@ RENAMED = {("name",): "task", ("mixer", "name"): "mixer", ("mixer", "impl"): "im
 
 LATER: dict[str, dict[str, Leaf]] = {
     "decode": {"level": "layer", "replay": "eager"},
-    "training": {"engine": "eager", "compiled": False, "schedule_steps": None, "rates_lr": None},
+    "training": {
+        "engine": "eager",
+        "compiled": False,
+        "schedule_steps": None,
+        "rates_lr": None,
+        "steps_together": 1,
+    },
     "backbone": {"first": None, "branch_dropout": 0.0},
 }
 """Task, or part of one -> fields that came after records had been made, as those records had them.

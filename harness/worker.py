@@ -48,7 +48,7 @@ _METRIC: TypeAdapter[Metric] = TypeAdapter(Metric)
 def serve(connections: list[Connection], setup: Setup) -> None:
     """Measure cells, one at a time for each connection, until the parent closes them all or dies.
 
-    Those of several connections take turns, a step at a time.
+    Those of several connections take turns, a few steps at a time.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)

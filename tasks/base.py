@@ -53,7 +53,7 @@ class Context:
     """Where a long cell keeps what it needs to resume; None: it keeps nothing."""
     progress: Callable[[str], None] = silent
     should_stop: Callable[[], bool] = field(default=lambda: False)
-    """Polled between steps: when true, save the checkpoint and raise Paused."""
+    """Polled every few steps: when true, save the checkpoint and raise Paused."""
     pack: int = 1
     """Most cells that run side by side in this process, this one included."""
 

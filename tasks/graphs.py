@@ -15,8 +15,9 @@ WARM_UP_CALLS = 2
 """Of a shape, eager: what is allocated, compiled or tuned at a first call must not be captured, and
 a compiler may compile once more for what the first call has made."""
 
-MOST_COMPILATIONS = 64
-"""Of one function: several models of a pack, two or three shapes each."""
+MOST_COMPILATIONS = 1000
+"""Of one function in a process: one for each width, length and mixer that a worker trains in its
+life. It guards against a function that is compiled anew at each call."""
 
 Function = Callable[..., Tensor]
 
@@ -82,10 +83,14 @@ class _Place:
     replay: tuple[torch.cuda.CUDAGraph, Tensor] | None = None
 
 
-def compiled(function: Function) -> Function:
+def compiled(function: Function, backend: str = "inductor") -> Function:
     """By torch.compile, for static shapes; an error where it would give up and run eagerly."""
-    fast = torch.compile(function, dynamic=False)
-    limits = {"recompile_limit": MOST_COMPILATIONS, "fail_on_recompile_limit_hit": True}
+    fast = torch.compile(function, dynamic=False, backend=backend)
+    limits = {
+        "recompile_limit": MOST_COMPILATIONS,
+        "accumulated_recompile_limit": MOST_COMPILATIONS,
+        "fail_on_recompile_limit_hit": True,
+    }
     # fp32 without TF32 is a choice, and what a softmax is compiled to is the compiler's. Ignored
     # for good: a backward pass is compiled when it is first run.
     warnings.filterwarnings("ignore", "TensorFloat32 tensor cores")

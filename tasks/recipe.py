@@ -62,7 +62,13 @@ class Training(Frozen):
     compiled: bool = False
     """The loss of full batches and its backward pass through torch.compile first."""
 
-    later: ClassVar[tuple[str, ...]] = ("engine", "compiled", "schedule_steps", "rates_lr")
+    steps_together: PositiveInt = 1
+    """How many steps are launched at once where so many batches in a row have one shape; with
+    `graph`, as one graph. Of a small model's step the host's part takes as long as the device's."""
+
+    later: ClassVar[tuple[str, ...]] = (
+        *("engine", "compiled", "schedule_steps", "rates_lr", "steps_together"),
+    )
 
     @model_validator(mode="after")
     def _has_an_end(self) -> Training:

@@ -27,16 +27,13 @@ from tasks.problem import Problem, runs
 from tasks.recipe import Training, adamw, autocast, learning_rate, matmul_precision
 
 CHECKPOINT_EVERY_S = 60.0
-CHECKPOINT_FORMAT = 2
+CHECKPOINT_FORMAT = 3
 """Of what a checkpoint holds; one of another format is not gone on from."""
 # An evaluation is not polled for a stop: what was trained before it is kept.
 CHECKPOINT_BEFORE_EVALUATION_S = 10.0
 STEPS_AHEAD = 16
 """How many steps the host may be ahead of the device: enough that the device never waits, few
 enough that a stop is not long in coming."""
-STEPS_TOGETHER = 8
-"""How many steps one graph holds where their batches are alike: of a small model's step the host's
-part takes as long as the device's, and it is paid once for all of them."""
 
 
 def seeded(device: torch.device | str, *parts: object) -> torch.Generator:
@@ -67,7 +64,6 @@ class Trainer:
         if training.engine == "graph" and device.type != "cuda":
             raise Unsupported(f"engine = 'graph' needs a CUDA device, not {device}: use 'eager'")
         self.optimizer = adamw(model, training)
-        self.rate: float | None = None
         seed_dropout(model, seeded(device, seed, "dropout"))
         self.loss_sum = torch.zeros((), device=device, dtype=torch.float64)
         self.loss = problem.loss
@@ -79,12 +75,13 @@ class Trainer:
             self.graphs = Graphs(device)
             self.update = Replayed(self.update, self.graphs)
             self.score = Replayed(self.score, self.graphs)
-        self.ahead: deque[torch.cuda.Event] = deque()
+        self.ahead: deque[tuple[torch.cuda.Event, int]] = deque()
+        """Launches that the device may not have come to, and their steps."""
         self.epoch = self.step = self.steps_done = 0
         self.alike: list[int] = []
         """Of the epoch's batches: how many in a row from each one on have its shape."""
-        self.parts = 0
-        """Tensors of a batch."""
+        self.rates = torch.zeros(0)
+        """Learning rates of the epoch's steps, fp64 on the device."""
         self.losses: list[float] = []
         self.history: dict[str, list[float]] = {}
         self.train_s = 0.0
@@ -98,7 +95,7 @@ class Trainer:
         while not self.finished:
             steps = self.start_epoch()
             while self.step < steps:
-                self.advance(steps)
+                self.advance()
                 self._keep_or_stop()
                 yield
             self._read_clock()
@@ -117,37 +114,33 @@ class Trainer:
             self.graphs.stream.wait_stream(torch.cuda.current_stream(self.context.device))
         with self._here():
             self.alike = runs(self.problem.start_epoch(self.epoch))
+            steps, before = len(self.alike), self.steps_done - self.step
+            rates = [
+                learning_rate(self.training, self.epoch, before + step, steps)
+                for step in range(steps)
+            ]
+            self.rates = torch.tensor(rates, dtype=torch.float64, device=self.context.device)
         self.model.train()
         self.clock = time.monotonic()
-        return len(self.alike)
+        return steps
 
-    def advance(self, steps_per_epoch: int) -> None:
-        """Launch the next step, or as many as a graph holds, then wait until the device is at most
-        a few steps behind."""
-        rate, count = self._next(steps_per_epoch)
+    def advance(self) -> None:
+        """Launch the next steps, several at once where the recipe says so and their batches are
+        alike, then wait until the device is at most a few steps behind."""
+        together = self.training.steps_together
+        count = together if self.alike[self.step] >= together else 1
+        steps = range(self.step, self.step + count)
         with self._here(), matmul_precision(self.training.precision):
-            self._set_rate(rate)
-            batches = [self.problem.batch(self.step + i) for i in range(count)]
-            self.parts = len(batches[0])
-            self.update(*(tensor for batch in batches for tensor in batch))
+            batches = [tensor for step in steps for tensor in self.problem.batch(step)]
+            self.update(self.rates[steps.start : steps.stop], *batches)
             if self.context.device.type == "cuda":
-                self.ahead.append(torch.cuda.Event())
-                self.ahead[-1].record()
-        while len(self.ahead) * count > STEPS_AHEAD:
-            self.ahead.popleft().synchronize()
+                event = torch.cuda.Event()
+                event.record()
+                self.ahead.append((event, count))
+        while len(self.ahead) > 1 and sum(count for _, count in self.ahead) > STEPS_AHEAD:
+            self.ahead.popleft()[0].synchronize()
         self.step += count
         self.steps_done += count
-
-    def _next(self, steps_per_epoch: int) -> tuple[float, int]:
-        """The learning rate, and how many steps to launch at it."""
-
-        def rate(ahead: int) -> float:
-            done = self.steps_done + ahead
-            return learning_rate(self.training, self.epoch, done, steps_per_epoch)
-
-        together = self.graphs is not None and self.alike[self.step] >= STEPS_TOGETHER
-        together = together and all(rate(i) == rate(0) for i in range(STEPS_TOGETHER))
-        return rate(0), STEPS_TOGETHER if together else 1
 
     def evaluate(self) -> dict[str, Tensor]:
         """Launch an evaluation."""
@@ -155,14 +148,16 @@ class Trainer:
         with self._here(), torch.no_grad(), matmul_precision("fp32"):
             return self.problem.evaluate(self.score)
 
-    def _update(self, *batches: Tensor) -> Tensor:
-        """A whole step for each batch, whose tensors stand in a row; returns the sum of the epoch's
-        losses."""
-        for start in range(0, len(batches), self.parts):
-            self._step(*batches[start : start + self.parts])
+    def _update(self, rates: Tensor, *batches: Tensor) -> Tensor:
+        """A whole step for each rate and batch, the batches' tensors in a row; returns the sum of
+        the epoch's losses."""
+        parts = len(batches) // len(rates)
+        for i, rate in enumerate(rates.unbind()):
+            self._step(rate, *batches[i * parts : (i + 1) * parts])
         return self.loss_sum
 
-    def _step(self, *batch: Tensor) -> None:
+    def _step(self, rate: Tensor, *batch: Tensor) -> None:
+        self._set_rate(rate)
         self.optimizer.zero_grad(set_to_none=True)
         full = len(batch[0]) == self.training.batch
         with autocast(self.training.precision, self.context.device):
@@ -181,16 +176,13 @@ class Trainer:
     def _here(self) -> AbstractContextManager[Any]:
         return nullcontext() if self.graphs is None else torch.cuda.stream(self.graphs.stream)
 
-    def _set_rate(self, rate: float) -> None:
-        if rate == self.rate:
-            return
-        self.rate = rate
+    def _set_rate(self, rate: Tensor) -> None:
         for group in self.optimizer.param_groups:
-            scaled = rate * group.get("scale", 1.0)
+            scaled = rate * group["scale"] if "scale" in group else rate
             if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(scaled)
+                group["lr"].copy_(scaled)
             else:
-                group["lr"] = scaled
+                group["lr"] = scaled.item()
 
     def _keep_or_stop(self) -> None:
         stop = self.context.should_stop()

@@ -57,7 +57,7 @@ class LRAStep(LRA):
 
         def step() -> None:
             trainer.step %= steps
-            trainer.advance(steps)
+            trainer.advance()
 
         # Once more than it takes to capture, so that what is timed is a replay.
         for _ in range(WARM_UP_CALLS + 2):

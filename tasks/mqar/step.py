@@ -13,7 +13,6 @@ from tasks.base import Context, Metrics
 from tasks.graphs import WARM_UP_CALLS
 from tasks.mqar.task import MQAR
 from tasks.timing import spread, synchronize, wall_ms
-from tasks.training import STEPS_TOGETHER
 
 
 class MQARStep(MQAR):
@@ -39,11 +38,16 @@ class MQARStep(MQAR):
                 f"batch = {batch} is more than the first segment's examples = {examples}, so that "
                 "no step is a full one: use a smaller batch"
             )
+        if self.training.order != "fixed":
+            raise ValueError(
+                f"order = {self.training.order!r} has the smaller batch anywhere, and full steps "
+                "alone are timed: use order = 'fixed'"
+            )
         return self
 
     def run(self, context: Context) -> Metrics:
-        """`step_ms` is of one step of all models, `runs_per_hour` of whole trainings: every epoch,
-        none stopped early, evaluations included.
+        """`step_ms` is of one full step of all models, `runs_per_hour` of whole trainings at that
+        time: every epoch, none stopped early, evaluations included.
 
         Memory (on a GPU) is all that is in use, data and parameters included.
         """
@@ -57,9 +61,9 @@ class MQARStep(MQAR):
         def step() -> None:
             for trainer in trainers:
                 # The smaller batch at the end is left out, and what is too few for a whole graph.
-                if trainer.step + min(full, STEPS_TOGETHER) > full:
+                if trainer.step + min(full, self.training.steps_together) > full:
                     trainer.step = 0
-                trainer.advance(steps)
+                trainer.advance()
 
         def evaluate() -> None:
             for trainer in trainers:

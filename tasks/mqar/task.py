@@ -63,6 +63,11 @@ class MQAR(Task):
             raise ValueError("train and test should each hold at least one segment")
         for segment in self.train + self.test:
             check_mqar(segment.seq_len, segment.kv_pairs, self.vocab_size, self.power_a)
+        if self.training.compiled and all(s.examples < self.training.batch for s in self.train):
+            raise ValueError(
+                f"compiled = True compiles the loss of full batches, and batch = "
+                f"{self.training.batch} is more than any segment's examples: use a smaller batch"
+            )
         first = self.backbone.first
         if first is not None and first.impl != "reference":
             raise ValueError(
@@ -94,7 +99,7 @@ class MQAR(Task):
     def turns(self, context: Context) -> Generator[None, None, Metrics]:
         trainer = self.trainer(context)
         steps = trainer.steps()
-        # One step first: a kernel that tunes itself does it at the first size it meets.
+        # The first steps first: a kernel that tunes itself does it at the first size it meets.
         next(steps)
         start = time.monotonic()
         self.check(context.device)
@@ -207,7 +212,7 @@ class Recall:
         positions = (labels != UNLABELLED).nonzero()[:, 1].view(-1, segment.kv_pairs)
         return Rows(inputs, positions, labels.gather(1, positions))
 
-    def start_epoch(self, epoch: int) -> list[tuple[int, int]]:
+    def start_epoch(self, epoch: int) -> list[tuple[int, int, int]]:
         size = self.task.training.batch
         batches: list[tuple[Rows, slice | Tensor]] = []
         if self.task.training.order == "fixed":
@@ -221,7 +226,10 @@ class Recall:
             order = torch.randperm(len(batches), generator=generator).tolist()
             batches = [batches[i] for i in order]
         self.batches = batches
-        return [(rows.count(part), rows.inputs.shape[1]) for rows, part in batches]
+        return [
+            (rows.count(part), rows.inputs.shape[1], rows.targets.shape[1])
+            for rows, part in batches
+        ]
 
     def batch(self, step: int) -> Rows:
         rows, part = self.batches[step]

@@ -8,7 +8,8 @@ import torch
 from mixers import Attention
 from tasks.base import Context, Wrong
 from tasks.mqar.step import MQARStep
-from tasks.mqar.task import MQAR
+from tasks.mqar.task import MQAR, Segment
+from tasks.recipe import Training
 from tests.tasks.test_training import CPU, tiny
 
 
@@ -56,3 +57,17 @@ def test_the_check_passes_what_is_right(precision):
 def test_a_batch_that_is_never_full_is_refused():
     with pytest.raises(ValueError, match="batch = 32 is more than the first segment's examples"):
         timed(train=({"seq_len": 16, "kv_pairs": 2, "examples": 20},))
+
+
+def test_an_order_in_which_any_step_may_be_small_is_refused():
+    shuffled = Training(lr=1e-3, batch=32, order="shuffled")
+    with pytest.raises(ValueError, match="order = 'shuffled' has the smaller batch anywhere"):
+        timed(training=shuffled)
+
+
+def test_a_compiled_loss_of_full_batches_needs_one():
+    task = tiny(compiled=True)
+    few = {name: getattr(task, name) for name in MQAR.model_fields}
+    few["train"] = (Segment(seq_len=16, kv_pairs=2, examples=20),)
+    with pytest.raises(ValueError, match="batch = 32 is more than any segment's examples"):
+        MQAR.model_validate(few)

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from mixers import Attention
 from tasks.backbone import Backbone, LanguageModel
 from tasks.base import Context, Metrics, Paused, Unsupported
+from tasks.graphs import compiled
 from tasks.mqar import UNLABELLED, mqar_batch
 from tasks.mqar.task import MQAR, Recall, Segment, query_logits
 from tasks.problem import runs
@@ -77,21 +78,52 @@ def test_runs_of_equal_shapes():
     assert runs(["a", "a", "a"]) == [3, 2, 1]
 
 
-def test_steps_launched_together_are_the_same_steps(monkeypatch):
-    """As a graph holds them, here eager: 5 a launch where so many are alike, else 1."""
-    task = tiny(schedule="cosine_epoch").model_copy(
-        update={"train": (Segment(seq_len=16, kv_pairs=2, examples=32 * 12 - 7),)}
+@pytest.mark.parametrize("order", ["fixed", "shuffled"])
+@pytest.mark.parametrize("schedule", ["cosine_epoch", "cosine_step"])
+def test_steps_launched_together_are_the_same_steps(monkeypatch, tmp_path, order, schedule):
+    """Five a launch where so many batches are alike, on from a checkpoint of steps alone too."""
+    fields = {"schedule": schedule, "order": order, "warmup_steps": 3, "rates_lr": 1e-3}
+    rows = (Segment(seq_len=16, kv_pairs=2, examples=32 * 12 - 7),)
+    one, five = (
+        tiny(steps_together=count, **fields).model_copy(update={"train": rows}) for count in (1, 5)
     )
-    alone, launched = task.run(Context(CPU)), []
+    alone, launched = one.run(Context(CPU)), []
+    update = Trainer._update
 
-    def several(trainer: Trainer, steps: int) -> tuple[float, int]:
-        count = 5 if trainer.alike[trainer.step] >= 5 else 1
-        launched.append(count)
-        return learning_rate(trainer.training, trainer.epoch, trainer.steps_done, steps), count
+    def counted(trainer: Trainer, rates: torch.Tensor, *batches: torch.Tensor) -> torch.Tensor:
+        launched.append(len(rates))
+        return update(trainer, rates, *batches)
 
-    monkeypatch.setattr(Trainer, "_next", several)
-    assert without_times(task.run(Context(CPU))) == without_times(alone)
-    assert launched == [5, 5, 1, 1] * 3
+    monkeypatch.setattr(Trainer, "_update", counted)
+    assert without_times(five.run(Context(CPU))) == without_times(alone)
+    assert sum(launched) == 3 * 12
+    assert set(launched) == {1, 5}
+    if order == "fixed":
+        assert launched == [5, 5, 1, 1] * 3
+    checkpoint = tmp_path / "cell.pt"
+    for task, polls in ((one, 4), (five, 3), (one, 2)):
+        with pytest.raises(Paused):
+            task.run(Context(CPU, checkpoint, should_stop=StopAfter(polls)))
+    assert without_times(five.run(Context(CPU, checkpoint))) == without_times(alone)
+
+
+@pytest.mark.parametrize("order", ["fixed", "shuffled"])
+def test_shapes_of_an_epoch_are_equal_where_tensors_are(order):
+    segments = [(16, 2, 96), (16, 4, 80), (24, 4, 64)]
+    train = tuple(Segment(seq_len=t, kv_pairs=kv, examples=n) for t, kv, n in segments)
+    problem = Recall(tiny(order=order).model_copy(update={"train": train}), CPU)
+    told = problem.start_epoch(0)
+    found = [tuple(x.shape for x in problem.batch(step)) for step in range(len(told))]
+    assert [a == b for a in told for b in told] == [a == b for a in found for b in found]
+
+
+def test_a_process_compiles_for_more_cells_than_a_compiler_allows_by_itself():
+    def double(x: torch.Tensor) -> torch.Tensor:
+        return x * 2
+
+    function = compiled(double, backend="eager")
+    for width in range(1, 12):
+        assert torch.equal(function(torch.ones(width)), torch.full((width,), 2.0))
 
 
 def test_two_runs_of_a_seed_are_equal_and_another_seed_is_not():
@@ -242,8 +274,9 @@ def test_a_graph_on_a_cpu_is_unsupported():
 
 def test_the_engine_changes_no_key_of_a_cell_before_it():
     assert "engine" not in tiny().canonical()
-    assert tiny().key == tiny(engine="eager", compiled=False).key
-    assert len({tiny().key, tiny(engine="graph").key, tiny(compiled=True).key}) == 3
+    assert tiny().key == tiny(engine="eager", compiled=False, steps_together=1).key
+    others = ({"engine": "graph"}, {"compiled": True}, {"steps_together": 8})
+    assert len({tiny().key, *(tiny(**other).key for other in others)}) == 4
 
 
 @pytest.mark.skipif(

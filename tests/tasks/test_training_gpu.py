@@ -70,8 +70,8 @@ def test_every_mixer_trains_from_a_graph(mixer):
 def test_steps_replayed_together_equal_steps_alone(compiled):
     """23 steps an epoch: two graphs of eight, and seven alone, the last one smaller."""
     rows = (Segment(seq_len=16, kv_pairs=2, examples=23 * 32 - 5),)
-    fields = {"schedule": "cosine_epoch", "early_stop": None, "compiled": compiled}
-    together = graphed(**fields).model_copy(update={"train": rows})
+    fields = {"schedule": "cosine_step", "early_stop": None, "compiled": compiled}
+    together = graphed(steps_together=8, **fields).model_copy(update={"train": rows})
     alone = graphed(**fields | {"engine": "eager"}).model_copy(update={"train": rows})
     one, other = together.run(Context(GPU)), alone.run(Context(GPU))
     expect_same(one, other)
@@ -122,7 +122,7 @@ def test_the_host_never_waits_inside_an_epoch(engine, monkeypatch):
     class Watched(mqar.Recall):
         watched = 0
 
-        def start_epoch(self, epoch: int) -> list[tuple[int, int]]:
+        def start_epoch(self, epoch: int) -> list[tuple[int, int, int]]:
             shapes = super().start_epoch(epoch)
             self.epoch, self.steps = epoch, len(shapes)
             return shapes

@@ -137,7 +137,7 @@ def test_a_rate_of_its_own_follows_the_schedule():
     steps = trainer.start_epoch()
     seen = []
     for _ in range(steps):
-        trainer.advance(steps)
+        trainer.advance()
         seen.append([group["lr"] for group in trainer.optimizer.param_groups])
     assert len({rates[0] for rates in seen}) > 1
     for first, own in seen:
