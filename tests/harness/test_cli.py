@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -251,10 +251,10 @@ def test_every_command_has_an_example(mixerbench: Mixerbench) -> None:
 
 
 def test_help_is_quick() -> None:
-    taken = []
-    for _ in range(3):
-        began = time.monotonic()
-        command = [sys.executable, "-m", "harness.cli", "--help"]
-        subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-        taken.append(time.monotonic() - began)
-    assert min(taken) < 0.5
+    """In seconds of the processor: those of the wall are other processes' too."""
+    command = [sys.executable, "-m", "harness.cli", "--help"]
+    before = os.times()
+    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    after = os.times()
+    spent = after.children_user + after.children_system
+    assert spent - before.children_user - before.children_system < 0.5
