@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import log
+from typing import no_type_check
 
 import torch
 import triton
@@ -11,12 +12,20 @@ from torch import Tensor
 
 from hgrn2.kernels.gate import operand
 from hgrn2.kernels.settings import cdiv
-from mixers.attention_kernels import compiled_for, load_rows, state_of, store_rows, where_kept
+from mixers.attention_kernels import (
+    as_operand,
+    compiled_for,
+    load_rows,
+    state_of,
+    store_rows,
+    where_kept,
+)
 
 LN2 = tl.constexpr(log(2))
 
 
 @triton.jit
+@no_type_check
 def score_gradients(
     x,
     y,
@@ -39,12 +48,13 @@ def score_gradients(
     or the other way round. lse, delta and row have the queries' axis, column the keys'."""
     S = tl.dot(x, tl.trans(y), input_precision=PRECISION)
     dP = tl.dot(dx, tl.trans(dy), input_precision=PRECISION)
-    P = tl.where(column <= row, tl.exp2(S * SCALE - lse), 0.0)
+    P = tl.exp2(tl.where(column <= row, S * SCALE - lse, float("-inf")))
     D = where_kept(KEPT, head, row, column, T, state, DROPPED)
     return operand(P * D, DOT, PRECISION), operand(P * (dP * D - delta), DOT, PRECISION)
 
 
 @triton.jit(do_not_specialize=["T", "heads"])
+@no_type_check
 def attention_bwd_query_kernel(
     q,
     k,
@@ -96,17 +106,17 @@ def attention_bwd_query_kernel(
     drawn = state_of(state, DROPPED)
 
     row = start + tl.arange(0, C)
-    query = operand(load_rows(q, start, q_stride_t, T, K, C), DOT, PRECISION)
+    query = as_operand(load_rows(q, start, q_stride_t, T, K, C), DOT, PRECISION)
     d_output = load_rows(do, start, do_stride_t, T, K, C)
     output = load_rows(o, start, H * K, T, K, C)
     own_delta = tl.sum(d_output.to(tl.float32) * output.to(tl.float32), 1)
-    d_output = operand(d_output, DOT, PRECISION)
+    d_output = as_operand(d_output, DOT, PRECISION)
     tl.store(delta + head * T + row, own_delta, mask=row < T)
     own_lse = tl.load(lse + head * T + row, mask=row < T, other=0.0)
     d_query = tl.zeros([C, K], tl.float32)
     for first in range(0, tl.minimum(start + C, T), STEP):
-        key = operand(load_rows(k, first, k_stride_t, T, K, STEP), DOT, PRECISION)
-        value = operand(load_rows(v, first, v_stride_t, T, K, STEP), DOT, PRECISION)
+        key = as_operand(load_rows(k, first, k_stride_t, T, K, STEP), DOT, PRECISION)
+        value = as_operand(load_rows(v, first, v_stride_t, T, K, STEP), DOT, PRECISION)
         _, dS = score_gradients(
             query,
             key,
@@ -130,6 +140,7 @@ def attention_bwd_query_kernel(
 
 
 @triton.jit(do_not_specialize=["T", "heads"])
+@no_type_check
 def attention_bwd_key_kernel(
     q,
     k,
@@ -181,14 +192,14 @@ def attention_bwd_key_kernel(
     drawn = state_of(state, DROPPED)
 
     column = start + tl.arange(0, C)
-    key = operand(load_rows(k, start, k_stride_t, T, K, C), DOT, PRECISION)
-    value = operand(load_rows(v, start, v_stride_t, T, K, C), DOT, PRECISION)
+    key = as_operand(load_rows(k, start, k_stride_t, T, K, C), DOT, PRECISION)
+    value = as_operand(load_rows(v, start, v_stride_t, T, K, C), DOT, PRECISION)
     d_value = tl.zeros([C, K], tl.float32)
     d_key = tl.zeros([C, K], tl.float32)
     for first in range(start, T, STEP):
         row = first + tl.arange(0, STEP)
-        query = operand(load_rows(q, first, q_stride_t, T, K, STEP), DOT, PRECISION)
-        d_output = operand(load_rows(do, first, do_stride_t, T, K, STEP), DOT, PRECISION)
+        query = as_operand(load_rows(q, first, q_stride_t, T, K, STEP), DOT, PRECISION)
+        d_output = as_operand(load_rows(do, first, do_stride_t, T, K, STEP), DOT, PRECISION)
         PD, dS = score_gradients(
             key,
             query,

@@ -9,11 +9,14 @@ of its softmax's sum, from which the backward pass forms the probabilities again
 D is 1 / (1 - p) where a probability is kept, else 0. No number is summed by two programs: results
 are the same bits every time. Axes: b batch, t time, h heads, k head size. A program has C tokens of
 one head and walks over others STEP at a time.
+
+`no_type_check`: Triton compiles a function's text where it stands, so nothing may wrap it.
 """
 
 from __future__ import annotations
 
 from math import log, sqrt
+from typing import no_type_check
 
 import torch
 import triton
@@ -26,6 +29,7 @@ from mixers.attention_settings import Settings, settings
 
 
 @triton.jit
+@no_type_check
 def scattered(x):
     """`mixers.layers.hash_` of uint32, whose products wrap where that one masks."""
     x = (x ^ (x >> 16)) * 0x7FEB352D
@@ -34,11 +38,13 @@ def scattered(x):
 
 
 @triton.jit
+@no_type_check
 def state_of(state, DROPPED: tl.constexpr):
     return tl.load(state).to(tl.uint32) if DROPPED > 0 else 0
 
 
 @triton.jit
+@no_type_check
 def where_kept(x, head, row, column, T, state, DROPPED: tl.constexpr):
     """x where `mixers.layers.Dropout` keeps the number of [b h t t] at that place, else 0.
 
@@ -52,6 +58,7 @@ def where_kept(x, head, row, column, T, state, DROPPED: tl.constexpr):
 
 
 @triton.jit
+@no_type_check
 def load_rows(x, start, stride_t, T, K: tl.constexpr, C: tl.constexpr):
     """Tokens [C K] from `start` on; zeros past T."""
     token = tl.arange(0, C)
@@ -61,6 +68,16 @@ def load_rows(x, start, stride_t, T, K: tl.constexpr, C: tl.constexpr):
 
 
 @triton.jit
+@no_type_check
+def as_operand(x, DOT: tl.constexpr, PRECISION: tl.constexpr):
+    """An input, whatever its dtype, in the precision of a product's operands."""
+    if DOT.is_fp32():
+        x = x.to(tl.float32)
+    return operand(x, DOT, PRECISION)
+
+
+@triton.jit
+@no_type_check
 def store_rows(y, tile, start, stride_t, T, K: tl.constexpr, C: tl.constexpr):
     """The tokens [C K] from `start` on that are before T."""
     token = tl.arange(0, C)
@@ -70,6 +87,7 @@ def store_rows(y, tile, start, stride_t, T, K: tl.constexpr, C: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["T", "heads"])
+@no_type_check
 def attention_fwd_kernel(
     q,
     k,
@@ -113,13 +131,13 @@ def attention_fwd_kernel(
     drawn = state_of(state, DROPPED)
 
     row = start + tl.arange(0, C)
-    query = operand(load_rows(q, start, q_stride_t, T, K, C), DOT, PRECISION)
+    query = as_operand(load_rows(q, start, q_stride_t, T, K, C), DOT, PRECISION)
     acc = tl.zeros([C, K], tl.float32)
     highest = tl.full([C], float("-inf"), tl.float32)
     total = tl.zeros([C], tl.float32)
     for first in range(0, tl.minimum(start + C, T), STEP):
         column = first + tl.arange(0, STEP)
-        key = operand(load_rows(k, first, k_stride_t, T, K, STEP), DOT, PRECISION)
+        key = as_operand(load_rows(k, first, k_stride_t, T, K, STEP), DOT, PRECISION)
         S = tl.dot(query, tl.trans(key), input_precision=PRECISION)
         S = tl.where(column[None, :] <= row[:, None], S, float("-inf"))
         higher = tl.maximum(highest, tl.max(S, 1))
@@ -128,7 +146,7 @@ def attention_fwd_kernel(
         P = tl.exp2((S - higher[:, None]) * SCALE)
         total = total * shrink + tl.sum(P, 1)
         P = where_kept(P, head, row[:, None], column[None, :], T, drawn, DROPPED)
-        value = operand(load_rows(v, first, v_stride_t, T, K, STEP), DOT, PRECISION)
+        value = as_operand(load_rows(v, first, v_stride_t, T, K, STEP), DOT, PRECISION)
         acc = tl.dot(
             operand(P, DOT, PRECISION), value, acc * shrink[:, None], input_precision=PRECISION
         )

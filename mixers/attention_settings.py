@@ -44,7 +44,8 @@ _TABLE: dict[tuple[int, Products], Settings] = {
     # Two programs of these fit into a multiprocessor's shared memory.
     (128, "tf32"): Settings(_HALF, _FLAT, Launch(64, 16, 4, 1)),
     (64, "tf32x3"): Settings(_HALF, _HALF, _HALF),
-    (128, "tf32x3"): Settings(_FLAT, _FLAT, _FLAT),
+    # As operands of either half, wider tiles do not fit into the registers.
+    (128, "tf32x3"): Settings(_FLAT, Launch(16, 32, 4, 1), Launch(16, 32, 4, 1)),
 }
 
 

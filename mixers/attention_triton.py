@@ -9,7 +9,7 @@ which costs the host more than all launches together.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, no_type_check
 
 import torch
 from jaxtyping import Bool, Float
@@ -103,12 +103,15 @@ def _check(q: Tensor, k: Tensor, v: Tensor) -> None:
         raise ValueError(f"impl='triton' needs a CUDA device, not {q.device}: use impl='reference'")
 
 
+# `no_type_check`: torch reads an operator's schema off a function that nothing wraps.
+@no_type_check
 def _forward(x: Sequence[Tensor], state: Tensor | None, p: float) -> tuple[Tensor, Tensor]:
     """o [b t h k] and lse [b h t]."""
     with torch.cuda.device_of(x[0]):
         return attention_output(*_parts(x), state, p)
 
 
+@no_type_check
 def _backward(
     x: Sequence[Tensor], o: Tensor, lse: Tensor, do: Tensor, state: Tensor | None, p: float
 ) -> Tensor:
