@@ -95,6 +95,7 @@ def attention_fwd_kernel(
     o,
     lse,
     state,
+    state_copy,
     q_stride_b,
     q_stride_t,
     q_stride_h,
@@ -129,6 +130,8 @@ def attention_fwd_kernel(
     k += batch * k_stride_b + own * k_stride_h
     v += batch * v_stride_b + own * v_stride_h
     drawn = state_of(state, DROPPED)
+    if DROPPED > 0:
+        tl.store(state_copy, drawn.to(tl.int64), mask=program == 0)
 
     row = start + tl.arange(0, C)
     query = as_operand(load_rows(q, start, q_stride_t, T, K, C), DOT, PRECISION)
@@ -172,14 +175,16 @@ def compiled_for(q: Tensor, state: Tensor | None, p: float) -> tuple[Settings, d
 
 def attention_output(
     q: Tensor, k: Tensor, v: Tensor, state: Tensor | None, p: float
-) -> tuple[Tensor, Tensor]:
-    """o [b t h k] in q's dtype and lse fp32 [b h t], to base 2, of q, k, v [b t h k].
+) -> tuple[Tensor, Tensor, Tensor]:
+    """o [b t h k] in q's dtype and lse fp32 [b h t], to base 2, of q, k, v [b t h k]; and a copy of
+    the state for `attention_gradients`.
 
-    Their last axes are contiguous. `state`: dropout's, int64 []; None: no dropout.
+    The inputs' last axes are contiguous. `state`: dropout's, int64 []; None: no dropout.
     """
     b, t, h, _ = q.shape
     o = q.new_empty(q.shape)
     lse = q.new_empty((b, h, t), dtype=torch.float32)
+    state_copy = lse.new_empty((), dtype=torch.int64)
     table, constants = compiled_for(q, state, p)
     launch = table.forward
     attention_fwd_kernel[(b * h * cdiv(t, launch.block),)](
@@ -188,7 +193,8 @@ def attention_output(
         v,
         o,
         lse,
-        lse if state is None else state,
+        state_copy if state is None else state,
+        state_copy,
         *(stride for x in (q, k, v) for stride in x.stride()[:3]),
         t,
         h,
@@ -199,4 +205,4 @@ def attention_output(
         num_warps=launch.num_warps,
         num_stages=launch.num_stages,
     )
-    return o, lse
+    return o, lse, state_copy

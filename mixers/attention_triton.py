@@ -69,11 +69,11 @@ def attend(*x: Tensor, state: Tensor | None, p: float) -> Float[Tensor, "b t h k
     """
     _check(*(x[0].unbind(2) if len(x) == 1 else x))
     if torch.compiler.is_compiling():
-        o, _ = _compiled_forward(list(x), state, p)
+        o, *_ = _compiled_forward(list(x), state, p)
     elif torch.is_grad_enabled() and any(part.requires_grad for part in x):
         o = _Eager.apply(state, p, *x)
     else:
-        o, _ = _forward(x, state, p)
+        o, *_ = _forward(x, state, p)
     return o
 
 
@@ -105,8 +105,12 @@ def _check(q: Tensor, k: Tensor, v: Tensor) -> None:
 
 # `no_type_check`: torch reads an operator's schema off a function that nothing wraps.
 @no_type_check
-def _forward(x: Sequence[Tensor], state: Tensor | None, p: float) -> tuple[Tensor, Tensor]:
-    """o [b t h k] and lse [b h t]."""
+def _forward(x: Sequence[Tensor], state: Tensor | None, p: float) -> tuple[Tensor, Tensor, Tensor]:
+    """o [b t h k], lse [b h t] and a copy of the state.
+
+    The caller's own copy may have moved on by the backward pass: torch's compiler takes it for the
+    buffer that it is of.
+    """
     with torch.cuda.device_of(x[0]):
         return attention_output(*_parts(x), state, p)
 
@@ -127,11 +131,14 @@ _compiled_backward = torch.library.custom_op(
 
 
 @_compiled_forward.register_fake
-def _forward_fake(x: Sequence[Tensor], state: Tensor | None, p: float) -> tuple[Tensor, Tensor]:
+def _forward_fake(
+    x: Sequence[Tensor], state: Tensor | None, p: float
+) -> tuple[Tensor, Tensor, Tensor]:
     del state, p
     q, *_ = _parts(x)
     b, t, h, _ = q.shape
-    return q.new_empty(q.shape), q.new_empty((b, h, t), dtype=torch.float32)
+    lse = q.new_empty((b, h, t), dtype=torch.float32)
+    return q.new_empty(q.shape), lse, q.new_empty((), dtype=torch.int64)
 
 
 @_compiled_backward.register_fake
@@ -143,26 +150,25 @@ def _backward_fake(
     return o.new_empty((b, t, 3, h, k))
 
 
-def _save(
-    ctx: Any, x: Sequence[Tensor], state: Tensor | None, p: float, o: Tensor, lse: Tensor
-) -> None:
-    ctx.save_for_backward(o, lse, state, *x)
-    ctx.p = p
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, state, ctx.p = inputs
+    ctx.save_for_backward(*output, *x)
+    ctx.drops = state is not None
 
 
 def _differentiate(ctx: Any, run: Callable[..., Tensor], do: Tensor) -> list[Tensor]:
     """Of each of the inputs."""
     o, lse, state, *x = ctx.saved_tensors
-    gradients = run(x, o, lse, do, state, ctx.p)
+    gradients = run(x, o, lse, do, state if ctx.drops else None, ctx.p)
     return [gradients] if len(x) == 1 else list(gradients.unbind(2))
 
 
 class _Eager(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, state: Tensor | None, p: float, *x: Tensor) -> Tensor:
-        o, lse = _forward(x, state, p)
-        _save(ctx, x, state, p, o, lse)
-        return o
+        output = _forward(x, state, p)
+        _save(ctx, (x, state, p), output)
+        return output[0]
 
     @staticmethod
     @once_differentiable
@@ -173,6 +179,6 @@ class _Eager(torch.autograd.Function):
 
 
 _compiled_forward.register_autograd(
-    lambda ctx, do, _: (_differentiate(ctx, _compiled_backward, do), None, None),
-    setup_context=lambda ctx, inputs, output: _save(ctx, *inputs, *output),
+    lambda ctx, do, *_: (_differentiate(ctx, _compiled_backward, do), None, None),
+    setup_context=lambda ctx, inputs, output: _save(ctx, inputs, output),
 )

@@ -34,6 +34,6 @@ def launches(width: int, dtype: torch.dtype, p: float) -> list[Launched]:
         for module, name in KERNELS:
             recorder = Recorder(getattr(module, name))
             replaced.enter_context(patch.object(module, name, recorder))
-        o, lse = attention_kernels.attention_output(*qkv.unbind(2), state, p)
+        o, lse, _ = attention_kernels.attention_output(*qkv.unbind(2), state, p)
         attention_backward.attention_gradients(*qkv.unbind(2), o, lse, o, state, p)
     return found
