@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import product
+from typing import Literal
 
 import torch
 
@@ -254,11 +255,15 @@ def recall_mixers(
         # zoology scales no last map that is called o_proj, and GLA's is.
         GLA(n_heads=2, init="normal" if zoology else init, impl="fla" if gpu else "reference"),
         Mamba(init=init, impl="mamba_ssm" if gpu else "reference"),
-        # Dropout of the probabilities needs the eager form, whose masks are seeded.
         Attention(
-            impl="reference" if zoology else "sdpa",
+            impl=attention_impl(d_model // attention_heads, device) if zoology else "sdpa",
             n_heads=attention_heads,
             dropout=0.1 if zoology else 0.0,
             init=init,
         ),
     ]
+
+
+def attention_impl(head_size: int, device: torch.device) -> Literal["triton", "reference"]:
+    """With dropout of the probabilities, whose masks are seeded: our kernels where they fit."""
+    return "triton" if device.type == "cuda" and head_size <= 128 else "reference"

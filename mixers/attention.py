@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Annotated, Literal
+from types import ModuleType
+from typing import Annotated, Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
+from hgrn2 import unsupported
 from hgrn2.gate import arithmetic_dtype
 from mixers import sdpa
+from mixers.attention_settings import expect_head_size
 from mixers.base import Mixer, Operator, expect_divisor
 from mixers.layers import Dropout, Init, linear, valid_tokens
 
@@ -23,10 +26,12 @@ class Attention(Mixer):
     """Softmax attention with a cache of every key and value."""
 
     name: Literal["attention"] = "attention"
-    impl: Literal["sdpa", sdpa.Forced, "reference"] = "sdpa"
+    impl: Literal["sdpa", sdpa.Forced, "triton", "reference"] = "sdpa"
     """`sdpa`: torch's scaled_dot_product_attention, whose kernel torch picks by device, dtype and
     head size. `sdpa_flash`, `sdpa_cudnn`: that kernel of it or none; the former takes no mask, so
-    it does not decode. `reference`: scores, softmax and sum in eager torch."""
+    it does not decode. `triton`: our kernels, causal alone, which keep no scores in memory and drop
+    the probabilities that `reference` drops; it decodes as `reference`. `reference`: scores,
+    softmax and sum in eager torch."""
     n_heads: PositiveInt = 1
     """Heads; zoology's recall models have one."""
     bias: bool = True
@@ -34,16 +39,16 @@ class Attention(Mixer):
     positions: Literal["none", "rope"] = "none"
     """`rope`: queries and keys turn with their position (RoFormer, arXiv 2104.09864)."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Of the attention probabilities in training; with impl = 'reference' alone."""
+    """Of the attention probabilities in training; with impl = 'triton' or 'reference'."""
     init: Init = "torch"
     """How the linear maps start."""
 
     @model_validator(mode="after")
     def _dropout_is_seeded(self) -> Attention:
-        if self.dropout and self.impl != "reference":
+        if self.dropout and self.impl not in ("triton", "reference"):
             raise ValueError(
                 f"dropout = {self.dropout} does not fit impl = {self.impl!r}, which draws from the "
-                "global random state: use impl = 'reference', or dropout = 0"
+                "global random state: use impl = 'triton' or 'reference', or dropout = 0"
             )
         return self
 
@@ -65,11 +70,14 @@ class Attention(Mixer):
                 f"positions = 'rope' turns pairs of channels, but n_heads = {self.n_heads} of "
                 f"d_model = {d_model} have {d_model // self.n_heads} each; {instead}"
             )
+        if self.impl == "triton":
+            expect_head_size(self.n_heads, d_model)
 
     def unsupported(self, device: torch.device, dtype: torch.dtype) -> str | None:
         if self.impl == "sdpa_flash" or self.impl == "sdpa_cudnn":
             return sdpa.unsupported(self.impl, device, dtype)
-        return None
+        # Where HGRN2's kernels run, attention's do.
+        return unsupported("hgrn2", "triton", device, dtype) if self.impl == "triton" else None
 
     def backend(
         self,
@@ -86,7 +94,8 @@ class Attention(Mixer):
             return sdpa.picked(
                 torch.empty(shape, device=device, dtype=dtype, requires_grad=backward)
             )
-        return None if self.impl == "reference" else self.impl.removeprefix("sdpa_")
+        forced = self.impl in sdpa.BACKENDS
+        return self.impl.removeprefix("sdpa_") if forced else None
 
     def stack(
         self, d_model: int, n_layers: int, *, causal: bool, generator: torch.Generator
@@ -145,7 +154,7 @@ class Attention(Mixer):
             device = generator.device
             return torch.randn(shape, generator=generator, device=device, dtype=dtype)
 
-        attend = attend_by(self.impl)
+        attend = attend_by("reference" if self.impl == "triton" else self.impl)
 
         def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             return attend(q[:, None], k, v, causal=False, mask=None)[:, 0]
@@ -171,7 +180,16 @@ def attend_by(impl: str, dropout: float = 0.0) -> Callable[..., Tensor]:
     """`sdpa.attend`, or what has its signature."""
     if impl == "reference":
         return Eager(dropout)
+    if impl == "triton":
+        return _triton().Fused(dropout)
     return partial(sdpa.attend, backend=sdpa.BACKENDS.get(impl))
+
+
+def _triton() -> ModuleType:
+    """The kernels, imported when first asked for: triton is not everywhere."""
+    from mixers import attention_triton
+
+    return attention_triton
 
 
 class Eager(nn.Module):
@@ -213,7 +231,12 @@ class AttentionLayer(nn.Module):
         generator: torch.Generator,
     ) -> None:
         super().__init__()
-        self.causal = causal
+        if mixer.impl == "triton" and not causal:
+            raise ValueError(
+                "impl = 'triton' sees the past alone, but causal = False: use impl = 'sdpa' or "
+                "'reference'"
+            )
+        self.causal, self.impl = causal, mixer.impl
         self.n_heads, self.rope = mixer.n_heads, mixer.positions == "rope"
         bias, init = mixer.bias, mixer.init
         # query, key, value
@@ -236,6 +259,10 @@ class AttentionLayer(nn.Module):
         self, x: Float[Tensor, "b t d"], *, lengths: Int[Tensor, " b"] | None = None
     ) -> Float[Tensor, "b t d"]:
         t = x.shape[1]
+        if self.impl == "triton" and not self.rope:
+            fused: Any = self.attend  # whose gradient in one piece is no copy of three
+            qkv = self.proj_in(x).unflatten(-1, (3, self.n_heads, -1))
+            return self.proj_out(fused.packed(qkv).flatten(-2))
         q, k, v = self._project(x, torch.arange(t, device=x.device))
         mask = None
         # Under a causal mask no valid token reaches the padding on its right.
@@ -265,5 +292,6 @@ class AttentionLayer(nn.Module):
         keys.index_copy_(1, position, k)
         values.index_copy_(1, position, v)
         mask = torch.arange(keys.shape[1], device=x.device)[None] <= position
-        y = self.attend(q, keys, values, causal=False, mask=mask)
+        attend = attend_by("reference") if self.impl == "triton" else self.attend
+        y = attend(q, keys, values, causal=False, mask=mask)
         return self.proj_out(y[:, 0].flatten(-2)), (keys, values, position + 1)

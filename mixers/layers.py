@@ -140,15 +140,31 @@ class Dropout(nn.Module):
         self.register_buffer("state", None)
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.p == 0:
+        state = self._state_to_use()
+        if state is None:
             return x
-        if self.state is None:
-            raise RuntimeError("Dropout has no state: call seed_dropout(model, generator)")
         # No arithmetic before the first bits are mixed: a compiler takes it for an index, in int32.
         place = torch.arange(x.numel(), device=x.device).view(x.shape)
-        keep = hash_(hash_(place).add_(self.state)) >= round(self.p * 2**32)
-        hash_(self.state.add_(1))
+        keep = hash_(hash_(place).add_(state)) >= round(self.p * 2**32)
+        hash_(state.add_(1))
         return torch.where(keep, x / (1 - self.p), 0)
+
+    def draw(self) -> Int[Tensor, ""] | None:
+        """The state of one call, for a kernel that forms its mask, and the module's has moved on;
+        None where nothing is dropped."""
+        state = self._state_to_use()
+        if state is None:
+            return None
+        drawn = state.clone()
+        hash_(state.add_(1))
+        return drawn
+
+    def _state_to_use(self) -> Int[Tensor, ""] | None:
+        if not self.training or self.p == 0:
+            return None
+        if self.state is None:
+            raise RuntimeError("Dropout has no state: call seed_dropout(model, generator)")
+        return self.state
 
 
 WORD = 2**32 - 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from itertools import groupby
+from itertools import groupby, product
 from pathlib import Path
 
 import pytest
@@ -69,15 +69,21 @@ def test_on_a_gpu_recall_is_trained_from_graphs_and_each_mixer_by_its_kernels():
     assert len(cells) == 16 * 7 * 5
     assert {cell.training.engine for cell in cells} == {"graph"}
     assert {cell.training.engine for cell in grids_recall.mqar_fig3(CPU)} == {"eager"}
-    impls = {cell.mixer.name: cell.mixer.impl for cell in cells}
+    impls = {(cell.mixer.name, cell.mixer.impl) for cell in cells}
     assert impls == {
-        "hgrn2": "triton",
-        "hgrn1": "triton",
-        "gla": "fla",
-        "mamba": "mamba_ssm",
-        # Its probabilities have dropout.
-        "attention": "reference",
+        ("hgrn2", "triton"),
+        ("hgrn1", "triton"),
+        ("gla", "fla"),
+        ("mamba", "mamba_ssm"),
+        ("attention", "triton"),
+        # Its one head is as wide as the model, and our kernels take 128 channels.
+        ("attention", "reference"),
     }
+    attention = [cell for cell in cells if cell.mixer.name == "attention"]
+    widths = {(cell.mixer.impl, cell.backbone.d_model) for cell in attention}
+    assert widths == {*product(["triton"], (64, 128)), *product(["reference"], (256, 512))}
+    on_a_cpu = {cell.mixer.impl for cell in grids_recall.mqar_fig3(CPU)}
+    assert on_a_cpu == {"reference"}
     assert {cell.protocol for cell in cells} == {"hgrn2-paper"}
 
 

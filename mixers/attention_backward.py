@@ -1,0 +1,261 @@
+"""The backward pass of attention: the queries' gradients first, which leave delta for the keys'."""
+
+from __future__ import annotations
+
+from math import log
+from typing import no_type_check
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from hgrn2.kernels.gate import operand
+from hgrn2.kernels.settings import cdiv
+from mixers.attention_kernels import (
+    as_operand,
+    compiled_for,
+    load_rows,
+    state_of,
+    store_rows,
+    where_kept,
+)
+
+LN2 = tl.constexpr(log(2))
+
+
+@triton.jit
+@no_type_check
+def score_gradients(
+    x,
+    y,
+    dx,
+    dy,
+    lse,
+    delta,
+    head,
+    row,
+    column,
+    T,
+    state,
+    SCALE: tl.constexpr,
+    DROPPED: tl.constexpr,
+    KEPT: tl.constexpr,
+    DOT: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """P D and dS as operands, over the tokens of x and y: query and key, with dx = do and dy = v,
+    or the other way round. lse, delta and row have the queries' axis, column the keys'."""
+    S = tl.dot(x, tl.trans(y), input_precision=PRECISION)
+    dP = tl.dot(dx, tl.trans(dy), input_precision=PRECISION)
+    P = tl.exp2(tl.where(column <= row, S * SCALE - lse, float("-inf")))
+    D = where_kept(KEPT, head, row, column, T, state, DROPPED)
+    return operand(P * D, DOT, PRECISION), operand(P * (dP * D - delta), DOT, PRECISION)
+
+
+@triton.jit(do_not_specialize=["T", "heads"])
+@no_type_check
+def attention_bwd_query_kernel(
+    q,
+    k,
+    v,
+    o,
+    do,
+    lse,
+    delta,
+    dq,
+    state,
+    q_stride_b,
+    q_stride_t,
+    q_stride_h,
+    k_stride_b,
+    k_stride_t,
+    k_stride_h,
+    v_stride_b,
+    v_stride_t,
+    v_stride_h,
+    do_stride_b,
+    do_stride_t,
+    do_stride_h,
+    d_stride_b,
+    d_stride_t,
+    d_stride_h,
+    T,
+    H,
+    heads,
+    K: tl.constexpr,
+    C: tl.constexpr,
+    STEP: tl.constexpr,
+    SCALE: tl.constexpr,
+    DROPPED: tl.constexpr,
+    KEPT: tl.constexpr,
+    DOT: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """dq and delta [b h t] of C queries of one head, over the keys up to them."""
+    program = tl.program_id(0)
+    start = (tl.cdiv(T, C) - 1 - program // heads) * C
+    head = (program % heads).to(tl.int64)
+    batch, own = head // H, head % H
+    q += batch * q_stride_b + own * q_stride_h
+    k += batch * k_stride_b + own * k_stride_h
+    v += batch * v_stride_b + own * v_stride_h
+    do += batch * do_stride_b + own * do_stride_h
+    o += (batch * T * H + own) * K
+    dq += batch * d_stride_b + own * d_stride_h
+    drawn = state_of(state, DROPPED)
+
+    row = start + tl.arange(0, C)
+    query = as_operand(load_rows(q, start, q_stride_t, T, K, C), DOT, PRECISION)
+    d_output = load_rows(do, start, do_stride_t, T, K, C)
+    output = load_rows(o, start, H * K, T, K, C)
+    own_delta = tl.sum(d_output.to(tl.float32) * output.to(tl.float32), 1)
+    d_output = as_operand(d_output, DOT, PRECISION)
+    tl.store(delta + head * T + row, own_delta, mask=row < T)
+    own_lse = tl.load(lse + head * T + row, mask=row < T, other=0.0)
+    d_query = tl.zeros([C, K], tl.float32)
+    for first in range(0, tl.minimum(start + C, T), STEP):
+        key = as_operand(load_rows(k, first, k_stride_t, T, K, STEP), DOT, PRECISION)
+        value = as_operand(load_rows(v, first, v_stride_t, T, K, STEP), DOT, PRECISION)
+        _, dS = score_gradients(
+            query,
+            key,
+            d_output,
+            value,
+            own_lse[:, None],
+            own_delta[:, None],
+            head,
+            row[:, None],
+            (first + tl.arange(0, STEP))[None, :],
+            T,
+            drawn,
+            SCALE,
+            DROPPED,
+            KEPT,
+            DOT,
+            PRECISION,
+        )
+        d_query = tl.dot(dS, key, d_query, input_precision=PRECISION)
+    store_rows(dq, d_query * (SCALE * LN2), start, d_stride_t, T, K, C)
+
+
+@triton.jit(do_not_specialize=["T", "heads"])
+@no_type_check
+def attention_bwd_key_kernel(
+    q,
+    k,
+    v,
+    do,
+    lse,
+    delta,
+    dk,
+    dv,
+    state,
+    q_stride_b,
+    q_stride_t,
+    q_stride_h,
+    k_stride_b,
+    k_stride_t,
+    k_stride_h,
+    v_stride_b,
+    v_stride_t,
+    v_stride_h,
+    do_stride_b,
+    do_stride_t,
+    do_stride_h,
+    d_stride_b,
+    d_stride_t,
+    d_stride_h,
+    T,
+    H,
+    heads,
+    K: tl.constexpr,
+    C: tl.constexpr,
+    STEP: tl.constexpr,
+    SCALE: tl.constexpr,
+    DROPPED: tl.constexpr,
+    KEPT: tl.constexpr,
+    DOT: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """dk and dv of C keys of one head, under the queries from them on."""
+    program = tl.program_id(0)
+    start = program // heads * C
+    head = (program % heads).to(tl.int64)
+    batch, own = head // H, head % H
+    q += batch * q_stride_b + own * q_stride_h
+    k += batch * k_stride_b + own * k_stride_h
+    v += batch * v_stride_b + own * v_stride_h
+    do += batch * do_stride_b + own * do_stride_h
+    dk += batch * d_stride_b + own * d_stride_h
+    dv += batch * d_stride_b + own * d_stride_h
+    drawn = state_of(state, DROPPED)
+
+    column = start + tl.arange(0, C)
+    key = as_operand(load_rows(k, start, k_stride_t, T, K, C), DOT, PRECISION)
+    value = as_operand(load_rows(v, start, v_stride_t, T, K, C), DOT, PRECISION)
+    d_value = tl.zeros([C, K], tl.float32)
+    d_key = tl.zeros([C, K], tl.float32)
+    for first in range(start, T, STEP):
+        row = first + tl.arange(0, STEP)
+        query = as_operand(load_rows(q, first, q_stride_t, T, K, STEP), DOT, PRECISION)
+        d_output = as_operand(load_rows(do, first, do_stride_t, T, K, STEP), DOT, PRECISION)
+        PD, dS = score_gradients(
+            key,
+            query,
+            value,
+            d_output,
+            tl.load(lse + head * T + row, mask=row < T, other=0.0)[None, :],
+            tl.load(delta + head * T + row, mask=row < T, other=0.0)[None, :],
+            head,
+            row[None, :],
+            column[:, None],
+            T,
+            drawn,
+            SCALE,
+            DROPPED,
+            KEPT,
+            DOT,
+            PRECISION,
+        )
+        d_value = tl.dot(PD, d_output, d_value, input_precision=PRECISION)
+        d_key = tl.dot(dS, query, d_key, input_precision=PRECISION)
+    store_rows(dk, d_key * (SCALE * LN2), start, d_stride_t, T, K, C)
+    store_rows(dv, d_value, start, d_stride_t, T, K, C)
+
+
+def attention_gradients(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    o: Tensor,
+    lse: Tensor,
+    do: Tensor,
+    state: Tensor | None,
+    p: float,
+) -> Tensor:
+    """dq, dk and dv in one [b t 3 h k], from what `attention_output` took and gave, and do."""
+    b, t, h, width = q.shape
+    gradients = q.new_empty((b, t, 3, h, width))
+    dq, dk, dv = gradients.unbind(2)
+    delta = torch.empty_like(lse)
+    table, constants = compiled_for(q, state, p)
+    strides = [stride for x in (q, k, v, do, dq) for stride in x.stride()[:3]]
+    for kernel, launch, tensors in (
+        (attention_bwd_query_kernel, table.query, (q, k, v, o, do, lse, delta, dq)),
+        (attention_bwd_key_kernel, table.key, (q, k, v, do, lse, delta, dk, dv)),
+    ):
+        kernel[(b * h * cdiv(t, launch.block),)](
+            *tensors,
+            lse if state is None else state,
+            *strides,
+            t,
+            h,
+            b * h,
+            C=launch.block,
+            STEP=launch.step,
+            **constants,
+            num_warps=launch.num_warps,
+            num_stages=launch.num_stages,
+        )
+    return gradients

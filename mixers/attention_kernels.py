@@ -1,0 +1,208 @@
+"""Kernels of causal softmax attention with dropout: the scores never leave the chip.
+
+As FlashAttention (arXiv 2205.14135, 2307.08691), the forward pass keeps of each row the logarithm
+of its softmax's sum, from which the backward pass forms the probabilities again.
+
+    S_ij = q_i k_j / sqrt(k)      P_ij = exp(S_ij - lse_i), j <= i      o_i = sum_j P_ij D_ij v_j
+    dS_ij = P_ij (D_ij do_i v_j - delta_i)      delta_i = do_i o_i
+
+D is 1 / (1 - p) where a probability is kept, else 0. No number is summed by two programs: results
+are the same bits every time. Axes: b batch, t time, h heads, k head size. A program has C tokens of
+one head and walks over others STEP at a time.
+
+`no_type_check`: Triton compiles a function's text where it stands, so nothing may wrap it.
+"""
+
+from __future__ import annotations
+
+from math import log, sqrt
+from typing import no_type_check
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from hgrn2.kernels.gate import load_tile, operand
+from hgrn2.kernels.settings import cdiv, dot_type
+from mixers.attention_settings import Settings, settings
+
+
+@triton.jit
+@no_type_check
+def scattered(x):
+    """`mixers.layers.hash_` of uint32, whose products wrap where that one masks."""
+    x = (x ^ (x >> 16)) * 0x7FEB352D
+    x = (x ^ (x >> 15)) * 0x31848BAB
+    return x ^ (x >> 16)
+
+
+@triton.jit
+@no_type_check
+def state_of(state, DROPPED: tl.constexpr):
+    return tl.load(state).to(tl.uint32) if DROPPED > 0 else 0
+
+
+@triton.jit
+@no_type_check
+def where_kept(x, head, row, column, T, state, DROPPED: tl.constexpr):
+    """x where `mixers.layers.Dropout` keeps the number of [b h t t] at that place, else 0.
+
+    DROPPED: how many of the 2^32 hashes, the lowest, drop a number.
+    """
+    if DROPPED > 0:
+        length = T.to(tl.uint32)
+        place = (head.to(tl.uint32) * length + row.to(tl.uint32)) * length + column.to(tl.uint32)
+        x = tl.where(scattered(scattered(place) + state) > DROPPED - 1, x, 0.0)
+    return x
+
+
+@triton.jit
+@no_type_check
+def load_rows(x, start, stride_t, T, K: tl.constexpr, C: tl.constexpr):
+    """Tokens [C K] from `start` on; zeros past T."""
+    token = tl.arange(0, C)
+    # int64: a stride of tokens may be that of a batch.
+    x += tl.cast(start, tl.int64) * stride_t
+    return load_tile(x, token, tl.arange(0, K), stride_t, start + token < T)
+
+
+@triton.jit
+@no_type_check
+def as_operand(x, DOT: tl.constexpr, PRECISION: tl.constexpr):
+    """An input, whatever its dtype, in the precision of a product's operands."""
+    if DOT.is_fp32():
+        x = x.to(tl.float32)
+    return operand(x, DOT, PRECISION)
+
+
+@triton.jit
+@no_type_check
+def store_rows(y, tile, start, stride_t, T, K: tl.constexpr, C: tl.constexpr):
+    """The tokens [C K] from `start` on that are before T."""
+    token = tl.arange(0, C)
+    y += tl.cast(start, tl.int64) * stride_t
+    place = token[:, None] * stride_t + tl.arange(0, K)[None, :]
+    tl.store(y + place, tile.to(y.dtype.element_ty), mask=(start + token < T)[:, None])
+
+
+@triton.jit(do_not_specialize=["T", "heads"])
+@no_type_check
+def attention_fwd_kernel(
+    q,
+    k,
+    v,
+    o,
+    lse,
+    state,
+    state_copy,
+    q_stride_b,
+    q_stride_t,
+    q_stride_h,
+    k_stride_b,
+    k_stride_t,
+    k_stride_h,
+    v_stride_b,
+    v_stride_t,
+    v_stride_h,
+    T,
+    H,
+    heads,
+    K: tl.constexpr,
+    C: tl.constexpr,
+    STEP: tl.constexpr,
+    SCALE: tl.constexpr,
+    DROPPED: tl.constexpr,
+    KEPT: tl.constexpr,
+    DOT: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """o [b t h k] and lse [b h t], to base 2, of C queries of one head, over the keys up to them.
+
+    SCALE: log2(e) / sqrt(k), so that exponents are those of 2. KEPT: 1 / (1 - p).
+    """
+    program = tl.program_id(0)
+    # The longest rows first: the short ones fill what is left of the device at the end.
+    start = (tl.cdiv(T, C) - 1 - program // heads) * C
+    head = (program % heads).to(tl.int64)
+    batch, own = head // H, head % H
+    q += batch * q_stride_b + own * q_stride_h
+    k += batch * k_stride_b + own * k_stride_h
+    v += batch * v_stride_b + own * v_stride_h
+    drawn = state_of(state, DROPPED)
+    if DROPPED > 0:
+        tl.store(state_copy, drawn.to(tl.int64), mask=program == 0)
+
+    row = start + tl.arange(0, C)
+    query = as_operand(load_rows(q, start, q_stride_t, T, K, C), DOT, PRECISION)
+    acc = tl.zeros([C, K], tl.float32)
+    highest = tl.full([C], float("-inf"), tl.float32)
+    total = tl.zeros([C], tl.float32)
+    for first in range(0, tl.minimum(start + C, T), STEP):
+        column = first + tl.arange(0, STEP)
+        key = as_operand(load_rows(k, first, k_stride_t, T, K, STEP), DOT, PRECISION)
+        S = tl.dot(query, tl.trans(key), input_precision=PRECISION)
+        S = tl.where(column[None, :] <= row[:, None], S, float("-inf"))
+        higher = tl.maximum(highest, tl.max(S, 1))
+        shrink = tl.exp2((highest - higher) * SCALE)
+        highest = higher
+        P = tl.exp2((S - higher[:, None]) * SCALE)
+        total = total * shrink + tl.sum(P, 1)
+        P = where_kept(P, head, row[:, None], column[None, :], T, drawn, DROPPED)
+        value = as_operand(load_rows(v, first, v_stride_t, T, K, STEP), DOT, PRECISION)
+        acc = tl.dot(
+            operand(P, DOT, PRECISION), value, acc * shrink[:, None], input_precision=PRECISION
+        )
+    tl.store(lse + head * T + row, highest * SCALE + tl.log2(total), mask=row < T)
+    o += (batch * T * H + own) * K
+    store_rows(o, acc * (KEPT / total)[:, None], start, H * K, T, K, C)
+
+
+def compiled_for(q: Tensor, state: Tensor | None, p: float) -> tuple[Settings, dict[str, object]]:
+    """The launches, and the constants that all kernels share."""
+    width = q.shape[-1]
+    dot, precision = dot_type(q.dtype, width, width)
+    constants = {
+        "K": width,
+        "SCALE": 1 / (log(2) * sqrt(width)),
+        "DROPPED": 0 if state is None else round(p * 2**32),
+        "KEPT": 1.0 if state is None else 1 / (1 - p),
+        "DOT": dot,
+        "PRECISION": precision,
+    }
+    return settings(width, "bf16" if dot == tl.bfloat16 else precision), constants
+
+
+def attention_output(
+    q: Tensor, k: Tensor, v: Tensor, state: Tensor | None, p: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """o [b t h k] in q's dtype and lse fp32 [b h t], to base 2, of q, k, v [b t h k]; and a copy of
+    the state for `attention_gradients`.
+
+    The inputs' last axes are contiguous. `state`: dropout's, int64 []; None: no dropout.
+    """
+    b, t, h, _ = q.shape
+    o = q.new_empty(q.shape)
+    lse = q.new_empty((b, h, t), dtype=torch.float32)
+    state_copy = lse.new_empty((), dtype=torch.int64)
+    table, constants = compiled_for(q, state, p)
+    launch = table.forward
+    attention_fwd_kernel[(b * h * cdiv(t, launch.block),)](
+        q,
+        k,
+        v,
+        o,
+        lse,
+        state_copy if state is None else state,
+        state_copy,
+        *(stride for x in (q, k, v) for stride in x.stride()[:3]),
+        t,
+        h,
+        b * h,
+        C=launch.block,
+        STEP=launch.step,
+        **constants,
+        num_warps=launch.num_warps,
+        num_stages=launch.num_stages,
+    )
+    return o, lse, state_copy

@@ -1,0 +1,122 @@
+"""Attention's kernels where there is no GPU: interpreted, compiled for one, and asked for wrongly.
+
+triton reads TRITON_INTERPRET on import, so interpreted_attention.py runs in a process of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from mixers import Attention
+from mixers.attention_settings import HEAD_SIZES
+from tests.hgrn2.triton_compilation import SHARED_BYTES, compile_for
+from tests.mixers.attention_compilation import launches
+from tests.mixers.test_contract import generator
+
+# (channels of a head, products, architecture) -> bytes a thread that spill today, of the forward
+# pass, the queries' and the keys' gradients: a ratchet, to be lowered with the kernels, never
+# raised. The settings are made for Hopper; elsewhere the operands' halves of tf32x3 spill.
+SPILL_BYTES = {
+    (128, "bf16", 90): (0, 0, 56),
+    (128, "tf32", 90): (0, 16, 104),
+    (64, "tf32x3", 90): (0, 0, 40),
+    (128, "tf32x3", 90): (40, 0, 8),
+    (64, "bf16", 80): (0, 0, 32),
+    (128, "bf16", 80): (0, 0, 8),
+    (64, "tf32", 80): (0, 8, 448),
+    (128, "tf32", 80): (0, 32, 8),
+    (64, "tf32x3", 80): (0, 304, 904),
+    (128, "tf32x3", 80): (1184, 0, 8),
+    (128, "bf16", 100): (0, 8, 0),
+    (64, "tf32x3", 100): (104, 448, 632),
+    (128, "tf32x3", 100): (848, 0, 40),
+}
+
+
+def test_the_interpreted_kernels_agree_with_the_oracle():
+    file = Path(__file__).with_name("interpreted_attention.py")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(file)],
+        cwd=file.parent.parent.parent,
+        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def entries():
+    for products in ("bf16", "tf32", "tf32x3"):
+        yield from ((width, products, 90) for width in HEAD_SIZES)
+        yield from ((width, products, place) for place in (80, 100) for width in (64, 128))
+
+
+@pytest.fixture
+def products(request):
+    """The dtype of inputs that are multiplied so, where torch is told so meanwhile."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if request.param == "tf32" else "highest")
+    yield request.param
+    torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize(
+    ("width", "products", "architecture"), list(entries()), indirect=["products"]
+)
+def test_entry_compiles_and_fits(width, products, architecture):
+    dtype = torch.bfloat16 if products == "bf16" else torch.float32
+    allowed = SPILL_BYTES.get((width, products, architecture), (0, 0, 0))
+    for launched, spill_bytes in zip(launches(width, dtype, 0.1), allowed, strict=True):
+        resources = compile_for(launched, architecture)
+        assert resources.shared_bytes <= SHARED_BYTES[architecture], launched.name
+        assert resources.registers <= 255
+        assert resources.spill_bytes <= spill_bytes, (launched.name, resources)
+
+
+@pytest.mark.parametrize("width", HEAD_SIZES)
+def test_without_dropout_there_is_neither_a_hash_nor_a_factor(width):
+    for launched in launches(width, torch.bfloat16, 0.0):
+        assert (launched.options["DROPPED"], launched.options["KEPT"]) == (0, 1)
+        assert compile_for(launched, 90).spill_bytes == 0
+
+
+def test_heads_that_do_not_fit_are_named():
+    for n_heads, d_model, instead in (
+        (1, 256, "n_heads could be 16, 8, 4, 2"),
+        (3, 72, "use impl = 'reference'"),
+        (4, 32, "n_heads could be 2, 1"),
+    ):
+        mixer = Attention(impl="triton", n_heads=n_heads)
+        with pytest.raises(
+            ValueError, match=f"n_heads = {n_heads} of d_model = {d_model}.*{instead}"
+        ):
+            mixer.check_width(d_model)
+    Attention(impl="triton", n_heads=2).check_width(64)
+
+
+def test_both_directions_and_a_cpu_are_refused():
+    mixer = Attention(impl="triton", dropout=0.1)
+    with pytest.raises(ValueError, match=r"impl = 'triton' sees the past alone.*use impl = 'sdpa'"):
+        mixer.stack(32, 2, causal=False, generator=generator(0))
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert mixer.unsupported(cpu, torch.float32) == (
+        "impl='triton' needs a CUDA device, not cpu: use impl='reference'"
+    )
+    assert mixer.unsupported(gpu, torch.bfloat16) is None
+    assert "not torch.float64" in str(mixer.unsupported(gpu, torch.float64))
+    layer = Attention(impl="triton").stack(32, 2, causal=True, generator=generator(0))[0]
+    x = torch.zeros(1, 4, 32)
+    with pytest.raises(ValueError, match="impl='triton' needs a CUDA device, not cpu"):
+        layer(x)
+    # One token at a time it is the eager form, which a CPU has.
+    y, _ = layer.step(x[:, 0], layer.start(1, 4))
+    assert y.isfinite().all()
