@@ -100,7 +100,11 @@ def test_a_width_that_does_not_fit_is_named(mixer, d_model, message):
         (Attention, {"dropout": 0.1}, "dropout = 0.1 does not fit impl = 'sdpa'"),
         (Attention, {"dropout": 0.1, "impl": "sdpa_flash"}, "does not fit impl = 'sdpa_flash'"),
         (Attention, {"dropout": 1.0, "impl": "reference"}, "dropout"),
-        (Attention, {"impl": "triton"}, "'sdpa', 'sdpa_flash', 'sdpa_cudnn' or 'reference'"),
+        (
+            Attention,
+            {"impl": "flash"},
+            "'sdpa', 'sdpa_flash', 'sdpa_cudnn', 'triton' or 'reference'",
+        ),
         (Mamba, {"init": "kaiming"}, "'torch', 'normal' or 'zoology'"),
     ],
 )
