@@ -12,7 +12,7 @@ from harness.published import published
 from harness.series import origin, spoken
 
 KIND = ["precision", "seq_len", "kv_pairs"]
-WAY = ["engine", "pack", "compiled"]
+WAY = ["engine", "pack", "compiled", "steps_together"]
 AXES = [*KIND, *WAY, "batch", "test_batch", "d_model", "expand_ratio", "seed", "trial"]
 THEIRS = "zoology"
 COSTS = {
@@ -25,10 +25,12 @@ COSTS = {
 
 
 def mqar_step(table: pd.DataFrame) -> dict[str, Plot]:
-    """For each way to train (engine, models side by side) every cost that was measured."""
+    """For each way to train (engine, models side by side, compiled, steps launched at once) every
+    cost that was measured."""
     plots: dict[str, Plot] = {}
-    for (engine, pack, compiled), cells in table.groupby(WAY):
+    for (engine, pack, compiled, together), cells in table.groupby(WAY):
         way = f"{engine}_{pack}{'_compiled' if compiled else ''}"
+        way += "" if together == 1 else f"_{together}_steps"
         if not cells["status"].eq("ok").any():
             continue
         beside = pd.concat([cells, _theirs(cells)], ignore_index=True)
@@ -46,8 +48,10 @@ def _plot(table: pd.DataFrame, cost: Cost) -> Plot:
     engine, pack = ours["engine"].iloc[0], int(ours["pack"].iloc[0])
     alone = "one model alone" if pack == 1 else f"{pack} models side by side"
     compiled = ", the loss compiled" if ours["compiled"].iloc[0] else ""
+    together = int(ours["steps_together"].iloc[0])
+    together = f", {together} steps launched at once" if together > 1 else ""
     sentences = [
-        f"{cost.y_name} over model width, engine {engine}{compiled}, {alone}.",
+        f"{cost.y_name} over model width, engine {engine}{compiled}{together}, {alone}.",
         f"Batch by length: {_batches(ours)}. Two layers, vocabulary 8192; a training is 64 epochs "
         "of 100,000 rows, evaluations included, none stopped early.",
         _faster(lines) if cost.y == "step_ms_per_model" else "",

@@ -46,3 +46,13 @@ def test_a_trainings_hour_counts_theirs_too(plots):
     table = plots["runs_an_hour_graph_1"].table
     row = table.query(f"impl == '{THEIRS}' and mixer == 'based' and d_model == 64").iloc[0]
     assert row["runs_per_hour"] == pytest.approx(3600 / 241)
+
+
+def test_steps_launched_together_are_a_way_of_their_own():
+    table = tidy(step_records())
+    together = table["pack"] == 1
+    mixed = table.assign(steps_together=together.map({True: 8, False: 1}))
+    plots = draw(mixed)
+    assert {"step_time_graph_1_8_steps", "step_time_graph_7"} <= set(plots)
+    assert "step_time_graph_1" not in plots
+    assert "8 steps launched at once" in plots["step_time_graph_1_8_steps"].caption
