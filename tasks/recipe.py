@@ -64,7 +64,8 @@ class Training(Frozen):
 
     steps_together: PositiveInt = 1
     """How many steps are launched at once where so many batches in a row have one shape; with
-    `graph`, as one graph. Of a small model's step the host's part can take as long as the device's."""
+    `graph`, as one graph. The host's part of a small model's step can take as long as the device's.
+    """
 
     later: ClassVar[tuple[str, ...]] = (
         *("engine", "compiled", "schedule_steps", "rates_lr", "steps_together"),

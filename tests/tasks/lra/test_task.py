@@ -18,6 +18,16 @@ from tests.tasks.test_training import StopAfter, without_times
 pytestmark = pytest.mark.usefixtures("_generated")
 
 
+@pytest.mark.parametrize(("data", "buckets"), [(LISTOPS, None), (LISTOPS, 4), (PATHFINDER, None)])
+def test_shapes_of_an_epoch_are_equal_where_tensors_are(data, buckets):
+    task = tiny(data=data, buckets=buckets)
+    problem = task.trainer(Context(CPU)).problem
+    told = problem.start_epoch(0)
+    found = [tuple(x.shape for x in problem.batch(step)) for step in range(len(told))]
+    assert len(told) > 2
+    assert [a == b for a in told for b in told] == [a == b for a in found for b in found]
+
+
 def test_a_run_generates_its_data_and_tells_all(root: Path):
     metrics = tiny().run(Context(CPU))
     assert metrics["provenance"] == "generated (listops version 1, seed 0)"
