@@ -2,6 +2,9 @@
 
 A pair of tokens is handled at the level where they lie in sibling halves of one block, anchored at
 the halves' border, so every exponent is at most 0 (README, "Dyadic splitting in product space").
+The lowest INNER levels are one product anchored at the start of each 2^INNER tokens, as `output`
+has it for a whole chunk, where no channel decays by more than MAX_BITS inside them: 7 bits a token
+where they are 16.
 Pointers are at the chunk's first token and at the head.
 """
 
@@ -11,6 +14,7 @@ import triton
 import triton.language as tl
 
 from hgrn2.kernels.gate import (
+    MAX_BITS,
     beyond,
     gated_tile,
     indicator,
@@ -18,8 +22,18 @@ from hgrn2.kernels.gate import (
     operand,
     power,
     sums,
+    to_start,
     up_to,
 )
+
+
+@triton.jit
+def inner_sums(g, token, SIDE: tl.constexpr, REVERSE: tl.constexpr, SPLIT: tl.constexpr):
+    """Of log2 f [c k], over the tokens up to each one, itself included, from the start of its SIDE
+    tokens on; and which pairs meet among them, [c c]."""
+    row, column = token[:, None], token[None, :]
+    inside = up_to(row, column, REVERSE) & (row // SIDE == column // SIDE)
+    return sums(indicator(inside, SPLIT), g, SPLIT), inside
 
 
 @triton.jit
@@ -54,20 +68,39 @@ def dyadic_scores(
     BK: tl.constexpr,
     C: tl.constexpr,
     LEVELS: tl.constexpr,
+    INNER: tl.constexpr,
     REVERSE: tl.constexpr,
     DOT: tl.constexpr,
     FAST: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """A [c c], by levels."""
+    """A [c c], by levels. Which way a row's inner part is formed depends on no later token."""
     A = tl.zeros([C, C], tl.float32)
     same = token[:, None] == token[None, :]
     for k_block in range(0, K, BK):
         k = k_block + tl.arange(0, BK)
         q_tile = load_tile(q, token, k, q_stride_t, valid).to(tl.float32)
         key, g = gated_tile(z, bound, token, k, z_stride_t, valid, FAST)
-        A += tl.where(same, tl.sum(q_tile * key, 1)[:, None], 0.0)
-        for level in range(LEVELS):
+        inner = tl.zeros([C, C], tl.float32)
+        far = tl.full([C], True, tl.int1)
+        if INNER > 0:
+            G, inside = inner_sums(g, token, 1 << INNER, REVERSE, FAST)
+            right = operand(q_tile * power(G, FAST), DOT, PRECISION)
+            left = operand(key * to_start(G, FAST), DOT, PRECISION)
+            products = tl.dot(right, tl.trans(left), input_precision=PRECISION)
+            inner = tl.where(inside, products, 0.0)
+            far = tl.min(G, 1) < -MAX_BITS
+        if tl.max(far.to(tl.int32), 0) > 0:
+            split = tl.where(same, tl.sum(q_tile * key, 1)[:, None], 0.0)
+            for level in range(INNER):
+                E, later, together = dyadic_level(g, token, 1 << level, REVERSE, FAST)
+                right = operand(tl.where(later, q_tile * E, 0.0), DOT, PRECISION)
+                left = operand(tl.where(later, 0.0, key * E), DOT, PRECISION)
+                products = tl.dot(right, tl.trans(left), input_precision=PRECISION)
+                split += tl.where(together, products, 0.0)
+            inner = tl.where(far[:, None], split, inner)
+        A += inner
+        for level in range(INNER, LEVELS):
             E, later, together = dyadic_level(g, token, 1 << level, REVERSE, FAST)
             right = operand(tl.where(later, q_tile * E, 0.0), DOT, PRECISION)
             left = operand(tl.where(later, 0.0, key * E), DOT, PRECISION)
@@ -88,6 +121,7 @@ def dyadic_gradients(
     valid,
     k,
     LEVELS: tl.constexpr,
+    INNER: tl.constexpr,
     REVERSE: tl.constexpr,
     DOT: tl.constexpr,
     FAST: tl.constexpr,
@@ -105,7 +139,20 @@ def dyadic_gradients(
     diagonal = tl.sum(tl.where(same, dA, 0.0).to(tl.float32), 1)[:, None]
     dq, dkey = diagonal * key, diagonal * q_tile
     moved = tl.zeros_like(key)
-    for level in range(LEVELS):
+    lowest = 0
+    if INNER > 0:
+        G, inside = inner_sums(g, token, 1 << INNER, REVERSE, FAST)
+        if tl.min(tl.min(G, 1), 0) >= -MAX_BITS:
+            lowest = INNER
+            from_start, to_its_start = power(G, FAST), to_start(G, FAST)
+            right = operand(q_tile * from_start, DOT, PRECISION)
+            left = operand(key * to_its_start, DOT, PRECISION)
+            block = tl.where(inside, dA, 0.0)
+            to_right = tl.dot(block, left, input_precision=PRECISION)
+            to_left = tl.dot(tl.trans(block), right, input_precision=PRECISION)
+            dq, dkey = from_start * to_right, to_its_start * to_left
+            moved = right.to(tl.float32) * to_right - left.to(tl.float32) * to_left
+    for level in range(lowest, LEVELS):
         E, later, together = dyadic_level(g, token, 1 << level, REVERSE, FAST)
         right = operand(tl.where(later, q_tile * E, 0.0), DOT, PRECISION)
         left = operand(tl.where(later, 0.0, key * E), DOT, PRECISION)
