@@ -81,7 +81,11 @@ class RMSNorm(nn.RMSNorm):
 
 class BatchNorm(nn.Module):
     """Each channel by its mean and variance over the valid tokens of the batch: padding changes
-    neither. In evaluation by their running averages, as torch's own keeps them."""
+    neither. In evaluation by their running averages, as torch's own keeps them.
+
+    Padding comes out as 0: nothing bounds it, as it counts in no variance, and a few blocks whose
+    maps grow with the square of their input take it past the largest number.
+    """
 
     running_mean: Tensor
     running_var: Tensor
@@ -99,8 +103,14 @@ class BatchNorm(nn.Module):
     def forward(self, x: Tensor, *, lengths: Tensor | None = None) -> Tensor:
         """x [b t d], lengths [b]; in its weights' dtype."""
         x = x.to(self.weight.dtype)
-        if self.training and lengths is not None:
-            return self._over_valid(x, valid_tokens(lengths, x.shape[1])[..., None].to(x.dtype))
+        if lengths is None:
+            return self._over_all(x)
+        valid = valid_tokens(lengths, x.shape[1])[..., None]
+        x = torch.where(valid, x, 0)
+        y = self._over_valid(x, valid) if self.training else self._over_all(x)
+        return torch.where(valid, y, 0)
+
+    def _over_all(self, x: Tensor) -> Tensor:
         flat = F.batch_norm(
             x.flatten(0, 1),
             self.running_mean,
@@ -114,8 +124,9 @@ class BatchNorm(nn.Module):
         return flat.view_as(x)
 
     def _over_valid(self, x: Tensor, valid: Tensor) -> Tensor:
-        count = valid.sum()
-        mean = (x * valid).sum((0, 1)) / count
+        """x is 0 where it is not valid."""
+        count = valid.sum().to(x.dtype)
+        mean = x.sum((0, 1)) / count
         variance = ((x - mean) * valid).square().sum((0, 1)) / count
         with torch.no_grad():
             unbiased = variance * (count / (count - 1).clamp(min=1))

@@ -19,6 +19,8 @@ from tests.mixers.attention_inputs import ROUNDING, check, draw, generator, resu
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    # fp32 without TF32 is what some of these compile on purpose.
+    pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores:UserWarning"),
 ]
 
 # Batch and length of MQAR's training.

@@ -150,3 +150,16 @@ def test_batch_norm_sees_valid_tokens_alone():
     whole, torchs = BatchNorm(D, eps=1e-5).double(), nn.BatchNorm1d(D).double()
     torch.testing.assert_close(whole(x), torchs(x.flatten(0, 1)).view_as(x))
     torch.testing.assert_close(whole.running_var, torchs.running_var)
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_padding_leaves_batch_norm_as_zeros_whatever_it_holds(train):
+    lengths = torch.tensor([4, 9])
+    x = torch.randn(2, 9, D, generator=generator(3))
+    x[0, 4:] = torch.inf
+    x.requires_grad_()
+    y = BatchNorm(D, eps=1e-5).train(train)(x, lengths=lengths)
+    assert (y[0, 4:] == 0).all()
+    (gradient,) = torch.autograd.grad(y.square().sum(), x)
+    assert gradient.isfinite().all()
+    assert (gradient[0, 4:] == 0).all()

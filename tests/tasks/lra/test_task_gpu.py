@@ -32,13 +32,13 @@ def _data(tmp_path_factory):
 
 
 def pair(mixer: Mixer, data: Data) -> tuple[LRA, LRA]:
-    """HGRN2's ListOps recipe, or our small one, shortened: from a graph, and eager."""
+    """HGRN2's ListOps recipe, or our small one, shortened: compiled, from a graph; and eager."""
     listops = data.arena == "listops"
     task = (recipes.hgrn2_paper if listops else recipes.small)(mixer, data)
     short = {"epochs": 4, "batch": 16, "lr": 1e-3, "warmup_steps": 4, "schedule_steps": None}
     training = task.training.model_copy(update=short | {"precision": "fp32"})
     graphed = on(GPU, task.model_copy(update={"training": training}))
-    eager = graphed.training.model_copy(update={"engine": "eager"})
+    eager = graphed.training.model_copy(update={"engine": "eager", "compiled": False})
     return graphed, graphed.model_copy(update={"training": eager})
 
 
