@@ -25,7 +25,8 @@ PAPER_RATES = 7
 SOLVED = 0.99
 """Training stops above it: two runs above it are not told apart."""
 THEIRS = "zoology"
-NOT_RUN = "not yet run"
+NOT_RUN, IN_PART = "not yet run", "rates missing"
+"""No verdict: without a result of either, or of every learning rate."""
 
 
 def claims(table: pd.DataFrame) -> dict[str, Plot]:
@@ -69,7 +70,7 @@ def hgrn2_above_hgrn1(table: pd.DataFrame) -> Plot:
         f"printed): HGRN2 is above HGRN1 in every cell. Of {len(rows)} cells: {_counts(told)}. "
         f"A tie: both above {SOLVED}, where training stops. Attention at 1, as in zoology's "
         f"Figure 2: {_counts(solved)}. `rates` counts learning rates with a result, of "
-        f"{PAPER_RATES}, HGRN2's and HGRN1's: with fewer, a verdict is one so far. "
+        f"{PAPER_RATES}, HGRN2's and HGRN1's: with fewer there is no verdict. "
         f"{setting(table, 'seed', 'Seed {}.')} {origin(table)}"
     )
     return Plot(figure, caption, rows, rows)
@@ -88,6 +89,8 @@ def verdicts(table: pd.DataFrame) -> pd.DataFrame:
             for name in ("accuracy", "lrs")
         )
         two, one, attention = accuracy.values()
+        whole = {mixer: rates[mixer] == PAPER_RATES for mixer in rates}
+        both = whole["hgrn2"] and whole["hgrn1"]
         rows.append(
             {
                 "seq_len": seq_len,
@@ -97,31 +100,35 @@ def verdicts(table: pd.DataFrame) -> pd.DataFrame:
                 "HGRN1": one,
                 "difference": None if two is None or one is None else two - one,
                 "rates": f"{rates['hgrn2'] or 0:.0f}, {rates['hgrn1'] or 0:.0f}",
-                "HGRN2 above HGRN1": _above(two, one),
+                "HGRN2 above HGRN1": _above(two, one, whole=both),
                 "attention": attention,
-                "attention at 1": _solved(attention),
+                "attention at 1": _solved(attention, whole=whole["attention"]),
             }
         )
     numbers = ["HGRN2", "HGRN1", "difference", "attention"]
     return pd.DataFrame(rows).astype(dict.fromkeys(numbers, float))
 
 
-def _above(two: float | None, one: float | None) -> str:
+def _above(two: float | None, one: float | None, *, whole: bool) -> str:
     if two is None or one is None:
         return NOT_RUN
+    if not whole:
+        return IN_PART
     if min(two, one) > SOLVED:
         return "tie"
     return "reproduced" if two > one else "not reproduced"
 
 
-def _solved(attention: float | None) -> str:
+def _solved(attention: float | None, *, whole: bool) -> str:
     if attention is None:
         return NOT_RUN
+    if attention <= SOLVED and not whole:
+        return IN_PART
     return "reproduced" if attention > SOLVED else "not reproduced"
 
 
 def _counts(told: Counter[str]) -> str:
-    order = ("reproduced", "not reproduced", "tie", NOT_RUN)
+    order = ("reproduced", "not reproduced", "tie", IN_PART, NOT_RUN)
     return ", ".join(f"{told[name]} {name}" for name in order if told[name])
 
 

@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pandas as pd
 import pytest
 
 from harness.figures import draw
-from harness.figures_claims import NOT_RUN, THEIRS, verdicts
+from harness.figures_claims import IN_PART, NOT_RUN, THEIRS, verdicts
 from harness.frames import tidy
 from harness.records import Record
 from harness.report import markdown
 from tests.harness.synthetic import record
 from tests.harness.synthetic_recall import mqar_records, mqar_task
 
+RATES = (1e-5, 5e-5, 1e-4, 5e-4, 1e-3, 5e-3, 1e-2)
+
 
 def paper(
-    results: dict[tuple[str, int, int], float], *, protocol: str = "hgrn2-paper"
+    results: dict[tuple[str, int, int], float],
+    *,
+    protocol: str = "hgrn2-paper",
+    rates: tuple[float, ...] = RATES,
 ) -> list[Record]:
-    """Cells of the paper's grid: (mixer, seq_len, width) -> accuracy."""
+    """Cells of the paper's grid: (mixer, seq_len, width) -> the best rate's accuracy."""
     pairs = {64: 4, 128: 8, 256: 16, 512: 64}
     made = []
-    for (mixer, seq_len, width), accuracy in results.items():
+    for ((mixer, seq_len, width), accuracy), lr in product(results.items(), rates):
         cell = seq_len, pairs[seq_len]
-        task = mqar_task(mixer, "triton", cell=cell, d_model=width, lr=1e-3, seed=123)
+        task = mqar_task(mixer, "triton", cell=cell, d_model=width, lr=lr, seed=123)
         task |= {"protocol": protocol}
-        made.append(record(task, {"accuracy": accuracy, "state_bytes": 4 * width}))
+        reached = accuracy if lr == 1e-3 else accuracy / 2
+        made.append(record(task, {"accuracy": reached, "state_bytes": 4 * width}))
     return made
 
 
@@ -54,8 +62,16 @@ def test_every_cell_of_the_papers_figure_has_a_verdict_or_is_told_to_be_missing(
     solved = rows["attention at 1"]
     assert (solved[64, 64], solved[512, 512]) == ("reproduced", "not reproduced")
     assert solved.value_counts()[NOT_RUN] == 14
-    assert rows["rates"][64, 64] == "1, 1"
-    assert rows["rates"][512, 512] == "1, 0"
+    assert rows["rates"][64, 64] == "7, 7"
+    assert rows["rates"][512, 512] == "7, 0"
+
+
+def test_a_cell_has_no_verdict_before_every_rate_has_run():
+    rows = verdicts(tidy(paper(RESULTS, rates=RATES[3:]))).set_index(["seq_len", "d_model"])
+    assert rows["HGRN2 above HGRN1"][64, 64] == IN_PART
+    assert rows["rates"][64, 64] == "4, 4"
+    solved = rows["attention at 1"]
+    assert (solved[64, 64], solved[512, 512]) == ("reproduced", IN_PART)
 
 
 def test_the_claims_caption_counts():
