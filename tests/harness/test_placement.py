@@ -101,9 +101,12 @@ def test_cells_spread_over_devices_longest_first_and_a_failure_costs_itself(
     assert (summary.statuses, summary.left) == ({"ok": 9, "error": 1}, 0)
     done = [row for row in rows(tmp_path, "growing") if row.status == "ok"]
     assert {str(row.metrics["place"]) for row in done} == {"cpu:0", "cpu:1", "cpu:2"}
-    begun = [int(row.task["steps"]) for row in sorted(done, key=lambda row: row.started)]
-    assert set(begun[:3]) == {90, 80, 70}
-    assert all(earlier - later >= -10 for earlier, later in pairwise(begun))
+    done.sort(key=lambda row: row.started)
+    # On a busy host a device may come to its first cell when others are at their second.
+    for place in ("cpu:0", "cpu:1", "cpu:2"):
+        begun = [int(row.task["steps"]) for row in done if row.metrics["place"] == place]
+        assert begun == sorted(begun, reverse=True)
+    assert max(int(row.task["steps"]) for row in done[:3]) == 90
     assert {row.env["threads"] for row in done} == {1}
     assert run("growing", "cpu:0", "cpu:1", "cpu:2").settled_before == 9
 
