@@ -12,7 +12,7 @@ import pandas as pd
 from harness import figures_recall
 from harness.plot import Plot, at
 from harness.published import published
-from harness.series import origin, pages, setting, spoken, with_series
+from harness.series import origin, pages, setting, with_series
 from harness.sheet import Sheet, log_limits, value_ticks
 from harness.style import GREY, mark, styled
 
@@ -26,7 +26,7 @@ SOLVED = 0.99
 """Training stops above it: two runs above it are not told apart."""
 THEIRS = "zoology"
 NOT_RUN, IN_PART = "not yet run", "rates missing"
-"""No verdict: without a result of either, or of every learning rate."""
+"""No verdict: without a result, or with results of some learning rates alone."""
 
 
 def claims(table: pd.DataFrame) -> dict[str, Plot]:
@@ -51,12 +51,13 @@ def claims(table: pd.DataFrame) -> dict[str, Plot]:
 def hgrn2_above_hgrn1(table: pd.DataFrame) -> Plot:
     """The claim of the HGRN2 paper's Figure 3, and that attention solves the task."""
     rows = verdicts(table)
+    judged = rows[~rows["HGRN2 above HGRN1"].isin([NOT_RUN, IN_PART])]
     told = Counter(rows["HGRN2 above HGRN1"])
     solved = Counter(rows["attention at 1"])
     with styled():
         sheet = Sheet(len(CELLS), height_in=1.85, share=True)
         for i, (ax, (seq_len, kv_pairs)) in enumerate(zip(sheet.axes, CELLS, strict=True)):
-            line = at(rows, {"seq_len": seq_len}).dropna(subset=["difference"])
+            line = at(judged, {"seq_len": seq_len})
             ax.axhline(0, color=GREY, linestyle=(0, (1, 2)), linewidth=0.9)
             ax.plot(line["d_model"], line["difference"], **mark("hgrn2", "triton").line())
             ax.set(title=f"{seq_len} tokens, {kv_pairs} pairs", xscale="log", ylim=(-1.03, 1.03))
@@ -70,7 +71,8 @@ def hgrn2_above_hgrn1(table: pd.DataFrame) -> Plot:
         f"printed): HGRN2 is above HGRN1 in every cell. Of {len(rows)} cells: {_counts(told)}. "
         f"A tie: both above {SOLVED}, where training stops. Attention at 1, as in zoology's "
         f"Figure 2: {_counts(solved)}. `rates` counts learning rates with a result, of "
-        f"{PAPER_RATES}, HGRN2's and HGRN1's: with fewer there is no verdict. "
+        f"{PAPER_RATES}, HGRN2's and HGRN1's: with fewer there is no verdict "
+        "and no point in the figure; attention's stands once one of its rates has solved the task. "
         f"{setting(table, 'seed', 'Seed {}.')} {origin(table)}"
     )
     return Plot(figure, caption, rows, rows)
@@ -160,7 +162,7 @@ def _ours(table: pd.DataFrame) -> str:
     ours = table[table["impl"] != THEIRS]
     if ours.empty:
         return ""
-    return f"Ours: the best of learning rates {spoken(ours['lr'])}. {origin(ours)}"
+    return f"Ours: the best of {figures_recall.rates_told(ours)}. {origin(ours)}"
 
 
 def _beside(ours: pd.DataFrame, theirs: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:

@@ -255,8 +255,16 @@ def _runs(table: pd.DataFrame) -> str:
 
 def _selection(table: pd.DataFrame) -> str:
     rule = setting(table, "over_lr", "{}") or "max"
+    return f"For every seed the {rule} over {rates_told(table)}. {_runs(table)}"
+
+
+def rates_told(table: pd.DataFrame) -> str:
+    """The learning rates that accuracies are chosen from, and where some are missing, that."""
     rates = ", ".join(f"{rate:.3g}" for rate in sorted(table["lr"].unique()))
-    return f"For every seed the {rule} over learning rates {rates}. {_runs(table)}"
+    fewest = selected(table)["lrs"].min()
+    if fewest == table["lr"].nunique():
+        return f"learning rates {rates}"
+    return f"those of learning rates {rates} that have a result, at some points {fewest} (`lrs`)"
 
 
 def _common(table: pd.DataFrame) -> str:

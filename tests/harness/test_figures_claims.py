@@ -74,6 +74,15 @@ def test_a_cell_has_no_verdict_before_every_rate_has_run():
     assert (solved[64, 64], solved[512, 512]) == ("reproduced", IN_PART)
 
 
+def test_a_caption_tells_that_rates_are_missing():
+    some = paper({("hgrn2", 64, 128): 0.9}, rates=RATES[:2])
+    told = "that have a result, at some points 2 (`lrs`)"
+    for made, missing in ((paper(RESULTS), False), ([*paper(RESULTS), *some], True)):
+        plots = draw(tidy(made))
+        for name in ("accuracy_over_width", "next_to_zoology"):
+            assert (told in plots[name].caption) == missing, name
+
+
 def test_the_claims_caption_counts():
     plot = draw(tidy(paper(RESULTS)))["claim_hgrn2_above_hgrn1"]
     counted = "Of 16 cells: 1 reproduced, 1 not reproduced, 1 tie, 13 not yet run."
