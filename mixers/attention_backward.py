@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from hgrn2.kernels.first_call import enqueue
 from hgrn2.kernels.gate import operand
 from hgrn2.kernels.settings import cdiv
 from mixers.attention_kernels import (
@@ -245,7 +246,9 @@ def attention_gradients(
         (attention_bwd_query_kernel, table.query, (q, k, v, o, do, lse, delta, dq)),
         (attention_bwd_key_kernel, table.key, (q, k, v, do, lse, delta, dk, dv)),
     ):
-        kernel[(b * h * cdiv(t, launch.block),)](
+        enqueue(
+            kernel,
+            b * h * cdiv(t, launch.block),
             *tensors,
             lse if state is None else state,
             *strides,

@@ -23,6 +23,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from hgrn2.kernels.first_call import enqueue
 from hgrn2.kernels.gate import load_tile, operand
 from hgrn2.kernels.settings import cdiv, dot_type
 from mixers.attention_settings import Settings, settings
@@ -187,7 +188,9 @@ def attention_output(
     state_copy = lse.new_empty((), dtype=torch.int64)
     table, constants = compiled_for(q, state, p)
     launch = table.forward
-    attention_fwd_kernel[(b * h * cdiv(t, launch.block),)](
+    enqueue(
+        attention_fwd_kernel,
+        b * h * cdiv(t, launch.block),
         q,
         k,
         v,

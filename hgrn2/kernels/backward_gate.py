@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from hgrn2.kernels.first_call import enqueue
 from hgrn2.kernels.gate import (
     MAX_BITS,
     OPEN,
@@ -220,7 +221,7 @@ def hgrn2_bwd_constants_kernel(constants, C: tl.constexpr):
 def _constants(like: Tensor) -> Tensor:
     """Made anew each time: a kept one would belong to the stream, graph or pool that made it."""
     made = like.new_empty((3, CHUNK, CHUNK), dtype=torch.bfloat16)
-    hgrn2_bwd_constants_kernel[(1,)](made, C=CHUNK, num_warps=4)
+    enqueue(hgrn2_bwd_constants_kernel, 1, made, C=CHUNK, num_warps=4)
     return made
 
 
@@ -249,7 +250,9 @@ def gate_gradients(
     dq, dz = q.new_empty(q.shape), z.new_empty(z.shape)
     dbound = bound.new_empty((b, chunks, h, k), dtype=torch.float32)
     dot, precision = dot_type(z.dtype, k, width)
-    hgrn2_bwd_gate_kernel[(b * h * chunks * (k // launch.bk),)](
+    enqueue(
+        hgrn2_bwd_gate_kernel,
+        b * h * chunks * (k // launch.bk),
         q,
         z,
         v,

@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from hgrn2.kernels.first_call import enqueue
 from hgrn2.kernels.gate import (
     gated_tile,
     load_tile,
@@ -142,7 +143,9 @@ def value_gradient(
     dv = v.new_empty(v.shape)
     dscores = scores.new_empty((b, chunks, h, directions, CHUNK, CHUNK))
     dot, precision = dot_type(z.dtype, k, width)
-    hgrn2_bwd_value_kernel[(b * h * chunks * (width // launch.bv),)](
+    enqueue(
+        hgrn2_bwd_value_kernel,
+        b * h * chunks * (width // launch.bv),
         z,
         v,
         dy,

@@ -12,13 +12,17 @@ from torch import Tensor
 from hgrn2.kernels.backward_gate import gate_gradients
 from hgrn2.kernels.backward_value import value_gradient
 from hgrn2.kernels.deep import deep_gradients, deep_output
+from hgrn2.kernels.first_call import compile_before_first
 from hgrn2.kernels.output import chunk_output
 from hgrn2.kernels.settings import CHUNK, Settings, cdiv, settings
 from hgrn2.kernels.states import chunk_states
 
 
 def table_of(q: Tensor, v: Tensor) -> Settings:
-    capability = torch.cuda.get_device_capability(q.device) if q.is_cuda else (9, 0)
+    """The table's entry; of the current device for tensors on meta, of Hopper without a GPU."""
+    capability = (9, 0)
+    if q.is_cuda or torch.cuda.is_available():
+        capability = torch.cuda.get_device_capability(q.device if q.is_cuda else None)
     return settings(q.shape[-1], v.shape[-1], q.dtype, capability)
 
 
@@ -61,6 +65,7 @@ def forward(
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """y, the forward direction's last state, and what the backward needs (empty without `keep`)."""
+    compile_before_first(_passes, q, z, v, bound, state, lengths, bidirectional, keep)
     q, z, v, bound = rows(q), rows(z), rows(v), plain(bound)
     lengths = in_a_row(lengths)
     table = table_of(q, v)
@@ -124,3 +129,19 @@ def backward(
         dq, dz, dbound = gate_gradients(*shared, table)
         deep_gradients(*shared, deep, (dq, dz, dbound), table)
     return dq, dz, dv, dbound.sum((0, 1)).to(bound.dtype), dstate
+
+
+def _passes(
+    q: Tensor,
+    z: Tensor,
+    v: Tensor,
+    bound: Tensor,
+    state: Tensor | None,
+    lengths: Tensor | None,
+    bidirectional: bool,
+    keep: bool,
+) -> None:
+    y, _, *kept = forward(q, z, v, bound, state, lengths, bidirectional, keep)
+    if keep:
+        has_state = state is not None
+        backward(q, z, v, bound, lengths, *kept, y, None, bidirectional, has_state)

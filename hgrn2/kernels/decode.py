@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from hgrn2.kernels.first_call import enqueue
 from hgrn2.kernels.gate import gate
 
 
@@ -56,7 +57,9 @@ def step(q: Tensor, z: Tensor, v: Tensor, bound: Tensor, state: Tensor) -> Tenso
     # Batch 1 needs many small programs to fill the device.
     tile = min(width, 16 if b * h * (width // 64 or 1) < 256 else 32)
     with torch.cuda.device_of(q):
-        hgrn2_fwd_step_kernel[(b * h * (width // tile),)](
+        enqueue(
+            hgrn2_fwd_step_kernel,
+            b * h * (width // tile),
             q,
             z,
             v,

@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from hgrn2.kernels.backward_gate import state_products
+from hgrn2.kernels.first_call import enqueue
 from hgrn2.kernels.gate import (
     MAX_BITS,
     OPEN,
@@ -303,7 +304,9 @@ def deep_output(
     chunks = cdiv(t, CHUNK)
     launch = settings.deep
     dot, precision = dot_type(z.dtype, k, width)
-    hgrn2_fwd_deep_kernel[(cdiv(b * h * chunks, PER_PROGRAM),)](
+    enqueue(
+        hgrn2_fwd_deep_kernel,
+        cdiv(b * h * chunks, PER_PROGRAM),
         q,
         z,
         v,
@@ -314,9 +317,7 @@ def deep_output(
         y,
         states if scores is None else scores,
         deep,
-        *q.stride()[:3],
-        *z.stride()[:3],
-        *v.stride()[:3],
+        *(stride for x in (q, z, v) for stride in x.stride()[:3]),
         t,
         h,
         chunks,
@@ -361,7 +362,9 @@ def deep_gradients(
     chunks = cdiv(t, CHUNK)
     launch = settings.deep
     dot, precision = dot_type(z.dtype, k, width)
-    hgrn2_bwd_deep_kernel[(cdiv(b * h * chunks, PER_PROGRAM) * (k // launch.bk),)](
+    enqueue(
+        hgrn2_bwd_deep_kernel,
+        cdiv(b * h * chunks, PER_PROGRAM) * (k // launch.bk),
         q,
         z,
         v,
@@ -373,10 +376,7 @@ def deep_gradients(
         dscores,
         deep,
         *gradients,
-        *q.stride()[:3],
-        *z.stride()[:3],
-        *v.stride()[:3],
-        *dy.stride()[:3],
+        *(stride for x in (q, z, v, dy) for stride in x.stride()[:3]),
         t,
         h,
         chunks,

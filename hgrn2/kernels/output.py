@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from hgrn2.kernels.first_call import enqueue
 from hgrn2.kernels.gate import (
     MAX_BITS,
     gated_tile,
@@ -150,7 +151,9 @@ def chunk_output(
     launch = settings.output
     y = v.new_empty((b, t, h, width))
     dot, precision = dot_type(z.dtype, k, width)
-    hgrn2_fwd_output_kernel[(b * h * chunks * (width // launch.bv),)](
+    enqueue(
+        hgrn2_fwd_output_kernel,
+        b * h * chunks * (width // launch.bv),
         q,
         z,
         v,

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hgrn2.kernels.first_call import enqueue
 from hgrn2.kernels.scan_backward import hgrn1_bwd_kernel
 from hgrn2.kernels.scan_settings import REGISTERS, ScanLaunch, ScanSettings, border
 from hgrn2.kernels.scan_walk import hgrn1_fwd_segments_kernel, hgrn1_fwd_walk_kernel
@@ -135,7 +136,9 @@ def scan_gradients(
             descend=True,
             adjoint=True,
         )
-    hgrn1_bwd_kernel[(b * segments * tiles,)](
+    enqueue(
+        hgrn1_bwd_kernel,
+        b * segments * tiles,
         z,
         v,
         dh,
@@ -232,7 +235,9 @@ def _starts(
         decay=decay,
     )
     block = 128
-    hgrn1_fwd_segments_kernel[(b * cdiv(d, block),)](
+    enqueue(
+        hgrn1_fwd_segments_kernel,
+        b * cdiv(d, block),
         _or(first, last),
         sums,
         decay,
@@ -269,7 +274,9 @@ def _walk(
     """One launch over all segments; it writes h, borders, last and decay where they are given."""
     z, bound = gated.z, gated.bound
     b, t, d = z.shape
-    hgrn1_fwd_walk_kernel[(b * segments * cdiv(d, launch.channels),)](
+    enqueue(
+        hgrn1_fwd_walk_kernel,
+        b * segments * cdiv(d, launch.channels),
         z,
         x,
         bound,

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from hgrn2.kernels.chunks import in_a_row, plain
+from hgrn2.kernels.first_call import compile_before_first
 from hgrn2.kernels.scan import Direction, Gated, scan_borders, scan_gradients, scan_output
 from hgrn2.kernels.scan_settings import ScanSettings, border, scan_settings
 from hgrn2.kernels.settings import cdiv
@@ -179,6 +180,7 @@ def _forward(
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """h, the last state, and both directions' borders, each empty where it is not kept."""
+    compile_before_first(_passes, v, z, bound, theta, theta_back, state, lengths, both, keep)
     v, z = _rows(v), _rows(z)
     gated = Gated(z, plain(bound), in_a_row(lengths))
     table = _settings(z, theta)
@@ -247,6 +249,22 @@ def _backward(
         for x, found_x in ((theta, found.dtheta), (theta_back, found.dtheta_back))
     )
     return found.dv, found.dz, found.dbound.to(bound.dtype), dtheta, dtheta_back, found.dstate
+
+
+def _passes(
+    v: Tensor,
+    z: Tensor,
+    bound: Tensor,
+    theta: Tensor | None,
+    theta_back: Tensor | None,
+    state: Tensor | None,
+    lengths: Tensor | None,
+    both: bool,
+    keep: bool,
+) -> None:
+    h, _, *borders = _forward(v, z, bound, theta, theta_back, state, lengths, both, keep)
+    if keep:
+        _backward(v, z, bound, theta, theta_back, lengths, *borders, h, None, both)
 
 
 _compiled_backward = torch.library.custom_op("hgrn2::scan_backward", _backward, mutates_args=())

@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from hgrn2.kernels.first_call import enqueue
 from hgrn2.kernels.gate import (
     OPEN,
     key_and_log2_gate,
@@ -194,7 +195,9 @@ def chunk_states(
     dot, precision = dot_type(z.dtype, k, v)
 
     def walk(start: Tensor | None, end: Tensor, decay: Tensor, *, summary: bool) -> None:
-        hgrn2_fwd_states_kernel[(b * h * segments * tiles,)](
+        enqueue(
+            hgrn2_fwd_states_kernel,
+            b * h * segments * tiles,
             x,
             z,
             y,
@@ -239,7 +242,9 @@ def chunk_states(
     decay = z.new_empty((b, h, segments, k), dtype=torch.float32)
     walk(None, starts, decay, summary=True)
     block = min(1024, k * v)
-    hgrn2_fwd_segments_kernel[(b * h * (k * v // block),)](
+    enqueue(
+        hgrn2_fwd_segments_kernel,
+        b * h * (k * v // block),
         last if first is None else first,
         starts,
         decay,

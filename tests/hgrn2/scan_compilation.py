@@ -1,41 +1,15 @@
-"""What a forward and a backward scan launch, recorded on meta tensors for compilation."""
+"""What a forward and a backward scan launch, noted on meta tensors for compilation."""
 
 from __future__ import annotations
-
-from contextlib import contextmanager
 
 import torch
 
 from hgrn2.kernels import scan
+from hgrn2.kernels.first_call import Enqueued, noted
 from hgrn2.kernels.scan_settings import scan_settings
-from tests.hgrn2.triton_compilation import Launched
-
-KERNELS = ("hgrn1_fwd_walk_kernel", "hgrn1_fwd_segments_kernel", "hgrn1_bwd_kernel")
 
 
-@contextmanager
-def recorded():
-    """Launches are recorded in the list instead of made."""
-    launches: list[Launched] = []
-
-    class Recorder:
-        def __init__(self, kernel):
-            self.kernel = kernel
-
-        def __getitem__(self, grid):
-            return lambda *args, **options: launches.append(Launched(self.kernel, args, options))
-
-    originals = {name: getattr(scan, name) for name in KERNELS}
-    for name, kernel in originals.items():
-        setattr(scan, name, Recorder(kernel))
-    try:
-        yield launches
-    finally:
-        for name, kernel in originals.items():
-            setattr(scan, name, kernel)
-
-
-def launches(batch: int, dtype: torch.dtype, *, turn: bool, both: bool) -> list[Launched]:
+def launches(batch: int, dtype: torch.dtype, *, turn: bool, both: bool) -> list[Enqueued]:
     """One forward and one backward pass over 32,768 tokens of 2048 channels, with lengths."""
     t, d = 32768 // batch, 2048
     pair = (2,) if turn else ()
@@ -48,7 +22,7 @@ def launches(batch: int, dtype: torch.dtype, *, turn: bool, both: bool) -> list[
     gated = scan.Gated(z, meta(d), meta(batch, kind=torch.int64))
     state = None if both else meta(batch, d, *pair)
     table = scan_settings(batch, d, dtype, turn=turn)
-    with recorded() as found:
+    with noted() as found:
         back = None
         if both:
             borders = scan.scan_borders(v, gated, angle, table, adjoint=False)

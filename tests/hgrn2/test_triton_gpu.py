@@ -239,3 +239,19 @@ def test_no_drift_over_a_long_sequence():
     S = torch.einsum("bthk,bthv->bhkv", carried, case["v"].double())
     S += whole.exp().squeeze(1)[..., None] * case["state"].double()
     assert (last.double() - S).norm() <= 2**-8 * S.norm()
+
+
+def test_a_first_call_compiles_the_backward_too(monkeypatch):
+    """A kind of call that no other test makes: 5 heads of 32 keys and 256 values in fp16."""
+    from triton import knobs
+
+    case = draw(2, 100, 5, 32, 256, torch.float16)
+    q, z, v, bound = (case[name].requires_grad_() for name in ("q", "z", "v", "bound"))
+    y, _ = hgrn2.hgrn2(q, z, v, bound, impl="triton")
+    compiled = []
+    monkeypatch.setattr(
+        knobs.compilation, "listener", lambda src, **_: compiled.append(src.fn.fn.__name__)
+    )
+    (y * case["dy"]).sum().backward()
+    assert q.grad is not None
+    assert compiled == []

@@ -1,15 +1,13 @@
 """Compile the kernels for a GPU that is not there: the launchers run on meta tensors, and what they
-would have launched is recorded and compiled."""
+would have launched is compiled."""
 
 from __future__ import annotations
 
 import re
 import subprocess
 import tempfile
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import triton
@@ -17,19 +15,9 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from hgrn2.kernels import backward_gate, backward_value, chunks, decode, deep, output, states
+from hgrn2.kernels.first_call import Enqueued, noted
 from hgrn2.kernels.settings import settings
 
-KERNELS = (
-    (states, "hgrn2_fwd_states_kernel"),
-    (states, "hgrn2_fwd_segments_kernel"),
-    (output, "hgrn2_fwd_output_kernel"),
-    (backward_gate, "hgrn2_bwd_gate_kernel"),
-    (backward_gate, "hgrn2_bwd_constants_kernel"),
-    (backward_value, "hgrn2_bwd_value_kernel"),
-    (deep, "hgrn2_fwd_deep_kernel"),
-    (deep, "hgrn2_bwd_deep_kernel"),
-    (decode, "hgrn2_fwd_step_kernel"),
-)
 # Shared memory that one program may use, in bytes (CUDA programming guide, compute capabilities).
 SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 NAMES = {
@@ -42,48 +30,13 @@ NAMES = {
 
 
 @dataclass
-class Launched:
-    """A kernel and the arguments of one launch."""
-
-    kernel: Any
-    args: tuple[Any, ...]
-    options: dict[str, Any]
-
-    @property
-    def name(self) -> str:
-        return self.kernel.fn.__name__
-
-
-@dataclass
 class Resources:
     registers: int
     spill_bytes: int
     shared_bytes: int
 
 
-@contextmanager
-def recorded():
-    """Launches are recorded in the list instead of made."""
-    launches: list[Launched] = []
-
-    class Recorder:
-        def __init__(self, kernel):
-            self.kernel = kernel
-
-        def __getitem__(self, grid):
-            return lambda *args, **options: launches.append(Launched(self.kernel, args, options))
-
-    originals = [getattr(module, name) for module, name in KERNELS]
-    for module, name in KERNELS:
-        setattr(module, name, Recorder(getattr(module, name)))
-    try:
-        yield launches
-    finally:
-        for (module, name), kernel in zip(KERNELS, originals, strict=True):
-            setattr(module, name, kernel)
-
-
-def launches(k: int, v: int, dtype: torch.dtype, architecture: int) -> list[Launched]:
+def launches(k: int, v: int, dtype: torch.dtype, architecture: int) -> list[Enqueued]:
     """What one forward, backward and step launch, at a batch that needs segments."""
 
     def meta(*shape: int, kind: torch.dtype = torch.float32) -> torch.Tensor:
@@ -102,7 +55,7 @@ def launches(k: int, v: int, dtype: torch.dtype, architecture: int) -> list[Laun
     }
     S, _, A, flags = chunks.room(q, x, False, True)
     inputs = (q, z, x, x, bound, (S, S), None, A, None)
-    with recorded() as found:
+    with noted() as found:
         states.chunk_states(z, x, bound, S, q=None, **shared)
         y = output.chunk_output(q, z, x, bound, S, None, None, table, deep=flags, scores=A)
         deep.deep_output(q, z, x, bound, S, None, None, y, flags, A, table)
@@ -119,7 +72,7 @@ def launches(k: int, v: int, dtype: torch.dtype, architecture: int) -> list[Laun
     return found
 
 
-def compile_for(launched: Launched, architecture: int) -> Resources:
+def compile_for(launched: Enqueued, architecture: int) -> Resources:
     """The compiled kernel's resources, as its cubin states them."""
     parameters = launched.kernel.params
     values = dict(zip([p.name for p in parameters], launched.args, strict=False))

@@ -60,6 +60,7 @@ def test_a_graphed_run_equals_an_eager_one(order, precision):
     ],
     ids=lambda mixer: f"{mixer.name}-{mixer.impl}",
 )
+@pytest.mark.usefixtures("little_tuning")
 def test_every_mixer_trains_from_a_graph(mixer):
     if mixer.unsupported(GPU, torch.float32):
         pytest.skip("not here")

@@ -16,7 +16,7 @@ from tasks.lra.task import LRA
 from tests.tasks.test_training import StopAfter
 
 GPU = torch.device("cuda")
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("little_tuning")]
 LISTOPS = Data(arena="listops", source="generated", examples=(200, 40, 40))
 PATHFINDER = Data(
     arena="pathfinder32", source="generated", examples=(160, 20, 20), difficulty="easy"

@@ -1,0 +1,110 @@
+"""How kernels are launched, and how those of a first call are compiled side by side.
+
+Triton compiles a kernel when it is first launched, one after the other: eight for a forward and a
+backward of HGRN2. Its compiler holds Python's lock in its front end alone, so threads share the
+rest.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from triton.runtime import driver
+from triton.runtime.interpreter import InterpretedFunction
+
+
+@dataclass(frozen=True)
+class Enqueued:
+    """A kernel and the arguments of one launch."""
+
+    kernel: Any
+    args: tuple[Any, ...]
+    options: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        return self.kernel.fn.__name__
+
+
+_noted: ContextVar[list[Enqueued] | None] = ContextVar("noted", default=None)
+_seen: set[tuple[Any, ...]] = set()
+
+
+def enqueue(kernel: Any, programs: int, *args: Any, **options: Any) -> None:
+    """Launch `programs` programs of the kernel, or note the launch (`noted`)."""
+    launches = _noted.get()
+    if launches is None:
+        kernel[(programs,)](*args, **options)
+    else:
+        launches.append(Enqueued(kernel, args, options))
+
+
+@contextmanager
+def noted() -> Iterator[list[Enqueued]]:
+    """Launches are noted in the list instead of made: tensors may be on the meta device."""
+    launches: list[Enqueued] = []
+    token = _noted.set(launches)
+    try:
+        yield launches
+    finally:
+        _noted.reset(token)
+
+
+def compile_before_first(passes: Callable[..., object], *inputs: Any) -> None:
+    """Before the first call with inputs of this kind (dtypes, widths, what is None, flags), compile
+    all that `passes(*inputs)` launches; it is called with the inputs' likes on the meta device.
+
+    What it misses, another alignment or a length that needs other kernels, say, is compiled when it
+    is launched, as ever. Does nothing without a GPU and while a CUDA graph is captured.
+    """
+    kind = (
+        passes,
+        *((x.dtype, x.shape[2:], x.device) if isinstance(x, Tensor) else x for x in inputs),
+    )
+    if kind in _seen or _noted.get() is not None:
+        return
+    like = next(x for x in inputs if isinstance(x, Tensor))
+    if not like.is_cuda or torch.cuda.is_current_stream_capturing():
+        return
+    _seen.add(kind)
+    with torch.cuda.device_of(like):
+        with noted() as launches:
+            passes(*(_meta(x) if isinstance(x, Tensor) else x for x in inputs))
+        compile_together(launches)
+
+
+def compile_together(launches: list[Enqueued]) -> None:
+    """Compile the launches' kernels in threads, for the current device."""
+    if isinstance(launches[0].kernel, InterpretedFunction):
+        return
+    with ThreadPoolExecutor(min(len(launches), os.cpu_count() or 1)) as threads:
+        with triton.AsyncCompileMode(threads):
+            kernels = [
+                launch.kernel.warmup(*launch.args, grid=(1,), **launch.options)
+                for launch in launches
+            ]
+        list(threads.map(_compile_launcher, kernels))
+
+
+def _compile_launcher(kernel: Any) -> None:
+    """Leaves the kernel's launcher, which Triton has a C compiler make, in Triton's cache.
+
+    The one made here is thrown away: launchers are modules of one name, and Python can mix up those
+    that threads load at once. The first launch loads its own.
+    """
+    # A kernel known before is no future.
+    compiled = kernel.result() if hasattr(kernel, "result") else kernel
+    driver.active.launcher_cls(compiled.src, compiled.metadata)
+
+
+def _meta(x: Tensor) -> Tensor:
+    return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="meta")

@@ -1,0 +1,102 @@
+"""What is compiled before a first call: nothing is left to compile when it launches."""
+
+from __future__ import annotations
+
+import threading
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from triton import knobs
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+
+from hgrn2.kernels import chunks, scan_ops
+from hgrn2.kernels.first_call import compile_before_first, compile_together, noted
+
+# No device has this number, so that kernels of a real one are not mistaken for these.
+DEVICE = 97
+
+
+class Hopper:
+    """A driver that compiles for a GPU and launches nothing."""
+
+    def __init__(self) -> None:
+        self.compiled: list[str] = []
+        self.threads: set[str] = set()
+        self.launched: list[str] = []
+        self.utils = SimpleNamespace(
+            get_device_properties=lambda _: {"max_shared_mem": 227 * 1024},
+            load_binary=lambda *_: (object(), 0, 0, 0, 1024),
+        )
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", 90, 32)
+
+    def get_current_device(self) -> int:
+        return DEVICE
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def launcher_cls(self, src, metadata):
+        made_by = threading.current_thread()
+
+        def launch(*_) -> None:
+            # Python can mix up launchers that threads load at once: wrong kernels' are called.
+            assert made_by is threading.main_thread()
+            self.launched.append(src.fn.fn.__name__)
+
+        return launch
+
+    def note(self, src, **_) -> None:
+        self.compiled.append(src.fn.fn.__name__)
+        self.threads.add(threading.current_thread().name)
+
+
+@pytest.fixture
+def hopper(monkeypatch, tmp_path):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    found = Hopper()
+    monkeypatch.setattr(driver, "_active", found)
+    monkeypatch.setattr(knobs.compilation, "listener", found.note)
+    return found
+
+
+def hgrn2_inputs(device: str) -> tuple:
+    q, z, v = (torch.zeros(1, 100, 2, 64, dtype=torch.bfloat16, device=device) for _ in range(3))
+    return q, z, v, torch.zeros(2, 64, device=device), None, None, False, True
+
+
+def hgrn1_inputs(device: str) -> tuple:
+    v, z = (torch.zeros(2, 100, 32, dtype=torch.bfloat16, device=device) for _ in range(2))
+    return v, z, torch.zeros(32, device=device), None, None, None, None, False, True
+
+
+@pytest.mark.parametrize(
+    ("passes", "inputs", "fewest"),
+    [(chunks._passes, hgrn2_inputs, 8), (scan_ops._passes, hgrn1_inputs, 2)],
+)
+def test_nothing_is_left_to_compile(hopper, passes, inputs, fewest):
+    with noted() as launches:
+        passes(*inputs("meta"))
+    assert not hopper.launched
+    compile_together(launches)
+    compiled = list(hopper.compiled)
+    assert len(compiled) >= fewest
+    assert len(hopper.threads) > 1
+    assert not hopper.launched
+
+    passes(*inputs("cpu"))
+    assert hopper.compiled == compiled
+    assert hopper.launched == [launch.name for launch in launches]
+
+
+def test_without_a_gpu_nothing_is_compiled_ahead():
+    def passes(*_):
+        raise AssertionError("called")
+
+    compile_before_first(passes, torch.zeros(1, 1, 1, 16), True)
