@@ -12,7 +12,7 @@ from torch import Tensor
 from hgrn2.kernels.backward_gate import gate_gradients
 from hgrn2.kernels.backward_value import value_gradient
 from hgrn2.kernels.deep import deep_gradients, deep_output
-from hgrn2.kernels.first_call import compile_before_first
+from hgrn2.kernels.first_call import compile_before_first, total
 from hgrn2.kernels.output import chunk_output
 from hgrn2.kernels.settings import CHUNK, Settings, cdiv, settings
 from hgrn2.kernels.states import chunk_states
@@ -105,7 +105,7 @@ def backward(
     table = table_of(q, v)
 
     def walk(*, reverse: bool) -> tuple[Tensor, Tensor]:
-        dstates = torch.empty_like(states)
+        dstates = states.new_empty(states.shape)
         dstate = chunk_states(
             z,
             dy,
@@ -128,7 +128,7 @@ def backward(
         shared = (q, z, v, dy, wide, (states, dstates), reverse, dscores, lengths)
         dq, dz, dbound = gate_gradients(*shared, table)
         deep_gradients(*shared, deep, (dq, dz, dbound), table)
-    return dq, dz, dv, dbound.sum((0, 1)).to(bound.dtype), dstate
+    return dq, dz, dv, total(dbound, 2).to(bound.dtype), dstate
 
 
 def _passes(

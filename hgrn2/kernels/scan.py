@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hgrn2.kernels.first_call import enqueue
+from hgrn2.kernels.first_call import enqueue, total
 from hgrn2.kernels.scan_backward import hgrn1_bwd_kernel
 from hgrn2.kernels.scan_settings import REGISTERS, ScanLaunch, ScanSettings, border
 from hgrn2.kernels.scan_walk import hgrn1_fwd_segments_kernel, hgrn1_fwd_walk_kernel
@@ -186,9 +186,9 @@ def scan_gradients(
     return Gradients(
         dz,
         dv,
-        sums[0].sum(0),
-        sums.new_empty((0,)) if real else sums[1].sum(0),
-        sums.new_empty((0,)) if real or back is None else sums[2].sum(0),
+        total(sums[0]),
+        sums.new_empty((0,)) if real else total(sums[1]),
+        sums.new_empty((0,)) if real or back is None else total(sums[2]),
         dstate,
     )
 
@@ -220,7 +220,7 @@ def _starts(
     """What enters every segment, fp32 [b s d (2)]; `last` is written: what leaves the last one."""
     b, _, d = gated.z.shape
     sums = x.new_empty((b, segments, *x.shape[2:]), dtype=torch.float32)
-    decay, starts = torch.empty_like(sums), torch.empty_like(sums)
+    decay, starts = sums.new_empty(sums.shape), sums.new_empty(sums.shape)
     _walk(
         x,
         gated,

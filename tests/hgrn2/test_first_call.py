@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from types import SimpleNamespace
 
@@ -93,6 +95,17 @@ def test_nothing_is_left_to_compile(hopper, passes, inputs, fewest):
     passes(*inputs("cpu"))
     assert hopper.compiled == compiled
     assert hopper.launched == [launch.name for launch in launches]
+
+
+def test_noting_imports_no_compiler():
+    """Seconds of a first call: run where nothing else has imported it."""
+    script = (
+        "import sys; from tests.hgrn2 import test_first_call as t\n"
+        "with t.noted(): t.chunks._passes(*t.hgrn2_inputs('meta'))\n"
+        "with t.noted(): t.scan_ops._passes(*t.hgrn1_inputs('meta'))\n"
+        "assert 'sympy' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
 
 
 def test_without_a_gpu_nothing_is_compiled_ahead():
