@@ -16,8 +16,8 @@ from tasks.lra.step import LRAStep
 from tasks.lra.task import LRA
 
 BUCKETS = 4
-"""Widths of texts: for each a step is compiled, half a minute, and captured. Eight would save a
-tenth of ListOps' tokens."""
+"""Widths of texts that are sorted by length: for each a step is compiled, half a minute, and
+captured. Batches that are not sorted have one width: nearly all hold a long row."""
 SEEDS = range(3)
 STEP_BATCH = 16
 SMOKE_LISTOPS = Data(arena="listops", source="generated", examples=(320, 40, 40))
@@ -112,8 +112,10 @@ def on(device: torch.device, task: LRA) -> LRA:
         return task
     fast = {"engine": "graph", "compiled": task.mixer.impl not in UNCOMPILED}
     training = task.training.model_copy(update=fast)
-    text = task.data.arena in ("listops", "text", "retrieval")
-    return task.model_copy(update={"training": training, "buckets": BUCKETS if text else None})
+    buckets = None
+    if task.data.arena in recipes.TEXTS:
+        buckets = BUCKETS if task.sort_pool > 1 else 1
+    return task.model_copy(update={"training": training, "buckets": buckets})
 
 
 def lra_mixers(

@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int, Shaped
-from pydantic import Field, PositiveInt, SerializeAsAny, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, SerializeAsAny, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -45,12 +45,14 @@ class Backbone(Frozen):
     init: Init = "torch"
     """Of the embedding, the head and the channel mixer; `torch` draws embeddings from
     N(0, 1 / d_model), the others from N(0, 0.02^2). A mixer owns its own."""
+    embed_std: PositiveFloat | None = None
+    """Of the drawn embedding; None: as `init` says."""
     first: SerializeAsAny[Mixer] | None = None
     """Another mixer in the place of the first layer's: a hybrid."""
     branch_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Of what each branch of a block adds to the stream."""
 
-    later: ClassVar[tuple[str, ...]] = ("first", "branch_dropout")
+    later: ClassVar[tuple[str, ...]] = ("first", "branch_dropout", "embed_std")
 
     @model_validator(mode="after")
     def _glu_width_is_used(self) -> Backbone:
@@ -154,7 +156,7 @@ class LanguageModel(Encoder):
         generator: torch.Generator,
     ) -> None:
         d_model, init = backbone.d_model, backbone.init
-        table = table_of(vocab_size, d_model, init, generator)
+        table = table_of(vocab_size, d_model, init, generator, std=backbone.embed_std)
         super().__init__(
             backbone,
             mixer,
@@ -251,11 +253,18 @@ def sinusoidal(max_len: int, d_model: int) -> Float[Tensor, "t d"]:
     return torch.cat([angle.sin(), angle.cos()], dim=1)[:, :d_model]
 
 
-def table_of(count: int, width: int, init: Init, generator: torch.Generator) -> nn.Embedding:
-    """An embedding, drawn as `Backbone.init` says."""
+def table_of(
+    count: int,
+    width: int,
+    init: Init,
+    generator: torch.Generator,
+    *,
+    std: float | None = None,
+) -> nn.Embedding:
+    """An embedding, drawn as `Backbone.init` says, or with that deviation."""
     # On the meta device torch's own start draws nothing.
     table = nn.Embedding(count, width, device="meta").to_empty(device=generator.device)
-    std = width**-0.5 if init == "torch" else INIT_STD
+    own = width**-0.5 if init == "torch" else INIT_STD
     with torch.no_grad():
-        table.weight.normal_(0, std, generator=generator)
+        table.weight.normal_(0, own if std is None else std, generator=generator)
     return table

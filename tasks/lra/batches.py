@@ -52,8 +52,10 @@ class Split:
         """Of all its sequences, both of a pair."""
         return token_count(self.examples, self.dataset)
 
-    def training(self, batch: int, *, seed: int, epoch: int, buckets: int | None) -> list[Batch]:
-        rows = training_batches(self.lengths, batch, seed=seed, epoch=epoch)
+    def training(
+        self, batch: int, *, seed: int, epoch: int, buckets: int | None, pool: int
+    ) -> list[Batch]:
+        rows = training_batches(self.lengths, batch, seed=seed, epoch=epoch, pool=pool)
         return self._on_device(rows, buckets)
 
     def evaluation(self, batch: int, buckets: int | None) -> list[Batch]:

@@ -200,7 +200,7 @@ def split_like_s4(examples: Examples, lengths: list[int]) -> list[Examples]:
 
 
 def training_batches(
-    lengths: Int[Tensor, " n"], batch: int, *, seed: int, epoch: int, pool: int = 64
+    lengths: Int[Tensor, " n"], batch: int, *, seed: int, epoch: int, pool: int
 ) -> list[Int[Tensor, " b"]]:
     """An epoch's batches of row numbers, on the device of `lengths`: every row once.
 

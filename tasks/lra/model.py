@@ -43,7 +43,7 @@ class Classifier(Encoder):
         d_model, init = backbone.d_model, backbone.init
         embedding: nn.Module
         if channels is None:
-            embedding = table_of(vocab_size, d_model, init, generator)
+            embedding = table_of(vocab_size, d_model, init, generator, std=backbone.embed_std)
         else:
             embedding = linear(channels, d_model, bias=True, generator=generator, init=init)
         super().__init__(

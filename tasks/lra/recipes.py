@@ -6,7 +6,9 @@ order), and Mamba, whose kernels run forwards alone, is summed over the two dire
 layer (`directions = "flip_sum"`). What a mixer is configured with is the grid's.
 
 What all published ones share: mean pool over valid positions, one linear head; for Retrieval
-[u, v, u - v, u v] and a hidden layer; AdamW; cosine by steps with warm-up.
+[u, v, u - v, u v] and a hidden layer; AdamW; cosine by steps with warm-up. Embeddings of ids start
+as torch draws them, from N(0, 1): as large as sinusoidal positions. Only where no batch norm sees
+it are batches sorted by length.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from mixers.base import Mixer
 from mixers.layers import NormName
 from tasks.backbone import Backbone
 from tasks.lra.data import Data
-from tasks.lra.task import LRA
+from tasks.lra.task import LRA, SORT_POOL
 from tasks.recipe import Training
 
 TRAIN_EXAMPLES = {
@@ -29,6 +31,8 @@ TRAIN_EXAMPLES = {
     **dict.fromkeys(("pathfinder32", "pathfinder64", "path_x", "path_256"), 160_000),
 }
 """Of the official files."""
+TEXTS = ("listops", "text", "retrieval")
+"""Ids of different lengths; pixels are ids in Google's convention alone."""
 
 
 class Setting(NamedTuple):
@@ -161,7 +165,9 @@ def changes(task: LRA) -> str:
     if task.recipe not in RECIPES:
         return ""
     said = RECIPES[task.recipe](task.mixer, task.data)
-    names = [name for name in ("directions", "pool", "pair") if _differ(task, said, name)]
+    names = [
+        name for name in ("directions", "pool", "pair", "sort_pool") if _differ(task, said, name)
+    ]
     for part in ("backbone", "training"):
         ours, theirs = getattr(task, part), getattr(said, part)
         fields = type(ours).model_fields.keys() - {"engine", "compiled"}
@@ -213,12 +219,14 @@ def _task(
     name: str, setting: Setting, mixer: Mixer, data: Data, seed: int, training: dict[str, Any]
 ) -> LRA:
     attention = mixer.name == "attention"
+    text = data.arena in TEXTS
     return LRA(
         mixer=mixer,
         recipe=name,
         data=data,
         directions="flip_sum" if mixer.name == "mamba" else "both",
         pair="nli" if data.arena == "retrieval" else None,
+        sort_pool=1 if setting.norm == "batch" else SORT_POOL,
         backbone=Backbone(
             d_model=setting.d_model,
             n_layers=setting.layers,
@@ -230,6 +238,7 @@ def _task(
             embed_dropout=0.1 if setting.positions == "sinusoidal" else 0.0,
             branch_dropout=setting.dropout,
             tie_embeddings=False,
+            embed_std=1.0 if text or data.convention == "google" else None,
         ),
         training=Training.model_validate(
             training

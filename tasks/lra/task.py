@@ -23,6 +23,8 @@ from tasks.lra.model import Classifier, Pair, Pool
 from tasks.recipe import Training
 from tasks.training import Trainer, seeded
 
+SORT_POOL = 64
+
 
 class LRA(Task):
     """One task of the arena; `tasks.lra.recipes` holds the published settings."""
@@ -39,11 +41,15 @@ class LRA(Task):
     """Batches of sequences that differ in length are as wide as the next of that many equal steps
     up to the longest length there is, so that a graph is captured for each of them and no more.
     None: as wide as their longest sequence."""
+    sort_pool: PositiveInt = SORT_POOL
+    """Training batches are sorted by length within this many of them, so that they hold few pads;
+    1: as drawn. A batch norm sees each batch's lengths alone: there sorting is another training."""
     backbone: Backbone
     training: Training
     seed: int = 0
     """Of the parameters and of everything drawn in training."""
 
+    later: ClassVar[tuple[str, ...]] = ("sort_pool",)
     packs: ClassVar[bool] = True
 
     @model_validator(mode="after")
@@ -173,6 +179,7 @@ class Classification:
             seed=task.seed,
             epoch=epoch if task.training.order == "shuffled" else 0,
             buckets=task.buckets,
+            pool=task.sort_pool,
         )
         return [(len(rows), width) for rows, width in self.batches]
 

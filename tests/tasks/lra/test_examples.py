@@ -25,11 +25,11 @@ def test_every_row_comes_once():
 
 
 def test_the_order_is_a_function_of_seed_and_epoch():
-    first = training_batches(LENGTHS, 32, seed=1, epoch=0)
-    again = training_batches(LENGTHS, 32, seed=1, epoch=0)
+    first = training_batches(LENGTHS, 32, seed=1, epoch=0, pool=64)
+    again = training_batches(LENGTHS, 32, seed=1, epoch=0, pool=64)
     assert all(map(torch.equal, first, again))
     for seed, epoch in ((1, 1), (2, 0)):
-        other = training_batches(LENGTHS, 32, seed=seed, epoch=epoch)
+        other = training_batches(LENGTHS, 32, seed=seed, epoch=epoch, pool=64)
         assert not torch.equal(torch.cat(first), torch.cat(other))
 
 
@@ -38,6 +38,8 @@ def test_rows_of_similar_length_come_together():
     bucketed = training_batches(LENGTHS, 32, seed=1, epoch=0, pool=16)
     assert pads(bucketed) < 0.1 < 0.4 < pads(shuffled)
     assert pads(evaluation_batches(LENGTHS, 32)) < 0.03
+    drawn = training_batches(LENGTHS, 32, seed=1, epoch=0, pool=1)
+    assert pads(drawn) > 0.4
     # Yet short batches do not all come first.
     widths = torch.tensor([float(LENGTHS[rows].max()) for rows in bucketed])
     assert widths[:16].std() > 100

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from mixers import HGRN1, HGRN2
 from tasks.base import Context
@@ -80,6 +81,27 @@ def test_recipes_give_every_mixer_the_same_depth_and_width(name):
         assert sizes == {(setting.layers, setting.d_model)}
     with pytest.raises(ValueError, match=f"no setting in recipe {name}"):
         recipes.RECIPES[name](MIXERS[0], Data(arena="path_256"))
+
+
+def test_ids_start_as_large_as_their_positions():
+    for recipe in (recipes.hgrn2_paper, recipes.smoke):
+        task = recipe(MIXERS[0], Data(arena="listops"))
+        model = task.model(task.mixer, noise(task.data, 1), CPU)
+        assert isinstance(model.embedding, torch.nn.Embedding)
+        # 18 ids of 32 or 64 channels: four standard errors.
+        assert float(model.embedding.weight.detach().std()) == pytest.approx(1, abs=0.12)
+    assert recipes.hgrn2_paper(MIXERS[0], Data(arena="image")).backbone.embed_std is None
+    ids = Data(arena="image", convention="google")
+    assert recipes.hgrn2_paper(MIXERS[0], ids).backbone.embed_std == 1
+
+
+def test_a_batch_norm_sees_no_batches_sorted_by_length():
+    pools = {
+        arena: recipes.hgrn2_paper(MIXERS[0], Data(arena=arena)).sort_pool
+        for arena in ("listops", "text", "retrieval", "image")
+    }
+    # Its Text has layer norms.
+    assert pools == {"listops": 1, "text": 64, "retrieval": 1, "image": 1}
 
 
 def test_short_recipes_warm_up_for_a_tenth_of_their_steps():

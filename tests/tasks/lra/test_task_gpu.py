@@ -57,7 +57,7 @@ def test_a_recipes_steps_from_a_graph_equal_eager_ones(data, place):
     graphed, eager = pair(mixer, data)
     assert (graphed.training.engine, graphed.buckets) == (
         "graph",
-        4 if data.arena == "listops" else None,
+        1 if data.arena == "listops" else None,
     )
     expect_same(graphed.run(Context(GPU)), eager.run(Context(GPU)))
 
