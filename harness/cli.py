@@ -18,6 +18,7 @@ from harness.arguments import (
     Where,
     seconds,
 )
+from harness.cli_profile import profile
 from harness.cli_run import check, run
 
 app = typer.Typer(
@@ -31,6 +32,7 @@ app = typer.Typer(
 app.add_typer(cli_data.app)
 
 app.command()(run)
+app.command()(profile)
 
 
 @app.command()

@@ -94,6 +94,16 @@ class Task(Frozen):
         """`run`, interrupted wherever another cell may have its turn, where `packs` says so."""
         raise NotImplementedError
 
+    def repeated(self, device: torch.device) -> Callable[[], object]:
+        """One turn, or one call of what is timed, for a profiler. Raises Unsupported for a task
+        that has neither, and whatever keeps it from running there."""
+        if not self.packs:
+            raise Unsupported(
+                f"a cell of task {self.name!r} repeats nothing that a call could give"
+            )
+        turns = self.turns(Context(device))
+        return lambda: next(turns, None)
+
     def canonical(self) -> str:
         """Canonical JSON of every field (less `later` ones at their default), sorted, without
         spaces."""

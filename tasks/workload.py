@@ -86,6 +86,10 @@ class WorkloadTask(Task):
         """The full size, in the cell's dtype."""
         return self._prepare(self.mixer, device, DTYPES[self.dtype], self.batch, self.seq_len)
 
+    def repeated(self, device: torch.device) -> Callable[[], object]:
+        self.refuse_unsupported(device)
+        return self.prepare(device).call
+
     def check(self, device: torch.device) -> None:
         """Raise Wrong where the implementation's error against fp64 is more than twice that of the
         reference in the cell's dtype, at one sequence of the cell's length or 256 tokens.
