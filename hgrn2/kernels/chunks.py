@@ -128,7 +128,7 @@ def backward(
         shared = (q, z, v, dy, wide, (states, dstates), reverse, dscores, lengths)
         dq, dz, dbound = gate_gradients(*shared, table)
         deep_gradients(*shared, deep, (dq, dz, dbound), table)
-    return dq, dz, dv, total(dbound, 2).to(bound.dtype), dstate
+    return dq, dz, dv, total(dbound, 0, 1).to(bound.dtype), dstate
 
 
 def _passes(

@@ -95,10 +95,12 @@ def compile_together(launches: list[Enqueued]) -> None:
         list(threads.map(_compile_launcher, kernels))
 
 
-def total(parts: Tensor, axes: int = 1) -> Tensor:
-    """The sum over the first axes. Of parts on meta only its likeness: torch's own sum there would
+def total(parts: Tensor, *axes: int) -> Tensor:
+    """The sum over these axes. Of parts on meta only its likeness: torch's own sum there would
     import sympy, and a first call would wait for it."""
-    return parts.flatten(0, axes - 1)[0] if parts.is_meta else parts.sum(tuple(range(axes)))
+    if parts.is_meta:
+        return parts.new_empty([n for axis, n in enumerate(parts.shape) if axis not in axes])
+    return parts.sum(axes)
 
 
 def _compile_launcher(kernel: Any) -> None:

@@ -2,7 +2,8 @@
 
 Shapes: z [b t d]; v, h and their gradients [b t d], or [b t d 2] with a turn; bound fp32 [d]; a
 turn is cos and sin of theta, fp32 [2 d]; borders fp32 [b n d (2)], what enters every `border`
-tokens; states and what else is carried fp32 [b d (2)].
+tokens; states and what else is carried fp32 [b d (2)]. With heads the channels are (h k v), z is
+[b t (h k)] and v [b t (h v)]; h and dv are fp32.
 """
 
 from __future__ import annotations
@@ -34,11 +35,29 @@ class Gated:
     z: Tensor
     bound: Tensor
     lengths: Tensor | None
+    heads: tuple[int, int] = (0, 0)
+    """Keys and values of each of HGRN2's heads; (0, 0): HGRN1's channels."""
+
+    @property
+    def size(self) -> tuple[int, int, int]:
+        """b, t, d"""
+        return *self.z.shape[:2], len(self.bound)
+
+    def channels(self, x: Tensor) -> tuple[int, ...]:
+        """Of the states that x [b t ..] drives: d, or d and 2."""
+        return (len(self.bound),) if self.heads[0] else (*x.shape[2:],)
+
+    def rows(self, v: Tensor) -> Tensor:
+        """Room for h, or for a number of every channel's v."""
+        if self.heads[0]:
+            return v.new_empty((*v.shape[:2], len(self.bound)), dtype=torch.float32)
+        return v.new_empty(v.shape)
 
 
 @dataclass(frozen=True)
 class Gradients:
-    """In z's and v's dtypes, and fp32; dtheta and dtheta_back are empty in a real scan."""
+    """dz, of z's dtype, and dv are every channel's, the others fp32. dtheta and dtheta_back are
+    empty in a real scan."""
 
     dz: Tensor
     dv: Tensor
@@ -59,12 +78,12 @@ def scan_output(
     keep_borders: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """h, the last state and the borders (empty unless kept); back's states are added to h."""
-    b, t, d = gated.z.shape
+    b, t, d = gated.size
     launch = settings.output
     segments, segment_tokens = launch.split(b * cdiv(d, launch.channels), t)
-    h = v.new_empty(v.shape)
-    borders = _borders(v) if keep_borders else v.new_empty((0,), dtype=torch.float32)
-    last = v.new_empty((b, *v.shape[2:]), dtype=torch.float32)
+    h = gated.rows(v)
+    borders = _borders(v, gated) if keep_borders else v.new_empty((0,), dtype=torch.float32)
+    last = v.new_empty((b, *gated.channels(v)), dtype=torch.float32)
     options = {"turn": turn, "descend": False, "adjoint": False}
     if segments > 1:
         first = _starts(v, gated, first, last, settings.walk, segments, segment_tokens, **options)
@@ -88,13 +107,13 @@ def scan_borders(
     x: Tensor, gated: Gated, turn: Tensor | None, settings: ScanSettings, *, adjoint: bool
 ) -> Tensor:
     """The backward direction's borders: of its states (x is v), or of their gradients (x is dh)."""
-    b, t, d = gated.z.shape
+    b, t, d = gated.size
     launch = settings.walk
     segments, segment_tokens = launch.split(b * cdiv(d, launch.channels), t)
-    borders, first = _borders(x), None
+    borders, first = _borders(x, gated), None
     options = {"turn": turn, "descend": not adjoint, "adjoint": adjoint}
     if segments > 1:
-        last = x.new_empty((b, *x.shape[2:]), dtype=torch.float32)
+        last = x.new_empty((b, *gated.channels(x)), dtype=torch.float32)
         first = _starts(x, gated, None, last, launch, segments, segment_tokens, **options)
     _walk(x, gated, first, launch, segments, segment_tokens, **options, borders=borders)
     return borders
@@ -112,12 +131,12 @@ def scan_gradients(
 ) -> Gradients:
     """Every gradient, from the borders that the forward pass kept; dlast is the last state's."""
     z = gated.z
-    b, t, d = z.shape
+    b, t, d = gated.size
     launch = settings.backward
     tiles = cdiv(d, launch.channels)
     segments, segment_tokens = launch.split(b * tiles, t)
-    dz, dv = z.new_empty(z.shape), v.new_empty(v.shape)
-    dstate = v.new_empty((b, *v.shape[2:]), dtype=torch.float32)
+    dz, dv = z.new_empty((b, t, d)), gated.rows(v)
+    dstate = v.new_empty((b, *gated.channels(v)), dtype=torch.float32)
     sums = z.new_empty((3, b * segments, d), dtype=torch.float32)
     others = forward.borders
     if back is not None:
@@ -172,6 +191,8 @@ def scan_gradients(
         DH_STRIDE=dh.stride(1),
         DH_CHANNEL=dh.stride(2),
         DH_PAIR=dh.stride(-1),
+        KEYS=gated.heads[0],
+        VALUES=gated.heads[1],
         TURN=forward.turn is not None,
         BOTH=back is not None,
         FAST=z.dtype != torch.float32,
@@ -186,17 +207,17 @@ def scan_gradients(
     return Gradients(
         dz,
         dv,
-        total(sums[0]),
-        sums.new_empty((0,)) if real else total(sums[1]),
-        sums.new_empty((0,)) if real or back is None else total(sums[2]),
+        total(sums[0], 0),
+        sums.new_empty((0,)) if real else total(sums[1], 0),
+        sums.new_empty((0,)) if real or back is None else total(sums[2], 0),
         dstate,
     )
 
 
-def _borders(x: Tensor) -> Tensor:
+def _borders(x: Tensor, gated: Gated) -> Tensor:
     b, t = x.shape[:2]
     n = cdiv(t, border(x.ndim == 4))
-    return x.new_empty((b, n, *x.shape[2:]), dtype=torch.float32)
+    return x.new_empty((b, n, *gated.channels(x)), dtype=torch.float32)
 
 
 def _or(x: Tensor | None, other: Tensor) -> Tensor:
@@ -218,8 +239,8 @@ def _starts(
     adjoint: bool,
 ) -> Tensor:
     """What enters every segment, fp32 [b s d (2)]; `last` is written: what leaves the last one."""
-    b, _, d = gated.z.shape
-    sums = x.new_empty((b, segments, *x.shape[2:]), dtype=torch.float32)
+    b, _, d = gated.size
+    sums = x.new_empty((b, segments, *gated.channels(x)), dtype=torch.float32)
     decay, starts = sums.new_empty(sums.shape), sums.new_empty(sums.shape)
     _walk(
         x,
@@ -273,7 +294,7 @@ def _walk(
 ) -> None:
     """One launch over all segments; it writes h, borders, last and decay where they are given."""
     z, bound = gated.z, gated.bound
-    b, t, d = z.shape
+    b, t, d = gated.size
     enqueue(
         hgrn1_fwd_walk_kernel,
         b * segments * cdiv(d, launch.channels),
@@ -304,6 +325,8 @@ def _walk(
         X_STRIDE=x.stride(1),
         X_CHANNEL=x.stride(2),
         X_PAIR=x.stride(-1),
+        KEYS=gated.heads[0],
+        VALUES=gated.heads[1],
         TURN=turn is not None,
         DESCEND=descend,
         ADJOINT=adjoint,

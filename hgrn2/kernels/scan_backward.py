@@ -28,6 +28,7 @@ from hgrn2.kernels.scan_rows import (
     plus_scaled,
     product,
     spread,
+    spread_heads,
     store_row,
     store_state,
     tied_gate,
@@ -81,6 +82,8 @@ def hgrn1_bwd_kernel(
     DH_STRIDE: tl.constexpr,
     DH_CHANNEL: tl.constexpr,
     DH_PAIR: tl.constexpr,
+    KEYS: tl.constexpr,
+    VALUES: tl.constexpr,
     TURN: tl.constexpr,
     BOTH: tl.constexpr,
     FAST: tl.constexpr,
@@ -92,7 +95,8 @@ def hgrn1_bwd_kernel(
 
     states, states_back: the borders of h in both directions; gradients_back: those of the other
     direction's g. first, last [b s d]: what g enters the segment with and leaves it with. dbound,
-    dtheta, dtheta_back: the segment's own sums, fp32 [b s d].
+    dtheta, dtheta_back: the segment's own sums, fp32 [b s d]. KEYS as in the walk: dz and dv are
+    then each channel's part.
     """
     N: tl.constexpr = 2 if TURN else 1
     PAIR: tl.constexpr = V_PAIR if TURN else 0
@@ -127,8 +131,15 @@ def hgrn1_bwd_kernel(
     count = (end - begin + STEP - 1) // STEP
     start = begin + (count - 1) * STEP
 
-    z_tile = spread(z + batch * z_stride_b + sub * Z_STRIDE, tile, BC, 1, 0)
-    v_tile = spread(v + batch * v_stride_b + sub * V_STRIDE, tile, BC, V_CHANNEL, PAIR)
+    z_rows, v_rows = (
+        z + batch * z_stride_b + sub * Z_STRIDE,
+        v + batch * v_stride_b + sub * V_STRIDE,
+    )
+    z_tile = spread(z_rows, tile, BC, 1, 0)
+    v_tile = spread(v_rows, tile, BC, V_CHANNEL, PAIR)
+    if KEYS > 0:
+        z_tile = spread_heads(z_rows, tile, BC, KEYS, VALUES, True)
+        v_tile = spread_heads(v_rows, tile, BC, KEYS, VALUES, False)
     dh_tile = spread(dh + batch * dh_stride_b + sub * DH_STRIDE, tile, BC, DH_CHANNEL, DH)
     dz_tile = spread(dz + batch * T * D + sub * D, tile, BC, 1, 0)
     dv_tile = spread(dv + batch * T * (D * N) + sub * (D * N), tile, BC, 1, N - 1)

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from hgrn2.kernels.chunks import in_a_row, plain
-from hgrn2.kernels.first_call import compile_before_first
+from hgrn2.kernels.first_call import compile_before_first, total
 from hgrn2.kernels.scan import Direction, Gated, scan_borders, scan_gradients, scan_output
 from hgrn2.kernels.scan_settings import ScanSettings, border, scan_settings
 from hgrn2.kernels.settings import cdiv
@@ -38,7 +38,7 @@ def hgrn1(
     Raises ValueError for another dtype.
     """
     _check(v, z)
-    return _operator(v, z, bound, theta, None, state, lengths, False)
+    return _operator(v, z, bound, theta, None, state, lengths, 0, 0, False)
 
 
 def hgrn1_bidirectional(
@@ -56,7 +56,7 @@ def hgrn1_bidirectional(
     """
     _check(v, z)
     other = theta if theta_backward is None else theta_backward
-    return _operator(v, z, bound, theta, other, None, lengths, True)[0]
+    return _operator(v, z, bound, theta, other, None, lengths, 0, 0, True)[0]
 
 
 def hgrn2_narrow(
@@ -73,9 +73,8 @@ def hgrn2_narrow(
     q, z [b t h k], v [b t h v]: any widths. The states are read out in fp32. Raises ValueError for
     a dtype that the kernels do not take.
     """
-    _check(q, z)
     flat = None if state is None else state.flatten(1)
-    h, last = hgrn1(*_channels(z, v, bound), state=flat, lengths=lengths)
+    h, last = _heads(q, z, v, bound, flat, lengths, both=False)
     return _read_out(q, h, v), last.view(z.shape[0], *z.shape[2:], v.shape[-1])
 
 
@@ -83,8 +82,7 @@ def hgrn2_narrow_bidirectional(
     q: Tensor, z: Tensor, v: Tensor, bound: Tensor, *, lengths: Tensor | None = None
 ) -> Tensor:
     """Both directions of `hgrn2_narrow`; as `hgrn2.hgrn2_bidirectional`."""
-    _check(q, z)
-    return _read_out(q, hgrn1_bidirectional(*_channels(z, v, bound), lengths=lengths), v)
+    return _read_out(q, _heads(q, z, v, bound, None, lengths, both=True)[0], v)
 
 
 def hgrn2_narrow_step(
@@ -96,15 +94,24 @@ def hgrn2_narrow_step(
     return y[:, 0], state.copy_(last)
 
 
-def _channels(z: Tensor, v: Tensor, bound: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """v, z [b t (h k v)] and the bound [(h k v)], every key with every value.
-
-    v in fp32, so that h is not rounded before it is read out.
-    """
-    shape = (*z.shape, v.shape[-1])
-    wide = v.to(torch.float32)[..., None, :].expand(shape)
-    widest = bound[..., None].expand(shape[2:])
-    return wide.flatten(2), z[..., None].expand(shape).flatten(2), widest.flatten()
+def _heads(
+    q: Tensor,
+    z: Tensor,
+    v: Tensor,
+    bound: Tensor,
+    state: Tensor | None,
+    lengths: Tensor | None,
+    *,
+    both: bool,
+) -> tuple[Tensor, Tensor]:
+    """h [b t (h k v)] and the last state [b (h k v)], fp32, so that h is not rounded before it is
+    read out: every key with every value."""
+    _check(q, z)
+    _check(v, z)
+    k, width = z.shape[-1], v.shape[-1]
+    each = bound[..., None].expand(*bound.shape, width).flatten()
+    none = (None, None)
+    return _operator(v.flatten(2), z.flatten(2), each, *none, state, lengths, k, width, both)
 
 
 def _read_out(q: Tensor, h: Tensor, v: Tensor) -> Tensor:
@@ -138,9 +145,8 @@ def _turn(theta: Tensor | None) -> Tensor | None:
     return torch.stack([wide.cos(), wide.sin()])
 
 
-def _settings(z: Tensor, theta: Tensor | None) -> ScanSettings:
-    b, _, d = z.shape
-    return scan_settings(b, d, z.dtype, turn=theta is not None)
+def _settings(z: Tensor, bound: Tensor, theta: Tensor | None) -> ScanSettings:
+    return scan_settings(len(z), len(bound), z.dtype, turn=theta is not None)
 
 
 def _operator(*inputs: Any) -> tuple[Tensor, Tensor]:
@@ -176,14 +182,18 @@ def _forward(
     theta_back: Tensor | None,
     state: Tensor | None,
     lengths: Tensor | None,
+    keys: int,
+    values: int,
     both: bool,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """h, the last state, and both directions' borders, each empty where it is not kept."""
-    compile_before_first(_passes, v, z, bound, theta, theta_back, state, lengths, both, keep)
+    compile_before_first(
+        _passes, v, z, bound, theta, theta_back, state, lengths, keys, values, both, keep
+    )
     v, z = _rows(v), _rows(z)
-    gated = Gated(z, plain(bound), in_a_row(lengths))
-    table = _settings(z, theta)
+    gated = Gated(z, plain(bound), in_a_row(lengths), (keys, values))
+    table = _settings(z, bound, theta)
     with torch.cuda.device_of(z):
         back = None
         if both:
@@ -206,9 +216,14 @@ _compiled_forward = torch.library.custom_op("hgrn2::scan_forward", _forward, mut
 
 
 @_compiled_forward.register_fake
-def _forward_fake(v: Tensor, *inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    *_, both, keep = inputs
+def _forward_fake(
+    v: Tensor, z: Tensor, bound: Tensor, *inputs: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    del z
+    *_, keys, _, both, keep = inputs
     b, t, *channels = v.shape
+    if keys:
+        channels = [len(bound)]
     n = cdiv(t, border(v.ndim == 4))
 
     def wide(*shape: int) -> Tensor:
@@ -216,7 +231,8 @@ def _forward_fake(v: Tensor, *inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tens
 
     borders = wide(b, n, *channels) if keep else wide(0)
     back = wide(b, n, *channels) if keep and both else wide(0)
-    return v.new_empty(v.shape), wide(b, *channels), borders, back
+    h = wide(b, t, *channels) if keys else v.new_empty(v.shape)
+    return h, wide(b, *channels), borders, back
 
 
 def _backward(
@@ -230,6 +246,8 @@ def _backward(
     borders_back: Tensor,
     dh: Tensor,
     dlast: Tensor | None,
+    keys: int,
+    values: int,
     both: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """dv, dz, dbound, dtheta, the other direction's dtheta (or empty), and dstate."""
@@ -238,17 +256,21 @@ def _backward(
         found = scan_gradients(
             v,
             dh,
-            Gated(z, plain(bound), in_a_row(lengths)),
+            Gated(z, plain(bound), in_a_row(lengths), (keys, values)),
             Direction(_turn(theta), borders),
             back=Direction(_turn(theta_back), borders_back) if both else None,
             dlast=None if dlast is None else plain(dlast),
-            settings=_settings(z, theta),
+            settings=_settings(z, bound, theta),
         )
     dtheta, dtheta_back = (
         found_x if x is None else found_x.to(x.dtype)
         for x, found_x in ((theta, found.dtheta), (theta_back, found.dtheta_back))
     )
-    return found.dv, found.dz, found.dbound.to(bound.dtype), dtheta, dtheta_back, found.dstate
+    dv, dz = found.dv, found.dz
+    if keys:
+        dv, dz = (x.unflatten(2, (-1, keys, values)) for x in (dv, dz))
+        dv, dz = total(dv, 3).flatten(2).to(v.dtype), total(dz, 4).flatten(2)
+    return dv, dz, found.dbound.to(bound.dtype), dtheta, dtheta_back, found.dstate
 
 
 def _passes(
@@ -259,12 +281,15 @@ def _passes(
     theta_back: Tensor | None,
     state: Tensor | None,
     lengths: Tensor | None,
+    keys: int,
+    values: int,
     both: bool,
     keep: bool,
 ) -> None:
-    h, _, *borders = _forward(v, z, bound, theta, theta_back, state, lengths, both, keep)
+    heads = (keys, values)
+    h, _, *borders = _forward(v, z, bound, theta, theta_back, state, lengths, *heads, both, keep)
     if keep:
-        _backward(v, z, bound, theta, theta_back, lengths, *borders, h, None, both)
+        _backward(v, z, bound, theta, theta_back, lengths, *borders, h, None, *heads, both)
 
 
 _compiled_backward = torch.library.custom_op("hgrn2::scan_backward", _backward, mutates_args=())
@@ -273,7 +298,7 @@ _compiled_backward = torch.library.custom_op("hgrn2::scan_backward", _backward, 
 @_compiled_backward.register_fake
 def _backward_fake(*inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     v, z, bound, theta, theta_back, _, borders, *_ = inputs
-    b, _, *channels = v.shape
+    b, channels = len(v), borders.shape[2:]
     angles = (borders.new_empty(0 if x is None else x.shape) for x in (theta, theta_back))
     dtheta, dtheta_back = (
         y if x is None else y.to(x.dtype) for x, y in zip((theta, theta_back), angles, strict=True)
@@ -283,9 +308,9 @@ def _backward_fake(*inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    v, z, bound, theta, theta_back, state, lengths, both, *_ = inputs
+    v, z, bound, theta, theta_back, state, lengths, keys, values, both, *_ = inputs
     ctx.save_for_backward(v, z, bound, theta, theta_back, lengths, *output[2:])
-    ctx.both, ctx.has_state = both, state is not None
+    ctx.keys, ctx.values, ctx.both, ctx.has_state = keys, values, both, state is not None
     ctx.set_materialize_grads(False)
 
 
@@ -297,16 +322,18 @@ def _differentiate(
     *_: None,
 ) -> tuple[Any, ...]:
     v, z, bound, theta, theta_back, lengths, *borders = ctx.saved_tensors
+    heads = (ctx.keys, ctx.values)
     if dh is None:
-        dh = torch.zeros_like(v)
+        wide = (*v.shape[:2], len(bound)) if ctx.keys else v.shape
+        dh = v.new_zeros(wide, dtype=torch.float32 if ctx.keys else v.dtype)
     dv, dz, dbound, *angles, dstate = run(
-        v, z, bound, theta, theta_back, lengths, *borders, dh, dlast, ctx.both
+        v, z, bound, theta, theta_back, lengths, *borders, dh, dlast, *heads, ctx.both
     )
     dtheta, dtheta_back = (
         None if x is None else y for x, y in zip((theta, theta_back), angles, strict=True)
     )
     dstate = dstate if ctx.has_state else None
-    return dv, dz, dbound, dtheta, dtheta_back, dstate, None, None, None
+    return dv, dz, dbound, dtheta, dtheta_back, dstate, *5 * [None]
 
 
 _compiled_forward.register_autograd(

@@ -25,6 +25,7 @@ from hgrn2.kernels.scan_rows import (
     plus_scaled,
     product,
     spread,
+    spread_heads,
     store_row,
     store_state,
     tied_gate,
@@ -63,6 +64,8 @@ def hgrn1_fwd_walk_kernel(
     X_STRIDE: tl.constexpr,
     X_CHANNEL: tl.constexpr,
     X_PAIR: tl.constexpr,
+    KEYS: tl.constexpr,
+    VALUES: tl.constexpr,
     TURN: tl.constexpr,
     DESCEND: tl.constexpr,
     ADJOINT: tl.constexpr,
@@ -80,7 +83,8 @@ def hgrn1_fwd_walk_kernel(
     x: v, or dh (ADJOINT). first, last, decay [b s d] fp32, borders and back [b n d] fp32; back: the
     other direction's borders, whose states are added to the h [b t d] that is stored (BOTH). turn
     [2 d]: cos and sin of theta; turn_back the other direction's. Strides along time are constants,
-    so that a row's address is an immediate.
+    so that a row's address is an immediate. KEYS: the channels are (h, k, v) of heads, whose z is
+    [b t (h k)] and v [b t (h v)]; 0: one z and one v a channel.
     """
     N: tl.constexpr = 2 if TURN else 1
     PAIR: tl.constexpr = X_PAIR if TURN else 0
@@ -120,8 +124,16 @@ def hgrn1_fwd_walk_kernel(
     count = (end - begin + STEP - 1) // STEP
     start = begin + ((count - 1) * STEP if DESCEND else 0)
 
-    z_tile = spread(z + batch * z_stride_b + sub * Z_STRIDE, tile, BC, 1, 0)
-    x_tile = spread(x + batch * x_stride_b + sub * X_STRIDE, tile, BC, X_CHANNEL, PAIR)
+    z_rows, x_rows = (
+        z + batch * z_stride_b + sub * Z_STRIDE,
+        x + batch * x_stride_b + sub * X_STRIDE,
+    )
+    z_tile = spread(z_rows, tile, BC, 1, 0)
+    x_tile = spread(x_rows, tile, BC, X_CHANNEL, PAIR)
+    if KEYS > 0:
+        z_tile = spread_heads(z_rows, tile, BC, KEYS, VALUES, True)
+        if not ADJOINT:
+            x_tile = spread_heads(x_rows, tile, BC, KEYS, VALUES, False)
     h_tile = spread(h + batch * T * (D * N) + sub * (D * N), tile, BC, 1, N - 1)
     border_row = batch * borders_n
 

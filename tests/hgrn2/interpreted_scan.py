@@ -136,7 +136,7 @@ def test_only_the_last_state_is_differentiated():
 
 def test_nothing_is_kept_where_nothing_is_differentiated():
     case = draw(1, 20, 3)
-    inputs = (case["v"], case["z"], case["bound"], None, None, None, None)
+    inputs = (case["v"], case["z"], case["bound"], None, None, None, None, 0, 0)
     kept, left = (ops._forward(*inputs, False, keep) for keep in (True, False))
     assert torch.equal(kept[0], left[0])
     assert kept[2].shape == (1, 2, 3)
@@ -150,7 +150,7 @@ def test_the_operators_shapes_without_data(both):
     leaves = [case[name].requires_grad_() for name in names]
     torch.library.opcheck(
         torch.ops.hgrn2.scan_forward.default,
-        (*leaves, None, None, both, True),
+        (*leaves, None, None, 0, 0, both, True),
         test_utils=("test_schema", "test_autograd_registration", "test_faketensor"),
     )
 

@@ -13,15 +13,36 @@ def launches(batch: int, dtype: torch.dtype, *, turn: bool, both: bool) -> list[
     """One forward and one backward pass over 32,768 tokens of 2048 channels, with lengths."""
     t, d = 32768 // batch, 2048
     pair = (2,) if turn else ()
-
-    def meta(*shape: int, kind: torch.dtype = torch.float32) -> torch.Tensor:
-        return torch.empty(shape, dtype=kind, device="meta")
-
     v, z = meta(batch, t, d, *pair, kind=dtype), meta(batch, t, d, kind=dtype)
     angle = meta(2, d) if turn else None
     gated = scan.Gated(z, meta(d), meta(batch, kind=torch.int64))
     state = None if both else meta(batch, d, *pair)
-    table = scan_settings(batch, d, dtype, turn=turn)
+    return passes(v, v, gated, angle, state, both=both)
+
+
+def head_launches(dtype: torch.dtype, *, both: bool) -> list[Enqueued]:
+    """The same of 128 sequences of 2,048 tokens and 16 heads of 4 keys and 4 values."""
+    b, t, d = 128, 2048, 16 * 4 * 4
+    z, v, dh = meta(b, t, 64, kind=dtype), meta(b, t, 64, kind=dtype), meta(b, t, d)
+    gated = scan.Gated(z, meta(d), meta(b, kind=torch.int64), (4, 4))
+    return passes(v, dh, gated, None, None, both=both)
+
+
+def meta(*shape: int, kind: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.empty(shape, dtype=kind, device="meta")
+
+
+def passes(
+    v: torch.Tensor,
+    dh: torch.Tensor,
+    gated: scan.Gated,
+    angle: torch.Tensor | None,
+    state: torch.Tensor | None,
+    *,
+    both: bool,
+) -> list[Enqueued]:
+    b, _, d = gated.size
+    table = scan_settings(b, d, gated.z.dtype, turn=angle is not None)
     with noted() as found:
         back = None
         if both:
@@ -31,5 +52,5 @@ def launches(batch: int, dtype: torch.dtype, *, turn: bool, both: bool) -> list[
             v, gated, angle, first=state, back=back, settings=table, keep_borders=True
         )
         forward = scan.Direction(angle, borders)
-        scan.scan_gradients(v, v, gated, forward, back=back, dlast=state, settings=table)
+        scan.scan_gradients(v, dh, gated, forward, back=back, dlast=state, settings=table)
     return found

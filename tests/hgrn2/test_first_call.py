@@ -75,7 +75,7 @@ def hgrn2_inputs(device: str) -> tuple:
 
 def hgrn1_inputs(device: str) -> tuple:
     v, z = (torch.zeros(2, 100, 32, dtype=torch.bfloat16, device=device) for _ in range(2))
-    return v, z, torch.zeros(32, device=device), None, None, None, None, False, True
+    return v, z, torch.zeros(32, device=device), None, None, None, None, 0, 0, False, True
 
 
 @pytest.mark.parametrize(

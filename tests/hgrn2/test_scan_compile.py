@@ -7,7 +7,8 @@ import torch
 
 pytest.importorskip("triton")
 
-from tests.hgrn2.scan_compilation import launches
+from hgrn2.kernels.first_call import Enqueued
+from tests.hgrn2.scan_compilation import head_launches, launches
 from tests.hgrn2.triton_compilation import SHARED_BYTES, compile_for
 
 BF16, FP32 = torch.bfloat16, torch.float32
@@ -28,7 +29,17 @@ ENTRIES = [
 
 @pytest.mark.parametrize(("batch", "dtype", "turn", "both", "architecture"), ENTRIES)
 def test_entry_compiles_and_fits(batch, dtype, turn, both, architecture):
-    for launched in launches(batch, dtype, turn=turn, both=both):
+    expect_fit(launches(batch, dtype, turn=turn, both=both), architecture)
+
+
+@pytest.mark.parametrize("both", [False, True], ids=["causal", "both"])
+@pytest.mark.parametrize("dtype", [BF16, FP32], ids=str)
+def test_heads_of_few_keys_compile_and_fit(dtype, both):
+    expect_fit(head_launches(dtype, both=both), 90)
+
+
+def expect_fit(found: list[Enqueued], architecture: int) -> None:
+    for launched in found:
         resources = compile_for(launched, architecture)
         assert resources.shared_bytes <= SHARED_BYTES[architecture], launched.name
         assert resources.registers <= 255
