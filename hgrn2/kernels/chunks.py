@@ -19,9 +19,9 @@ from hgrn2.kernels.states import chunk_states
 
 
 def table_of(q: Tensor, v: Tensor) -> Settings:
-    """The table's entry; of the current device for tensors on meta, of Hopper without a GPU."""
+    """The table's entry: the current device's for tensors on meta, Hopper's without a GPU."""
     capability = (9, 0)
-    if q.is_cuda or torch.cuda.is_available():
+    if q.is_cuda or (q.is_meta and torch.cuda.is_available()):
         capability = torch.cuda.get_device_capability(q.device if q.is_cuda else None)
     return settings(q.shape[-1], v.shape[-1], q.dtype, capability)
 

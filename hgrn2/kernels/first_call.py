@@ -11,14 +11,13 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import triton
 from torch import Tensor
-from triton.runtime import driver
 from triton.runtime.interpreter import InterpretedFunction
 
 
@@ -39,7 +38,7 @@ _noted: ContextVar[list[Enqueued] | None] = ContextVar("noted", default=None)
 _seen: set[tuple[Any, ...]] = set()
 
 
-def enqueue(kernel: Any, programs: int, *args: Any, **options: Any) -> None:
+def enqueue(kernel: Any, programs: int, /, *args: Any, **options: Any) -> None:
     """Launch `programs` programs of the kernel, or note the launch (`noted`)."""
     launches = _noted.get()
     if launches is None:
@@ -60,11 +59,13 @@ def noted() -> Iterator[list[Enqueued]]:
 
 
 def compile_before_first(passes: Callable[..., object], *inputs: Any) -> None:
-    """Before the first call with inputs of this kind (dtypes, widths, what is None, flags), compile
-    all that `passes(*inputs)` launches; it is called with the inputs' likes on the meta device.
+    """Before the first call with inputs of this kind (dtypes, heads and widths, device, what is
+    None, flags), compile all that `passes(*inputs)` launches; it is called with the inputs' likes
+    on the meta device.
 
     What it misses, another alignment or a length that needs other kernels, say, is compiled when it
-    is launched, as ever. Does nothing without a GPU and while a CUDA graph is captured.
+    is launched, as ever. Does nothing without a GPU and while a CUDA graph is captured. Raises what
+    a compiler raises.
     """
     kind = (
         passes,
@@ -75,24 +76,33 @@ def compile_before_first(passes: Callable[..., object], *inputs: Any) -> None:
     like = next(x for x in inputs if isinstance(x, Tensor))
     if not like.is_cuda or torch.cuda.is_current_stream_capturing():
         return
-    _seen.add(kind)
     with torch.cuda.device_of(like):
         with noted() as launches:
             passes(*(_meta(x) if isinstance(x, Tensor) else x for x in inputs))
         compile_together(launches)
+    _seen.add(kind)
 
 
 def compile_together(launches: list[Enqueued]) -> None:
-    """Compile the launches' kernels in threads, for the current device."""
+    """Compile the launches' kernels in threads, for the current device.
+
+    Kernels alone. Their launchers in C (Triton 3.6 has one for each signature) are compiled and
+    loaded at the first launch: they are modules of one name, which Python mixes up where threads
+    load them at once.
+    """
     if isinstance(launches[0].kernel, InterpretedFunction):
         return
-    with ThreadPoolExecutor(min(len(launches), os.cpu_count() or 1)) as threads:
-        with triton.AsyncCompileMode(threads):
-            kernels = [
+
+    def compile_all() -> None:
+        with (
+            ThreadPoolExecutor(min(len(launches), os.cpu_count() or 1)) as threads,
+            triton.AsyncCompileMode(threads),
+        ):
+            for launch in launches:
                 launch.kernel.warmup(*launch.args, grid=(1,), **launch.options)
-                for launch in launches
-            ]
-        list(threads.map(_compile_launcher, kernels))
+
+    # After a compiler's error the mode would stay on, for every later kernel of the program.
+    copy_context().run(compile_all)
 
 
 def total(parts: Tensor, *axes: int) -> Tensor:
@@ -101,17 +111,6 @@ def total(parts: Tensor, *axes: int) -> Tensor:
     if parts.is_meta:
         return parts.new_empty([n for axis, n in enumerate(parts.shape) if axis not in axes])
     return parts.sum(axes)
-
-
-def _compile_launcher(kernel: Any) -> None:
-    """Leaves the kernel's launcher, which Triton has a C compiler make, in Triton's cache.
-
-    The one made here is thrown away: launchers are modules of one name, and Python can mix up those
-    that threads load at once. The first launch loads its own.
-    """
-    # A kernel known before is no future.
-    compiled = kernel.result() if hasattr(kernel, "result") else kernel
-    driver.active.launcher_cls(compiled.src, compiled.metadata)
 
 
 def _meta(x: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 import threading
@@ -19,8 +20,8 @@ from triton.runtime import driver
 from hgrn2.kernels import chunks, scan_ops
 from hgrn2.kernels.first_call import compile_before_first, compile_together, noted
 
-# No device has this number, so that kernels of a real one are not mistaken for these.
-DEVICE = 97
+# No device has these numbers: kernels of a real one, and of another test, are not mistaken for its.
+NUMBERS = itertools.count(97)
 
 
 class Hopper:
@@ -30,6 +31,7 @@ class Hopper:
         self.compiled: list[str] = []
         self.threads: set[str] = set()
         self.launched: list[str] = []
+        self.number = next(NUMBERS)
         self.utils = SimpleNamespace(
             get_device_properties=lambda _: {"max_shared_mem": 227 * 1024},
             load_binary=lambda *_: (object(), 0, 0, 0, 1024),
@@ -39,20 +41,15 @@ class Hopper:
         return GPUTarget("cuda", 90, 32)
 
     def get_current_device(self) -> int:
-        return DEVICE
+        return self.number
 
     def get_current_stream(self, device: int) -> int:
         return 0
 
     def launcher_cls(self, src, metadata):
-        made_by = threading.current_thread()
-
-        def launch(*_) -> None:
-            # Python can mix up launchers that threads load at once: wrong kernels' are called.
-            assert made_by is threading.main_thread()
-            self.launched.append(src.fn.fn.__name__)
-
-        return launch
+        # Python can mix up launchers that threads load at once: wrong kernels' are called.
+        assert threading.current_thread() is threading.main_thread()
+        return lambda *_: self.launched.append(src.fn.fn.__name__)
 
     def note(self, src, **_) -> None:
         self.compiled.append(src.fn.fn.__name__)
@@ -73,14 +70,33 @@ def hgrn2_inputs(device: str) -> tuple:
     return q, z, v, torch.zeros(2, 64, device=device), None, None, False, True
 
 
+def hgrn2_with_all(device: str) -> tuple:
+    """Heads of 16, a state and lengths."""
+    q, z, v = (torch.zeros(1, 100, 2, 16, dtype=torch.bfloat16, device=device) for _ in range(3))
+    state, lengths = torch.zeros(1, 2, 16, 16, device=device), torch.tensor([70], device=device)
+    return q, z, v, torch.zeros(2, 16, device=device), state, lengths, False, True
+
+
 def hgrn1_inputs(device: str) -> tuple:
     v, z = (torch.zeros(2, 100, 32, dtype=torch.bfloat16, device=device) for _ in range(2))
     return v, z, torch.zeros(32, device=device), None, None, None, None, 0, 0, False, True
 
 
+def narrow_inputs(device: str) -> tuple:
+    """Two heads of 4 keys and 8 values, both directions."""
+    z = torch.zeros(2, 100, 2 * 4, dtype=torch.bfloat16, device=device)
+    v = torch.zeros(2, 100, 2 * 8, dtype=torch.bfloat16, device=device)
+    return v, z, torch.zeros(2 * 4 * 8, device=device), None, None, None, None, 4, 8, True, True
+
+
 @pytest.mark.parametrize(
     ("passes", "inputs", "fewest"),
-    [(chunks._passes, hgrn2_inputs, 8), (scan_ops._passes, hgrn1_inputs, 2)],
+    [
+        (chunks._passes, hgrn2_inputs, 8),
+        (chunks._passes, hgrn2_with_all, 7),
+        (scan_ops._passes, hgrn1_inputs, 2),
+        (scan_ops._passes, narrow_inputs, 4),
+    ],
 )
 def test_nothing_is_left_to_compile(hopper, passes, inputs, fewest):
     with noted() as launches:
@@ -95,6 +111,20 @@ def test_nothing_is_left_to_compile(hopper, passes, inputs, fewest):
     passes(*inputs("cpu"))
     assert hopper.compiled == compiled
     assert hopper.launched == [launch.name for launch in launches]
+
+
+def test_a_failed_compilation_is_told_and_leaves_nothing_behind(hopper, monkeypatch):
+    with noted() as launches:
+        chunks._passes(*hgrn2_inputs("meta"))
+    one = launches[0].kernel
+    # Triton gives a kernel its compiler with the first look at a device's kernels.
+    assert one.device_caches[hopper.number]
+    with monkeypatch.context() as broken:
+        broken.setattr(one, "compile", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            compile_together(launches)
+    scan_ops._passes(*hgrn1_inputs("cpu"))
+    assert hopper.launched
 
 
 def test_noting_imports_no_compiler():
