@@ -101,9 +101,10 @@ class HGRN1(HGRN):
         is_complex = self.kind == "complex"
         off = torch.zeros(width, device=device)
         pair = (2,) if is_complex else ()
+        # Cast one by one: drawn in fp32, they would take more room than the call.
         inputs = [
-            torch.randn(batch, seq_len, width, *pair, generator=generator, device=device),
-            torch.randn(batch, seq_len, width, generator=generator, device=device),
+            torch.randn(batch, seq_len, width, *more, generator=generator, device=device).to(dtype)
+            for more in (pair, ())
         ]
         if is_complex:
             inputs.append(angles(d_model, device))

@@ -103,7 +103,10 @@ class HGRN2(HGRN):
         self.check_width(d_model)
         heads, e = d_model // self.expand_ratio, self.expand_ratio
         shape, device = (batch, seq_len, heads, e), generator.device
-        inputs = [torch.randn(shape, generator=generator, device=device) for _ in range(3)]
+        # Cast one by one: drawn in fp32, they would take more room than the call.
+        inputs = [
+            torch.randn(shape, generator=generator, device=device).to(dtype) for _ in range(3)
+        ]
         off = torch.zeros(heads, e, device=device)
         if self.lower_bound != "off":
             inputs.append(torch.full_like(off, 0.5))

@@ -98,8 +98,10 @@ class Mamba(Mixer):
         def draw(width: int) -> Tensor:
             return torch.randn(batch, seq_len, width, generator=generator, device=device)
 
-        x, dt = draw(channels), draw(channels) + dt_bias(channels, generator)
-        B, C = draw(self.d_state), draw(self.d_state)
+        # Cast one by one: drawn in fp32, they would take more room than the call.
+        x = draw(channels).to(dtype)
+        dt = draw(channels).add_(dt_bias(channels, generator)).to(dtype)
+        B, C = draw(self.d_state).to(dtype), draw(self.d_state).to(dtype)
         A_log, D = a_log(channels, self.d_state, device), torch.ones(channels, device=device)
 
         def run(*inputs: Tensor) -> Tensor:
