@@ -17,9 +17,9 @@ def profile(
     where: Where = None,
     device: Device = None,
     skip: Annotated[
-        int, typer.Option(min=0, help="Turns before, which compile, tune and capture")
+        int, typer.Option(min=0, help="Calls before, which compile, tune and capture")
     ] = 5,
-    turns: Annotated[int, typer.Option(min=1, help="Turns that are profiled")] = 15,
+    calls: Annotated[int, typer.Option(min=1, help="Calls that are profiled")] = 15,
     top: Annotated[int, typer.Option(min=1, help="Kernels to show")] = 25,
     csv: Annotated[
         Path | None, typer.Option(help="Write all kernels there too", show_default=False)
@@ -27,8 +27,9 @@ def profile(
 ) -> None:
     """Show what one cell spends its time on, kernel by kernel (on a CPU: operator by operator).
 
-    A turn is a training step, or the few that one graph holds (`steps_together`), or a call of what
-    is timed. Nothing is recorded: a profiler slows what it watches.
+    A call is a training step, or the few that one graph holds (`steps_together`), or one call of
+    what is timed; numbers are of one step. Batches of several widths need a larger --skip. It runs
+    on the first of the devices. Nothing is recorded: a profiler slows what it watches.
 
     \b
     Example:
@@ -55,7 +56,7 @@ def profile(
     task = pickle.loads(cells[0].payload)
     where_it_runs = plan.find_devices(found.machine.devices[0])[0]
     try:
-        result = profiling.profile(task, where_it_runs, skip=skip, turns=turns)
+        result = profiling.profile(task, where_it_runs, skip=skip, calls=calls)
     except Unsupported as reason:
         raise ValueError(f"{cells[0].key} cannot be profiled: {reason}") from None
     shown = result.table.head(top).copy()
@@ -64,7 +65,7 @@ def profile(
     print(shown.to_string(index=False, float_format="{:.4g}".format))
     print(
         f"{found.machine.device_name}: {len(result.table)} kernels, {result.busy_ms:.4g} ms of "
-        f"{result.wall_ms:.4g} ms a turn (profiled)"
+        f"{result.wall_ms:.4g} ms a step (profiled; {result.together} launched together)"
     )
     if csv is not None:
         result.table.to_csv(csv, index=False)

@@ -29,7 +29,9 @@ LATER: dict[str, dict[str, Leaf]] = {
         "rates_lr": None,
         "steps_together": 1,
     },
-    "backbone": {"first": None, "branch_dropout": 0.0},
+    "backbone": {"first": None, "branch_dropout": 0.0, "embed_std": None},
+    "lra": {"sort_pool": 64},
+    "lra_step": {"sort_pool": 64},
 }
 """Task, or part of one -> fields that came after records had been made, as those records had them.
 The JSON leaves them out at that value (`Frozen.later`)."""

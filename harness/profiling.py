@@ -12,53 +12,58 @@ from torch.profiler import ProfilerActivity
 from tasks.base import Task
 
 COLUMNS = ("kernel", "calls", "us_per_call", "ms", "share")
-"""`calls` and `ms` are of one turn; `share` of all kernels' time."""
+"""`calls` and `ms` are of one step; `share` of all kernels' time."""
 
 
 class Profile(NamedTuple):
-    """Turns of a cell, on average."""
+    """Steps of a cell, on average; one call of what is timed counts as a step."""
 
     table: pd.DataFrame
     """`COLUMNS`, the longest first."""
     wall_ms: float
-    """Of one turn, while being profiled."""
+    """Of one step, while being profiled."""
+    together: int
+    """Steps that are launched at once."""
 
     @property
     def busy_ms(self) -> float:
-        """All kernels of one turn; more than `wall_ms` where some run side by side."""
+        """All kernels of one step; more than `wall_ms` where some run side by side."""
         return float(self.table["ms"].sum())
 
 
-def profile(task: Task, device: torch.device, *, skip: int, turns: int) -> Profile:
-    """The kernels of `turns` turns (a training step, or the few that are launched together; a call
-    of what is timed), after `skip` others that compile, tune and capture.
+def profile(task: Task, device: torch.device, *, skip: int, calls: int) -> Profile:
+    """The kernels of `calls` calls (a training step each, or the few that are launched together; or
+    one call of what is timed), after `skip` others that compile, tune and capture.
 
-    Raises Unsupported for a task that repeats nothing, and as the task does.
+    Raises Unsupported for a task that repeats nothing, ValueError for more training steps than an
+    epoch has, and as the task does.
     """
-    turn = task.repeated(device)
-    for _ in range(skip):
-        turn()
     gpu = device.type == "cuda"
+    if gpu:
+        # As a run's workers have it.
+        torch.cuda.set_device(device)
+    call, together = task.repeated(device)
+    for _ in range(skip):
+        call()
     _wait(device)
     with torch.profiler.profile(
         activities=[ProfilerActivity.CUDA if gpu else ProfilerActivity.CPU]
     ) as found:
         started = time.perf_counter()
-        for _ in range(turns):
-            turn()
+        for _ in range(calls):
+            call()
         _wait(device)
         wall_s = time.perf_counter() - started
-    rows = []
+    steps, rows = calls * together, []
     for event in found.key_averages():
         on_gpu = event.device_type.name == "CUDA"
         us = event.self_device_time_total if gpu else event.self_cpu_time_total
         if on_gpu == gpu and us > 0 and not event.is_user_annotation:
-            rows.append((event.key, event.count / turns, us / event.count, us / turns / 1e3))
+            rows.append((event.key, event.count / steps, us / event.count, us / steps / 1e3))
     table = pd.DataFrame(rows, columns=list(COLUMNS[:-1]))
     table["share"] = table["ms"] / table["ms"].sum()
-    return Profile(
-        table.sort_values("ms", ascending=False, ignore_index=True), 1e3 * wall_s / turns
-    )
+    table = table.sort_values("ms", ascending=False, ignore_index=True)
+    return Profile(table, 1e3 * wall_s / steps, together)
 
 
 def _wait(device: torch.device) -> None:

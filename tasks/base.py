@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from pydantic import SerializeAsAny, field_validator
@@ -42,6 +42,15 @@ def to_the_end(turns: Generator[None, None, Metrics]) -> Metrics:
 def silent(line: str) -> None:
     """Progress that nobody reads."""
     del line
+
+
+class Repeated(NamedTuple):
+    """What a cell does over and over."""
+
+    call: Callable[[], object]
+    """Training steps, or one call of what is timed. Raises ValueError after the last."""
+    steps: int = 1
+    """Of a call."""
 
 
 @dataclass(frozen=True)
@@ -94,15 +103,10 @@ class Task(Frozen):
         """`run`, interrupted wherever another cell may have its turn, where `packs` says so."""
         raise NotImplementedError
 
-    def repeated(self, device: torch.device) -> Callable[[], object]:
-        """One turn, or one call of what is timed, for a profiler. Raises Unsupported for a task
-        that has neither, and whatever keeps it from running there."""
-        if not self.packs:
-            raise Unsupported(
-                f"a cell of task {self.name!r} repeats nothing that a call could give"
-            )
-        turns = self.turns(Context(device))
-        return lambda: next(turns, None)
+    def repeated(self, device: torch.device) -> Repeated:
+        """What a profiler repeats. Raises Unsupported where the task has nothing for it, and where
+        it cannot run there."""
+        raise Unsupported(f"task {self.name!r} gives a profiler nothing to repeat")
 
     def canonical(self) -> str:
         """Canonical JSON of every field (less `later` ones at their default), sorted, without

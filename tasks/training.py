@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from mixers.layers import seed_dropout
-from tasks.base import Context, Metrics, Paused, Unsupported
+from tasks.base import Context, Metrics, Paused, Repeated, Unsupported
 from tasks.graphs import Function, Graphs, Replayed, compiled
 from tasks.problem import Problem, runs
 from tasks.recipe import Training, adamw, autocast, learning_rate, matmul_precision
@@ -40,6 +40,23 @@ def seeded(device: torch.device | str, *parts: object) -> torch.Generator:
     """A generator whose seed is a function of `parts` alone, so that streams never overlap."""
     digest = hashlib.sha256(repr(parts).encode()).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest[:8]) >> 1)
+
+
+def steps_of_an_epoch(trainer: Trainer) -> Repeated:
+    """The first epoch's steps for a profiler, as many in a call as are launched together."""
+    steps = trainer.start_epoch()
+    together = trainer.training.steps_together
+    together = together if trainer.alike[0] >= together else 1
+
+    def call() -> None:
+        if trainer.step == steps or trainer.alike[trainer.step] < together:
+            raise ValueError(
+                f"an epoch has {trainer.step // together} calls of {together} training steps: "
+                "profile fewer"
+            )
+        trainer.advance()
+
+    return Repeated(call, together)
 
 
 class Trainer:

@@ -13,11 +13,11 @@ from torch.nn import functional as F
 
 from mixers.base import Frozen, Mixer
 from tasks.backbone import Backbone, LanguageModel
-from tasks.base import Context, Metrics, Task, Unsupported
+from tasks.base import Context, Metrics, Repeated, Task, Unsupported
 from tasks.graphs import Function
 from tasks.mqar.data import UNLABELLED, check_mqar, mqar_batch
 from tasks.recipe import Training, autocast, matmul_precision
-from tasks.training import Trainer, seeded
+from tasks.training import Trainer, seeded, steps_of_an_epoch
 from tasks.workload import expect_close, relative_error
 
 CHECKED_ROWS = 4
@@ -108,6 +108,9 @@ class MQAR(Task):
         metrics = yield from steps
         state = self.backbone.state_size(self.mixer, self.seq_len)
         return metrics | {"state_bytes": 4 * state}
+
+    def repeated(self, device: torch.device) -> Repeated:
+        return steps_of_an_epoch(self.trainer(Context(device)))
 
     def trainer(self, context: Context) -> Trainer:
         """The model at its start, with its data. Raises Unsupported as the mixer says."""

@@ -243,7 +243,8 @@ def test_doctor_names_every_mixer_and_implementation(mixerbench: Mixerbench) -> 
 
 def test_every_command_has_an_example(mixerbench: Mixerbench) -> None:
     commands = [command.callback.__name__ for command in cli.app.registered_commands]  # pyright: ignore[reportOptionalMemberAccess]
-    assert {"run", "submit", "merge", "report", "compare", "grids", "doctor"} == set(commands)
+    expected = {"run", "submit", "merge", "report", "compare", "profile", "grids", "doctor"}
+    assert expected == set(commands)
     for command in commands:
         said = mixerbench(command, "--help")
         assert said.status == 0

@@ -7,6 +7,8 @@ import pytest
 from harness.frames import LATER, PROVENANCE, cautions, flatten, frame, settings, tidy
 from tasks.backbone import Backbone
 from tasks.decode import Decode
+from tasks.lra.step import LRAStep
+from tasks.lra.task import LRA
 from tasks.recipe import Training
 from tests.harness.synthetic import CPU, GPU, record, write
 from tests.harness.synthetic_kernels import speed_records
@@ -34,6 +36,7 @@ def test_flatten_names_leaves_by_their_own_name_where_it_is_unique():
         "backbone_name": "plain",
         "first": None,
         "branch_dropout": 0.0,
+        "embed_std": None,
         "lr": 1e-3,
         "warmup": 0,
         "engine": "eager",
@@ -97,7 +100,8 @@ def test_a_later_field_has_the_value_that_records_before_it_had():
     trained = flatten({"name": "mqar", "training": {"lr": 0.1}})
     assert (trained["engine"], trained["compiled"]) == ("eager", False)
     assert flatten({"name": "mqar", "training": {"engine": "graph"}})["engine"] == "graph"
-    for name, kind in (("decode", Decode), ("training", Training), ("backbone", Backbone)):
+    kinds = {"decode": Decode, "training": Training, "backbone": Backbone}
+    for name, kind in (kinds | {"lra": LRA, "lra_step": LRAStep}).items():
         assert LATER[name] == {field: kind.model_fields[field].default for field in kind.later}
 
 

@@ -13,6 +13,7 @@ from harness import cli, profiling
 from harness.grids_recall import mqar_quick
 from harness.grids_speed import speed_quick
 from tasks.base import Task, Unsupported
+from tasks.mqar.task import MQAR
 from tests.harness.toy_tasks import Toy, ToyMixer
 
 CPU = torch.device("cpu")
@@ -21,8 +22,8 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize(
     ("task", "training"), [(mqar_quick(CPU)[-1], True), (speed_quick(CPU)[0], False)]
 )
-def test_every_operator_of_a_turn_has_its_share(task: Task, training: bool):
-    table, wall_ms = profiling.profile(task, CPU, skip=1, turns=2)
+def test_every_operator_of_a_step_has_its_share(task: Task, training: bool):
+    table, wall_ms, _ = profiling.profile(task, CPU, skip=1, calls=2)
     assert list(table.columns) == list(profiling.COLUMNS)
     assert table["share"].sum() == pytest.approx(1)
     assert table["ms"].is_monotonic_decreasing
@@ -36,18 +37,28 @@ def test_every_operator_of_a_turn_has_its_share(task: Task, training: bool):
     assert calls.get("aten::_fused_adamw_", 0) == training
 
 
+def test_no_more_than_an_epoch_is_profiled():
+    short = mqar_quick(CPU)[-1]
+    assert isinstance(short, MQAR)
+    (rows,) = short.train
+    few = rows.model_copy(update={"examples": 5 * short.training.batch})
+    with pytest.raises(ValueError, match="an epoch has 5 calls of 1 training steps: profile fewer"):
+        profiling.profile(short.model_copy(update={"train": (few,)}), CPU, skip=2, calls=4)
+
+
 @pytest.mark.gpu
 def test_kernels_are_seen_inside_a_graph():
-    gpu = torch.device("cuda")
+    gpu = torch.device("cuda:0")
     task = next(cell for cell in mqar_quick(gpu) if cell.mixer.name == "attention")
-    table, wall_ms = profiling.profile(task, gpu, skip=4, turns=2)
+    table, wall_ms, together = profiling.profile(task, gpu, skip=4, calls=2)
+    assert together == 8
     assert 0 < table["ms"].sum() < 1.5 * wall_ms
     assert table["kernel"].str.contains("triton").any()
 
 
 def test_what_repeats_nothing_is_refused():
-    with pytest.raises(Unsupported, match="a cell of task 'toy' repeats nothing"):
-        profiling.profile(Toy(mixer=ToyMixer()), CPU, skip=0, turns=1)
+    with pytest.raises(Unsupported, match="task 'toy' gives a profiler nothing"):
+        profiling.profile(Toy(mixer=ToyMixer()), CPU, skip=0, calls=1)
 
 
 @pytest.fixture
@@ -66,7 +77,7 @@ def profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
 
 def test_the_command_shows_the_longest_and_writes_all(profile):
     where = 'task == "speed" and mixer == "attention" and seq_len == 128 and trial == 0'
-    few = ("--skip", "1", "--turns", "2", "--top", "3", "--device", "cpu")
+    few = ("--skip", "1", "--calls", "2", "--top", "3", "--device", "cpu")
     status, out, _ = profile("speed_quick", "--where", where, *few, "--csv", "all.csv")
     assert status == 0
     written = pd.read_csv("all.csv")
