@@ -7,11 +7,12 @@ given, on its device.
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 Init = Literal["torch", "normal", "zoology"]
@@ -106,9 +107,14 @@ class BatchNorm(nn.Module):
         if lengths is None:
             return self._over_all(x)
         valid = valid_tokens(lengths, x.shape[1])[..., None]
-        x = torch.where(valid, x, 0)
-        y = self._over_valid(x, valid) if self.training else self._over_all(x)
-        return torch.where(valid, y, 0)
+        if not self.training:
+            return torch.where(valid, self._over_all(torch.where(valid, x, 0)), 0)
+        y, mean, variance, count = _OverValid.apply(x, valid, self.weight, self.bias, self.eps)
+        with torch.no_grad():
+            unbiased = variance * (count / (count - 1).clamp(min=1))
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(unbiased, self.momentum)
+        return y
 
     def _over_all(self, x: Tensor) -> Tensor:
         flat = F.batch_norm(
@@ -123,16 +129,40 @@ class BatchNorm(nn.Module):
         )
         return flat.view_as(x)
 
-    def _over_valid(self, x: Tensor, valid: Tensor) -> Tensor:
-        """x is 0 where it is not valid."""
+
+class _OverValid(torch.autograd.Function):
+    """Batch norm over the valid tokens; padding comes out as 0, and so does its gradient.
+
+    With n = (x - mean) / std and means over the valid tokens
+
+        dx = weight / std (dy - mean dy - n mean(n dy)),
+
+    two passes over x and dy; autograd through the sums of mean and variance takes several more.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """x [b t d], valid [b t 1], weight [d], bias [d], eps: y, mean, variance, count."""
+        x, valid, weight, bias, eps = inputs
         count = valid.sum().to(x.dtype)
-        mean = x.sum((0, 1)) / count
-        variance = ((x - mean) * valid).square().sum((0, 1)) / count
-        with torch.no_grad():
-            unbiased = variance * (count / (count - 1).clamp(min=1))
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(unbiased, self.momentum)
-        return (x - mean) * (variance + self.eps).rsqrt() * self.weight + self.bias
+        mean = torch.where(valid, x, 0).sum((0, 1)) / count
+        variance = torch.where(valid, x - mean, 0).square().sum((0, 1)) / count
+        per_std = (variance + eps).rsqrt()
+        ctx.save_for_backward(x, valid, weight, mean, per_std, count)
+        ctx.mark_non_differentiable(mean, variance, count)
+        y = torch.where(valid, (x - mean) * per_std * weight + bias, 0)
+        return y, mean, variance, count
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, dy: Tensor, *_: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        x, valid, weight, mean, per_std, count = ctx.saved_tensors
+        n, dy = torch.where(valid, (x - mean) * per_std, 0), torch.where(valid, dy, 0)
+        dbias, dweight = dy.sum((0, 1)), (n * dy).sum((0, 1))
+        apart = dy - dbias / count - n * (dweight / count)
+        return torch.where(valid, weight * per_std * apart, 0), None, dweight, dbias, None
 
 
 class Dropout(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -150,6 +151,31 @@ def test_batch_norm_sees_valid_tokens_alone():
     whole, torchs = BatchNorm(D, eps=1e-5).double(), nn.BatchNorm1d(D).double()
     torch.testing.assert_close(whole(x), torchs(x.flatten(0, 1)).view_as(x))
     torch.testing.assert_close(whole.running_var, torchs.running_var)
+
+
+def test_batch_norms_gradient_in_closed_form():
+    lengths = torch.tensor([4, 0, 9])
+    layer = BatchNorm(D, eps=1e-5).double()
+    x = torch.randn(3, 9, D, generator=generator(3), dtype=torch.float64, requires_grad=True)
+
+    def run(x, weight, bias):
+        given = {"weight": weight, "bias": bias}
+        return torch.func.functional_call(layer, given, (x,), {"lengths": lengths})
+
+    weight, bias = (torch.randn(D, generator=generator(n), dtype=torch.float64) for n in (4, 5))
+    assert torch.autograd.gradcheck(run, (x, weight.requires_grad_(), bias.requires_grad_()))
+
+
+def test_batch_norm_is_one_graph_for_a_compiler():
+    lengths, found = torch.tensor([4, 9]), []
+    x = torch.randn(2, 9, D, generator=generator(3), requires_grad=True)
+    for run in (lambda layer: layer, partial(torch.compile, backend="aot_eager", fullgraph=True)):
+        layer = BatchNorm(D, eps=1e-5)
+        y = run(layer)(x, lengths=lengths)
+        gradients = torch.autograd.grad(y.cos().sum(), (x, *layer.parameters()))
+        found.append([y, *gradients, layer.running_mean, layer.running_var])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 @pytest.mark.parametrize("train", [True, False])
