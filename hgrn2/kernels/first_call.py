@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from contextvars import ContextVar, copy_context
+from contextvars import Context, ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,8 +101,16 @@ def compile_together(launches: list[Enqueued]) -> None:
             for launch in launches:
                 launch.kernel.warmup(*launch.args, grid=(1,), **launch.options)
 
-    # After a compiler's error the mode would stay on, for every later kernel of the program.
-    copy_context().run(compile_all)
+    try:
+        # After a compiler's error the mode would stay on, for every later kernel of the program.
+        Context().run(compile_all)
+    except BaseException:
+        # Triton 3.7 keeps the failed future where it looks for the kernel.
+        for launch in launches:
+            for kernels, *_ in launch.kernel.device_caches.values():
+                for key in [key for key, kernel in kernels.items() if hasattr(kernel, "result")]:
+                    del kernels[key]
+        raise
 
 
 def total(parts: Tensor, *axes: int) -> Tensor:

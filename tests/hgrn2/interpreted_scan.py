@@ -143,24 +143,31 @@ def test_nothing_is_kept_where_nothing_is_differentiated():
     assert left[2].numel() == 0
 
 
+@pytest.mark.parametrize("heads", [(0, 0), (3, 4)])
 @pytest.mark.parametrize("both", [False, True], ids=["causal", "both"])
-def test_the_operators_shapes_without_data(both):
+def test_the_operators_shapes_without_data(both, heads):
     case = draw(1, 4, 3, turn=True)
     names = ("v", "z", "bound", "theta", "theta_backward")
     leaves = [case[name].requires_grad_() for name in names]
+    if heads[0]:
+        # Two heads.
+        sizes = ((1, 4, 2 * 4), (1, 4, 2 * 3), (2 * 3 * 4,))
+        leaves = [*(torch.full(size, 0.5, requires_grad=True) for size in sizes), None, None]
     torch.library.opcheck(
         torch.ops.hgrn2.scan_forward.default,
-        (*leaves, None, None, 0, 0, both, True),
+        (*leaves, None, None, *heads, both, True),
         test_utils=("test_schema", "test_autograd_registration", "test_faketensor"),
     )
 
 
-@pytest.mark.parametrize(("k", "v"), [(1, 1), (3, 5)])
+@pytest.mark.parametrize(("k", "v", "split"), [(1, 1, None), (3, 5, None), (3, 5, (2, 16))])
 @pytest.mark.parametrize("both", [False, True], ids=["causal", "both"])
-def test_narrow_keys(k, v, both):
-    """HGRN2 with few keys a head, against the per-token loop in fp64."""
+def test_narrow_keys(k, v, split, both, monkeypatch):
+    """HGRN2 with few keys a head, against the per-token loop in fp64; in two segments too."""
     generator = torch.Generator().manual_seed(k)
-    b, t, h = 2, 9, 2
+    b, t, h = 2, 20 if split else 9, 2
+    if split:
+        monkeypatch.setattr(ScanLaunch, "split", lambda *_: split)
     shapes = [(b, t, h, k), (b, t, h, k), (b, t, h, v), (b, h, k, v)]
     q, z, x, state = (torch.randn(s, generator=generator) for s in shapes)
     bound = torch.full((h, k), 0.2)
