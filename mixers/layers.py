@@ -7,7 +7,7 @@ given, on its device.
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any, Literal, no_type_check
 
 import torch
 from jaxtyping import Int
@@ -138,9 +138,12 @@ class _OverValid(torch.autograd.Function):
         dx = weight / std (dy - mean dy - n mean(n dy)),
 
     two passes over x and dy; autograd through the sums of mean and variance takes several more.
+
+    `no_type_check`: torch's compiler takes both functions as they are, so nothing may wrap them.
     """
 
     @staticmethod
+    @no_type_check
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """x [b t d], valid [b t 1], weight [d], bias [d], eps: y, mean, variance, count."""
         x, valid, weight, bias, eps = inputs
@@ -155,6 +158,7 @@ class _OverValid(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @no_type_check
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, dy: Tensor, *_: Tensor
     ) -> tuple[Tensor | None, ...]:
