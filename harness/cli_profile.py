@@ -65,7 +65,7 @@ def profile(
     print(shown.to_string(index=False, float_format="{:.4g}".format))
     print(
         f"{found.machine.device_name}: {len(result.table)} kernels, {result.busy_ms:.4g} ms of "
-        f"{result.wall_ms:.4g} ms a step (profiled; {result.together} launched together)"
+        f"{result.wall_ms:.4g} ms a step (profiled; {result.together:g} launched together)"
     )
     if csv is not None:
         result.table.to_csv(csv, index=False)

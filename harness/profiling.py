@@ -22,7 +22,7 @@ class Profile(NamedTuple):
     """`COLUMNS`, the longest first."""
     wall_ms: float
     """Of one step, while being profiled."""
-    together: int
+    together: float
     """Steps that are launched at once."""
 
     @property
@@ -35,14 +35,13 @@ def profile(task: Task, device: torch.device, *, skip: int, calls: int) -> Profi
     """The kernels of `calls` calls (a training step each, or the few that are launched together; or
     one call of what is timed), after `skip` others that compile, tune and capture.
 
-    Raises Unsupported for a task that repeats nothing, ValueError for more training steps than an
-    epoch has, and as the task does.
+    Raises Unsupported for a task that repeats nothing, and as the task does.
     """
     gpu = device.type == "cuda"
     if gpu:
         # As a run's workers have it.
         torch.cuda.set_device(device)
-    call, together = task.repeated(device)
+    call = task.repeated(device)
     for _ in range(skip):
         call()
     _wait(device)
@@ -50,11 +49,10 @@ def profile(task: Task, device: torch.device, *, skip: int, calls: int) -> Profi
         activities=[ProfilerActivity.CUDA if gpu else ProfilerActivity.CPU]
     ) as found:
         started = time.perf_counter()
-        for _ in range(calls):
-            call()
+        steps = sum(call() for _ in range(calls))
         _wait(device)
         wall_s = time.perf_counter() - started
-    steps, rows = calls * together, []
+    rows = []
     for event in found.key_averages():
         on_gpu = event.device_type.name == "CUDA"
         us = event.self_device_time_total if gpu else event.self_cpu_time_total
@@ -63,7 +61,7 @@ def profile(task: Task, device: torch.device, *, skip: int, calls: int) -> Profi
     table = pd.DataFrame(rows, columns=list(COLUMNS[:-1]))
     table["share"] = table["ms"] / table["ms"].sum()
     table = table.sort_values("ms", ascending=False, ignore_index=True)
-    return Profile(table, 1e3 * wall_s / steps, together)
+    return Profile(table, 1e3 * wall_s / steps, steps / calls)
 
 
 def _wait(device: torch.device) -> None:

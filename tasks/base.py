@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import torch
 from pydantic import SerializeAsAny, field_validator
@@ -42,15 +42,6 @@ def to_the_end(turns: Generator[None, None, Metrics]) -> Metrics:
 def silent(line: str) -> None:
     """Progress that nobody reads."""
     del line
-
-
-class Repeated(NamedTuple):
-    """What a cell does over and over."""
-
-    call: Callable[[], object]
-    """Training steps, or one call of what is timed. Raises ValueError after the last."""
-    steps: int = 1
-    """Of a call."""
 
 
 @dataclass(frozen=True)
@@ -103,9 +94,9 @@ class Task(Frozen):
         """`run`, interrupted wherever another cell may have its turn, where `packs` says so."""
         raise NotImplementedError
 
-    def repeated(self, device: torch.device) -> Repeated:
-        """What a profiler repeats. Raises Unsupported where the task has nothing for it, and where
-        it cannot run there."""
+    def repeated(self, device: torch.device) -> Callable[[], int]:
+        """What a profiler repeats: a call of what is timed, or the next training steps; it returns
+        how many. Raises Unsupported where the task has nothing for it or cannot run there."""
         raise Unsupported(f"task {self.name!r} gives a profiler nothing to repeat")
 
     def canonical(self) -> str:

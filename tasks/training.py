@@ -11,7 +11,7 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from mixers.layers import seed_dropout
-from tasks.base import Context, Metrics, Paused, Repeated, Unsupported
+from tasks.base import Context, Metrics, Paused, Unsupported
 from tasks.graphs import Function, Graphs, Replayed, compiled
 from tasks.problem import Problem, runs
 from tasks.recipe import Training, adamw, autocast, learning_rate, matmul_precision
@@ -42,21 +42,19 @@ def seeded(device: torch.device | str, *parts: object) -> torch.Generator:
     return torch.Generator(device).manual_seed(int.from_bytes(digest[:8]) >> 1)
 
 
-def steps_of_an_epoch(trainer: Trainer) -> Repeated:
-    """The first epoch's steps for a profiler, as many in a call as are launched together."""
-    steps = trainer.start_epoch()
-    together = trainer.training.steps_together
-    together = together if trainer.alike[0] >= together else 1
+def steps_for_a_profiler(trainer: Trainer) -> Callable[[], int]:
+    """Launches the next steps of the first epoch, those that go together at once, and returns how
+    many; over again at its end, which may have another shape."""
+    steps, together = trainer.start_epoch(), trainer.training.steps_together
 
-    def call() -> None:
-        if trainer.step == steps or trainer.alike[trainer.step] < together:
-            raise ValueError(
-                f"an epoch has {trainer.step // together} calls of {together} training steps: "
-                "profile fewer"
-            )
+    def call() -> int:
+        if trainer.step == steps or trainer.alike[trainer.step] < min(together, trainer.alike[0]):
+            trainer.step = 0
+        before = trainer.steps_done
         trainer.advance()
+        return trainer.steps_done - before
 
-    return Repeated(call, together)
+    return call
 
 
 class Trainer:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import ClassVar, Literal
 
 import torch
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from mixers.base import Mixer
 from mixers.directions import Directions
 from tasks.backbone import Backbone
-from tasks.base import Context, Metrics, Repeated, Task, Unsupported
+from tasks.base import Context, Metrics, Task, Unsupported
 from tasks.graphs import Function
 from tasks.lra.batches import Batch, Split, channels, tokens_of, varied, width_of
 from tasks.lra.data import Data
@@ -21,7 +21,7 @@ from tasks.lra.examples import Dataset
 from tasks.lra.listops import root_operators
 from tasks.lra.model import Classifier, Pair, Pool
 from tasks.recipe import Training
-from tasks.training import Trainer, seeded, steps_of_an_epoch
+from tasks.training import Trainer, seeded, steps_for_a_profiler
 
 SORT_POOL = 64
 
@@ -117,8 +117,8 @@ class LRA(Task):
             | model.parameter_counts()
         )
 
-    def repeated(self, device: torch.device) -> Repeated:
-        return steps_of_an_epoch(self.trainer(Context(device)))
+    def repeated(self, device: torch.device) -> Callable[[], int]:
+        return steps_for_a_profiler(self.trainer(Context(device)))
 
     def trainer(self, context: Context) -> Trainer:
         """The model at its start, with its data. Raises Unsupported as mixer or data say."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from statistics import median
 from typing import ClassVar, Literal
 
 import torch
 from pydantic import PositiveFloat, PositiveInt, model_validator
 
-from tasks.base import Context, Metrics
+from tasks.base import Context, Metrics, Unsupported
 from tasks.graphs import WARM_UP_CALLS
 from tasks.mqar.task import MQAR
 from tasks.timing import spread, synchronize, wall_ms
@@ -44,6 +45,11 @@ class MQARStep(MQAR):
                 "alone are timed: use order = 'fixed'"
             )
         return self
+
+    def repeated(self, device: torch.device) -> Callable[[], int]:
+        if self.pack > 1:
+            raise Unsupported(f"pack = {self.pack}: a profile is of one model; use pack = 1")
+        return super().repeated(device)
 
     def run(self, context: Context) -> Metrics:
         """`step_ms` is of one full step of all models, `runs_per_hour` of whole trainings at that

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
@@ -13,11 +13,11 @@ from torch.nn import functional as F
 
 from mixers.base import Frozen, Mixer
 from tasks.backbone import Backbone, LanguageModel
-from tasks.base import Context, Metrics, Repeated, Task, Unsupported
+from tasks.base import Context, Metrics, Task, Unsupported
 from tasks.graphs import Function
 from tasks.mqar.data import UNLABELLED, check_mqar, mqar_batch
 from tasks.recipe import Training, autocast, matmul_precision
-from tasks.training import Trainer, seeded, steps_of_an_epoch
+from tasks.training import Trainer, seeded, steps_for_a_profiler
 from tasks.workload import expect_close, relative_error
 
 CHECKED_ROWS = 4
@@ -109,8 +109,8 @@ class MQAR(Task):
         state = self.backbone.state_size(self.mixer, self.seq_len)
         return metrics | {"state_bytes": 4 * state}
 
-    def repeated(self, device: torch.device) -> Repeated:
-        return steps_of_an_epoch(self.trainer(Context(device)))
+    def repeated(self, device: torch.device) -> Callable[[], int]:
+        return steps_for_a_profiler(self.trainer(Context(device)))
 
     def trainer(self, context: Context) -> Trainer:
         """The model at its start, with its data. Raises Unsupported as the mixer says."""

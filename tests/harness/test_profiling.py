@@ -10,10 +10,12 @@ import pytest
 import torch
 
 from harness import cli, profiling
-from harness.grids_recall import mqar_quick
+from harness.grids_recall import mqar_quick, mqar_step
 from harness.grids_speed import speed_quick
+from mixers import Attention
 from tasks.base import Task, Unsupported
-from tasks.mqar.task import MQAR
+from tasks.mqar.step import MQARStep
+from tasks.mqar.task import MQAR, Segment
 from tests.harness.toy_tasks import Toy, ToyMixer
 
 CPU = torch.device("cpu")
@@ -37,13 +39,32 @@ def test_every_operator_of_a_step_has_its_share(task: Task, training: bool):
     assert calls.get("aten::_fused_adamw_", 0) == training
 
 
-def test_no_more_than_an_epoch_is_profiled():
+@pytest.mark.parametrize(("together", "examples"), [(1, 5 * 64), (8, 1_300), (8, 3 * 64)])
+def test_an_epoch_shorter_than_the_profile_begins_again(together: int, examples: int):
+    """What does not fill a launch, a smaller batch among it, is left out; fewer steps go alone."""
     short = mqar_quick(CPU)[-1]
     assert isinstance(short, MQAR)
     (rows,) = short.train
-    few = rows.model_copy(update={"examples": 5 * short.training.batch})
-    with pytest.raises(ValueError, match="an epoch has 5 calls of 1 training steps: profile fewer"):
-        profiling.profile(short.model_copy(update={"train": (few,)}), CPU, skip=2, calls=4)
+    fields = {
+        "train": (rows.model_copy(update={"examples": examples}),),
+        "training": short.training.model_copy(update={"steps_together": together}),
+    }
+    found = profiling.profile(short.model_copy(update=fields), CPU, skip=5, calls=4)
+    assert found.together == (8 if examples == 1_300 else 1)
+    assert found.table.set_index("kernel")["calls"]["aten::_fused_adamw_"] == pytest.approx(1)
+
+
+def test_a_timed_step_is_profiled_as_one_model():
+    step = mqar_step(CPU)[0]
+    assert isinstance(step, MQARStep)
+    rows = (Segment(seq_len=16, kv_pairs=4, examples=512),)
+    small = {"train": rows, "test": rows, "vocab_size": 32}
+    alone = step.model_copy(update=small | {"pack": 1})
+    eager = alone.training.model_copy(update={"engine": "eager", "compiled": False, "batch": 64})
+    task = alone.model_copy(update={"training": eager, "mixer": Attention()})
+    assert "aten::mm" in set(profiling.profile(task, CPU, skip=1, calls=1).table["kernel"])
+    with pytest.raises(Unsupported, match="pack = 7: a profile is of one model"):
+        profiling.profile(task.model_copy(update={"pack": 7}), CPU, skip=0, calls=1)
 
 
 @pytest.mark.gpu
