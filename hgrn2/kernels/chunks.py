@@ -6,6 +6,8 @@ others are copied.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -131,17 +133,10 @@ def backward(
     return dq, dz, dv, total(dbound, 0, 1).to(bound.dtype), dstate
 
 
-def _passes(
-    q: Tensor,
-    z: Tensor,
-    v: Tensor,
-    bound: Tensor,
-    state: Tensor | None,
-    lengths: Tensor | None,
-    bidirectional: bool,
-    keep: bool,
-) -> None:
-    y, _, *kept = forward(q, z, v, bound, state, lengths, bidirectional, keep)
+def _passes(*inputs: Any) -> None:
+    """`forward`'s inputs: it and the backward pass, if one may come."""
+    q, z, v, bound, state, lengths, bidirectional, keep = inputs
+    y, _, *kept = forward(*inputs)
     if keep:
         has_state = state is not None
         backward(q, z, v, bound, lengths, *kept, y, None, bidirectional, has_state)

@@ -273,23 +273,13 @@ def _backward(
     return dv, dz, found.dbound.to(bound.dtype), dtheta, dtheta_back, found.dstate
 
 
-def _passes(
-    v: Tensor,
-    z: Tensor,
-    bound: Tensor,
-    theta: Tensor | None,
-    theta_back: Tensor | None,
-    state: Tensor | None,
-    lengths: Tensor | None,
-    keys: int,
-    values: int,
-    both: bool,
-    keep: bool,
-) -> None:
-    heads = (keys, values)
-    h, _, *borders = _forward(v, z, bound, theta, theta_back, state, lengths, *heads, both, keep)
+def _passes(*inputs: Any) -> None:
+    """`_forward`'s inputs: it and the backward pass, if one may come."""
+    v, z, bound, theta, theta_back, _, lengths, keys, values, both, keep = inputs
+    h, _, *borders = _forward(*inputs)
     if keep:
-        _backward(v, z, bound, theta, theta_back, lengths, *borders, h, None, *heads, both)
+        angles, heads = (theta, theta_back), (keys, values)
+        _backward(v, z, bound, *angles, lengths, *borders, h, None, *heads, both)
 
 
 _compiled_backward = torch.library.custom_op("hgrn2::scan_backward", _backward, mutates_args=())
