@@ -11,7 +11,7 @@ from mixers import GLA, HGRN1, HGRN2, Attention, Mamba, Mixer
 from mixers.hgrn import Scan
 from tasks.base import Task
 from tasks.lra import recipes
-from tasks.lra.data import Data, official_is_there
+from tasks.lra.data import TEXTS, Data, official_is_there
 from tasks.lra.step import LRAStep
 from tasks.lra.task import LRA
 
@@ -113,7 +113,7 @@ def on(device: torch.device, task: LRA) -> LRA:
     fast = {"engine": "graph", "compiled": task.mixer.impl not in UNCOMPILED}
     training = task.training.model_copy(update=fast)
     buckets = None
-    if task.data.arena in recipes.TEXTS:
+    if task.data.arena in TEXTS:
         buckets = BUCKETS if task.sort_pool > 1 else 1
     return task.model_copy(update={"training": training, "buckets": buckets})
 

@@ -29,6 +29,8 @@ from tasks.lra.text import Validation, load_text
 Arena = Literal[
     "listops", "text", "retrieval", "image", "pathfinder32", "pathfinder64", "path_x", "path_256"
 ]
+TEXTS = ("listops", "text", "retrieval")
+"""Ids of different lengths; the others are images."""
 RESOLUTIONS: dict[str, Resolution] = {
     "pathfinder32": 32,
     "pathfinder64": 64,

@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple
 from mixers.base import Mixer
 from mixers.layers import NormName
 from tasks.backbone import Backbone
-from tasks.lra.data import Data
+from tasks.lra.data import TEXTS, Data
 from tasks.lra.task import LRA, SORT_POOL
 from tasks.recipe import Training
 
@@ -31,8 +31,6 @@ TRAIN_EXAMPLES = {
     **dict.fromkeys(("pathfinder32", "pathfinder64", "path_x", "path_256"), 160_000),
 }
 """Of the official files."""
-TEXTS = ("listops", "text", "retrieval")
-"""Ids of different lengths; pixels are ids in Google's convention alone."""
 
 
 class Setting(NamedTuple):
@@ -219,7 +217,8 @@ def _task(
     name: str, setting: Setting, mixer: Mixer, data: Data, seed: int, training: dict[str, Any]
 ) -> LRA:
     attention = mixer.name == "attention"
-    text = data.arena in TEXTS
+    # Pixels are ids in Google's convention alone.
+    ids = data.arena in TEXTS or data.convention == "google"
     return LRA(
         mixer=mixer,
         recipe=name,
@@ -238,7 +237,7 @@ def _task(
             embed_dropout=0.1 if setting.positions == "sinusoidal" else 0.0,
             branch_dropout=setting.dropout,
             tie_embeddings=False,
-            embed_std=1.0 if text or data.convention == "google" else None,
+            embed_std=1.0 if ids else None,
         ),
         training=Training.model_validate(
             training

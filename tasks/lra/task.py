@@ -16,7 +16,7 @@ from tasks.backbone import Backbone
 from tasks.base import Context, Metrics, Task, Unsupported
 from tasks.graphs import Function
 from tasks.lra.batches import Batch, Split, channels, tokens_of, varied, width_of
-from tasks.lra.data import Data
+from tasks.lra.data import TEXTS, Data
 from tasks.lra.examples import Dataset
 from tasks.lra.listops import root_operators
 from tasks.lra.model import Classifier, Pair, Pool
@@ -61,7 +61,7 @@ class LRA(Task):
                 "'nli' or 'concat', the others have None"
             )
         scan = getattr(self.mixer, "scan", "1d")
-        image = self.data.arena not in ("listops", "text", "retrieval")
+        image = self.data.arena not in TEXTS
         if scan != "1d" and not (image and self.directions == "both" and self.pool != "cls"):
             raise ValueError(
                 f"scan = {scan!r} takes whole images: use it with an image task, directions = "
