@@ -68,7 +68,7 @@ def hgrn2(
     _check_impl("hgrn2", impl, q)
     if impl == "triton":
         if _is_narrow(q):
-            return _triton_scan().hgrn2_narrow(q, z, v, bound, state=state, lengths=lengths)
+            return _triton_narrow().hgrn2_narrow(q, z, v, bound, state=state, lengths=lengths)
         return _triton().hgrn2(q, z, v, bound, state=state, lengths=lengths)
     return reference.hgrn2_chunked(q, z, v, bound, state=state, lengths=lengths)
 
@@ -91,7 +91,7 @@ def hgrn2_bidirectional(
     _check_impl("hgrn2", impl, q)
     if impl == "triton":
         if _is_narrow(q):
-            return _triton_scan().hgrn2_narrow_bidirectional(q, z, v, bound, lengths=lengths)
+            return _triton_narrow().hgrn2_narrow_bidirectional(q, z, v, bound, lengths=lengths)
         return _triton().hgrn2_bidirectional(q, z, v, bound, lengths=lengths)
     return reference.hgrn2_bidirectional(q, z, v, bound, lengths=lengths)
 
@@ -114,7 +114,7 @@ def hgrn2_step(
     _check_impl("hgrn2", impl, q)
     if impl == "triton":
         if _is_narrow(q):
-            return _triton_scan().hgrn2_narrow_step(q, z, v, bound, state)
+            return _triton_narrow().hgrn2_narrow_step(q, z, v, bound, state)
         return _triton().hgrn2_step(q, z, v, bound, state)
     return reference.hgrn2_step(q, z, v, bound, state)
 
@@ -189,8 +189,15 @@ def _triton() -> ModuleType:
     return ops
 
 
+def _triton_narrow() -> ModuleType:
+    """HGRN2 with few keys a head, on HGRN1's kernels."""
+    from hgrn2.kernels import narrow
+
+    return narrow
+
+
 def _triton_scan() -> ModuleType:
-    """The kernels without matrix products: HGRN1, and HGRN2 with few keys a head."""
+    """The kernels without matrix products, HGRN1's."""
     from hgrn2.kernels import scan_ops
 
     return scan_ops

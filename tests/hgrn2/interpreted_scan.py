@@ -13,6 +13,7 @@ import torch
 from triton.runtime.interpreter import InterpretedFunction
 
 from hgrn2.gate import gate
+from hgrn2.kernels import narrow
 from hgrn2.kernels import scan_ops as ops
 from hgrn2.kernels.scan_settings import ScanLaunch, ScanSettings, border
 from hgrn2.reference import gated_bidirectional, gated_recurrent
@@ -176,10 +177,10 @@ def test_narrow_keys(k, v, split, both, monkeypatch):
     wide = [y.double().requires_grad_() for y in (q, z, x, bound, state)]
     f, key = gate(wide[1], wide[3])
     if both:
-        found = [ops.hgrn2_narrow_bidirectional(*leaves[:4], lengths=lengths)]
+        found = [narrow.hgrn2_narrow_bidirectional(*leaves[:4], lengths=lengths)]
         expected = [gated_bidirectional(wide[0], key, wide[2], f, lengths=lengths)]
     else:
-        found = list(ops.hgrn2_narrow(*leaves[:4], state=leaves[4], lengths=lengths))
+        found = list(narrow.hgrn2_narrow(*leaves[:4], state=leaves[4], lengths=lengths))
         expected = list(gated_recurrent(wide[0], key, wide[2], f, state=wide[4], lengths=lengths))
     sum(y.square().sum() for y in found).backward()
     sum(y.square().sum() for y in expected).backward()
@@ -196,9 +197,9 @@ def test_a_narrow_step_follows_the_sequence():
     q, z = (torch.randn(2, 2, 3, 4, generator=generator) for _ in range(2))
     v = torch.randn(2, 2, 3, 6, generator=generator)
     bound, state = torch.full((3, 4), 0.2), torch.zeros(2, 3, 4, 6)
-    y, last = ops.hgrn2_narrow(q, z, v, bound)
+    y, last = narrow.hgrn2_narrow(q, z, v, bound)
     for t in range(2):
-        found, given = ops.hgrn2_narrow_step(q[:, t], z[:, t], v[:, t], bound, state)
+        found, given = narrow.hgrn2_narrow_step(q[:, t], z[:, t], v[:, t], bound, state)
         assert given is state
         assert torch.equal(found, y[:, t])
     assert torch.equal(state, last)
