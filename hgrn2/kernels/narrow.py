@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from hgrn2.kernels.scan_heads import Heads
 from hgrn2.kernels.scan_ops import check_dtypes, run_scan
 
 
@@ -24,16 +25,14 @@ def hgrn2_narrow(
     q, z [b t h k], v [b t h v]: any widths. The states are read out in fp32. Raises ValueError for
     a dtype that the kernels do not take.
     """
-    flat = None if state is None else state.flatten(1)
-    h, last = _heads(q, z, v, bound, flat, lengths, both=False)
-    return _read_out(q, h, v), last.view(z.shape[0], *z.shape[2:], v.shape[-1])
+    return _run(q, z, v, bound, state, lengths, both=False)
 
 
 def hgrn2_narrow_bidirectional(
     q: Tensor, z: Tensor, v: Tensor, bound: Tensor, *, lengths: Tensor | None = None
 ) -> Tensor:
     """Both directions of `hgrn2_narrow`; as `hgrn2.hgrn2_bidirectional`."""
-    return _read_out(q, _heads(q, z, v, bound, None, lengths, both=True)[0], v)
+    return _run(q, z, v, bound, None, lengths, both=True)[0]
 
 
 def hgrn2_narrow_step(
@@ -45,7 +44,7 @@ def hgrn2_narrow_step(
     return y[:, 0], state.copy_(last)
 
 
-def _heads(
+def _run(
     q: Tensor,
     z: Tensor,
     v: Tensor,
@@ -55,17 +54,12 @@ def _heads(
     *,
     both: bool,
 ) -> tuple[Tensor, Tensor]:
-    """h [b t (h k v)] and the last state [b (h k v)], fp32, so that h is not rounded before it is
-    read out: every key with every value."""
+    """y [b t h v] and the last state [b h k v], fp32."""
     check_dtypes(q, z)
     check_dtypes(v, z)
-    k, width = z.shape[-1], v.shape[-1]
-    each = bound[..., None].expand(*bound.shape, width).flatten()
-    none = (None, None)
-    return run_scan(v.flatten(2), z.flatten(2), each, *none, state, lengths, k, width, both)
-
-
-def _read_out(q: Tensor, h: Tensor, v: Tensor) -> Tensor:
-    """y_t = q_t S_t in v's dtype; h [b t (h k v)] holds the states."""
-    S = h.unflatten(2, (*q.shape[2:], v.shape[-1]))
-    return (q[..., None] * S).sum(-2).to(v.dtype)
+    heads = Heads(*z.shape[2:], v.shape[-1])
+    first = None if state is None else heads.spread(state)
+    each = heads.spread(bound[..., None].expand(*bound.shape, heads.values))
+    inputs = (v.flatten(2), z.flatten(2), each, None, None, q.flatten(2))
+    y, last = run_scan(*inputs, first, lengths, heads.keys, both)
+    return y.view(v.shape), heads.gathered(last)

@@ -2,8 +2,8 @@
 
 Shapes: z [b t d]; v, h and their gradients [b t d], or [b t d 2] with a turn; bound fp32 [d]; a
 turn is cos and sin of theta, fp32 [2 d]; borders fp32 [b n d (2)], what enters every `border`
-tokens; states and what else is carried fp32 [b d (2)]. With heads the channels are (h k v), z is
-[b t (h k)] and v [b t (h v)]; h and dv are fp32.
+tokens; states and what else is carried fp32 [b d (2)]. With HGRN2's heads the channels are those of
+`scan_heads`, q and z are [b t (h k)], v [b t (h v)], and y = q h [b t (h v)] stands for h.
 """
 
 from __future__ import annotations
@@ -15,7 +15,14 @@ from torch import Tensor
 
 from hgrn2.kernels.first_call import enqueue, total
 from hgrn2.kernels.scan_backward import hgrn1_bwd_kernel
-from hgrn2.kernels.scan_settings import REGISTERS, ScanLaunch, ScanSettings, border
+from hgrn2.kernels.scan_heads import NONE, Heads
+from hgrn2.kernels.scan_settings import (
+    REGISTERS,
+    REGISTERS_OF_HEADS,
+    ScanLaunch,
+    ScanSettings,
+    border,
+)
 from hgrn2.kernels.scan_walk import hgrn1_fwd_segments_kernel, hgrn1_fwd_walk_kernel
 from hgrn2.kernels.settings import cdiv
 
@@ -35,8 +42,9 @@ class Gated:
     z: Tensor
     bound: Tensor
     lengths: Tensor | None
-    heads: tuple[int, int] = (0, 0)
-    """Keys and values of each of HGRN2's heads; (0, 0): HGRN1's channels."""
+    q: Tensor | None = None
+    heads: Heads = NONE
+    """HGRN2's, with its q."""
 
     @property
     def size(self) -> tuple[int, int, int]:
@@ -45,22 +53,23 @@ class Gated:
 
     def channels(self, x: Tensor) -> tuple[int, ...]:
         """Of the states that x [b t ..] drives: d, or d and 2."""
-        return (len(self.bound),) if self.heads[0] else (*x.shape[2:],)
+        return (len(self.bound),) if self.heads.count else (*x.shape[2:],)
 
-    def rows(self, v: Tensor) -> Tensor:
-        """Room for h, or for a number of every channel's v."""
-        if self.heads[0]:
-            return v.new_empty((*v.shape[:2], len(self.bound)), dtype=torch.float32)
-        return v.new_empty(v.shape)
+    def parts(self, x: Tensor) -> Tensor:
+        """Room for the gradient of x, z or q, in as many parts as a head's values have."""
+        n = self.heads.parts
+        dtype = x.dtype if n == 1 else torch.float32
+        return x.new_empty((*x.shape[:2], n, x.shape[2]), dtype=dtype)
 
 
 @dataclass(frozen=True)
 class Gradients:
-    """dz, of z's dtype, and dv are every channel's, the others fp32. dtheta and dtheta_back are
-    empty in a real scan."""
+    """dz, dv and dq in their inputs' dtypes, the others fp32. dq is empty without heads, dtheta and
+    dtheta_back in a real scan."""
 
     dz: Tensor
     dv: Tensor
+    dq: Tensor
     dbound: Tensor
     dtheta: Tensor
     dtheta_back: Tensor
@@ -81,7 +90,7 @@ def scan_output(
     b, t, d = gated.size
     launch = settings.output
     segments, segment_tokens = launch.split(b * cdiv(d, launch.channels), t)
-    h = gated.rows(v)
+    h = v.new_empty(v.shape)
     borders = _borders(v, gated) if keep_borders else v.new_empty((0,), dtype=torch.float32)
     last = v.new_empty((b, *gated.channels(v)), dtype=torch.float32)
     options = {"turn": turn, "descend": False, "adjoint": False}
@@ -135,7 +144,8 @@ def scan_gradients(
     launch = settings.backward
     tiles = cdiv(d, launch.channels)
     segments, segment_tokens = launch.split(b * tiles, t)
-    dz, dv = z.new_empty((b, t, d)), gated.rows(v)
+    q, heads = _or(gated.q, z), gated.heads
+    dz, dv, dq = gated.parts(z), v.new_empty(v.shape), gated.parts(q)
     dstate = v.new_empty((b, *gated.channels(v)), dtype=torch.float32)
     sums = z.new_empty((3, b * segments, d), dtype=torch.float32)
     others = forward.borders
@@ -161,6 +171,7 @@ def scan_gradients(
         z,
         v,
         dh,
+        q,
         gated.bound,
         _or(forward.turn, gated.bound),
         _or(None if back is None else back.turn, gated.bound),
@@ -171,11 +182,13 @@ def scan_gradients(
         _or(first, dstate),
         dz,
         dv,
+        dq,
         dstate,
         *sums.unbind(),
         z.stride(0),
         v.stride(0),
         dh.stride(0),
+        q.stride(0),
         t,
         forward.borders.shape[1],
         segments,
@@ -191,8 +204,8 @@ def scan_gradients(
         DH_STRIDE=dh.stride(1),
         DH_CHANNEL=dh.stride(2),
         DH_PAIR=dh.stride(-1),
-        KEYS=gated.heads[0],
-        VALUES=gated.heads[1],
+        Q_STRIDE=q.stride(1),
+        **heads.constants,
         TURN=forward.turn is not None,
         BOTH=back is not None,
         FAST=z.dtype != torch.float32,
@@ -200,18 +213,24 @@ def scan_gradients(
         HAS_LENGTHS=gated.lengths is not None,
         STORE_LAST=segments == 1,
         num_warps=launch.warps,
-        maxnreg=REGISTERS,
+        maxnreg=REGISTERS_OF_HEADS if heads.count else REGISTERS,
     )
     # Each program's own sums, added once in a fixed order: the same bits every time.
     real = forward.turn is None
     return Gradients(
-        dz,
+        _whole(dz, z),
         dv,
+        _whole(dq, q) if heads.count else dq.new_empty((0,)),
         total(sums[0], 0),
         sums.new_empty((0,)) if real else total(sums[1], 0),
         sums.new_empty((0,)) if real or back is None else total(sums[2], 0),
         dstate,
     )
+
+
+def _whole(parts: Tensor, x: Tensor) -> Tensor:
+    """The gradient of x from its parts."""
+    return parts[:, :, 0] if parts.shape[2] == 1 else total(parts, 2).to(x.dtype)
 
 
 def _borders(x: Tensor, gated: Gated) -> Tensor:
@@ -294,12 +313,14 @@ def _walk(
 ) -> None:
     """One launch over all segments; it writes h, borders, last and decay where they are given."""
     z, bound = gated.z, gated.bound
+    q = _or(gated.q, z)
     b, t, d = gated.size
     enqueue(
         hgrn1_fwd_walk_kernel,
         b * segments * cdiv(d, launch.channels),
         z,
         x,
+        q,
         bound,
         _or(turn, bound),
         _or(None if back is None else back.turn, bound),
@@ -312,6 +333,7 @@ def _walk(
         _or(decay, bound),
         z.stride(0),
         x.stride(0),
+        q.stride(0),
         t,
         cdiv(t, border(turn is not None)),
         segments,
@@ -325,8 +347,8 @@ def _walk(
         X_STRIDE=x.stride(1),
         X_CHANNEL=x.stride(2),
         X_PAIR=x.stride(-1),
-        KEYS=gated.heads[0],
-        VALUES=gated.heads[1],
+        Q_STRIDE=q.stride(1),
+        **gated.heads.constants,
         TURN=turn is not None,
         DESCEND=descend,
         ADJOINT=adjoint,

@@ -7,6 +7,9 @@ With r_t = exp(i theta) h_{t-1}, du_t the gradient of u_t = key_t v_t, and x . y
     dbound = sum over time of sigmoid(-z) du . (r - v)
     dtheta = sum over time of f (du_im r_re - du_re r_im)
 
+HGRN2's heads have y_t = q_t h_t for h: dh = q dy and dq_t = h_t dy_t, and what channels share is
+summed here.
+
 r is run again inside a sub-block of BORDER tokens from the state that the forward pass kept there;
 g is carried by the walk. Where both directions are summed, the other direction's h comes from its
 own borders, its g from a walk of its own, and every token is read once for both.
@@ -18,6 +21,7 @@ import triton
 import triton.language as tl
 
 from hgrn2.kernels.gate import OPEN
+from hgrn2.kernels.scan_heads import over_keys, over_values, place, with_key, with_value
 from hgrn2.kernels.scan_rows import (
     entering,
     held,
@@ -28,7 +32,6 @@ from hgrn2.kernels.scan_rows import (
     plus_scaled,
     product,
     spread,
-    spread_heads,
     store_row,
     store_state,
     tied_gate,
@@ -45,11 +48,21 @@ def dot_apart(du_re, du_im, r_re, r_im, v_re, v_im, TURN: tl.constexpr):
     return du_re * (r_re - v_re)
 
 
+@triton.jit
+def asked(dh, q, HEADS: tl.constexpr):
+    """dh in fp32; of heads, whose dh is dy, q dy."""
+    re, im = wide(dh)
+    if HEADS > 0:
+        re = re * q.to(tl.float32)
+    return re, im
+
+
 @triton.jit(do_not_specialize=["T", "borders_n", "segments", "segment_tokens"])
 def hgrn1_bwd_kernel(
     z,
     v,
     dh,
+    q,
     bound,
     turn,
     turn_back,
@@ -60,6 +73,7 @@ def hgrn1_bwd_kernel(
     first,
     dz,
     dv,
+    dq,
     last,
     dbound,
     dtheta,
@@ -67,6 +81,7 @@ def hgrn1_bwd_kernel(
     z_stride_b,
     v_stride_b,
     dh_stride_b,
+    q_stride_b,
     T,
     borders_n,
     segments,
@@ -82,8 +97,12 @@ def hgrn1_bwd_kernel(
     DH_STRIDE: tl.constexpr,
     DH_CHANNEL: tl.constexpr,
     DH_PAIR: tl.constexpr,
+    Q_STRIDE: tl.constexpr,
+    HEADS: tl.constexpr,
     KEYS: tl.constexpr,
     VALUES: tl.constexpr,
+    KEY_ROOM: tl.constexpr,
+    VALUE_ROOM: tl.constexpr,
     TURN: tl.constexpr,
     BOTH: tl.constexpr,
     FAST: tl.constexpr,
@@ -95,8 +114,8 @@ def hgrn1_bwd_kernel(
 
     states, states_back: the borders of h in both directions; gradients_back: those of the other
     direction's g. first, last [b s d]: what g enters the segment with and leaves it with. dbound,
-    dtheta, dtheta_back: the segment's own sums, fp32 [b s d]. KEYS as in the walk: dz and dv are
-    then each channel's part.
+    dtheta, dtheta_back: the segment's own sums, fp32 [b s d]. HEADS as in the walk: q, dh (which is
+    dy) and dv are by keys and values too; dz and dq [b t parts (h k)] hold each part's sums.
     """
     N: tl.constexpr = 2 if TURN else 1
     PAIR: tl.constexpr = V_PAIR if TURN else 0
@@ -137,12 +156,31 @@ def hgrn1_bwd_kernel(
     )
     z_tile = spread(z_rows, tile, BC, 1, 0)
     v_tile = spread(v_rows, tile, BC, V_CHANNEL, PAIR)
-    if KEYS > 0:
-        z_tile = spread_heads(z_rows, tile, BC, KEYS, VALUES, True)
-        v_tile = spread_heads(v_rows, tile, BC, KEYS, VALUES, False)
-    dh_tile = spread(dh + batch * dh_stride_b + sub * DH_STRIDE, tile, BC, DH_CHANNEL, DH)
-    dz_tile = spread(dz + batch * T * D + sub * D, tile, BC, 1, 0)
-    dv_tile = spread(dv + batch * T * (D * N) + sub * (D * N), tile, BC, 1, N - 1)
+    dh_rows = dh + batch * dh_stride_b + sub * DH_STRIDE
+    dh_tile = spread(dh_rows, tile, BC, DH_CHANNEL, DH)
+    # Rows of the gradients, and how far they lie apart.
+    PARTS: tl.constexpr = (VALUES + VALUE_ROOM - 1) // VALUE_ROOM
+    DZ: tl.constexpr = PARTS * HEADS * KEYS if HEADS > 0 else D
+    DV: tl.constexpr = HEADS * VALUES if HEADS > 0 else D * N
+    z_row, v_row = (batch * T + sub) * DZ, (batch * T + sub) * DV
+    dz_tile = spread(dz + z_row, tile, BC, 1, 0)
+    dv_tile = spread(dv + v_row, tile, BC, 1, N - 1)
+    q_tile, dq_tile = z_tile, dz_tile
+    has_key = tl.full((1, 1), True, tl.int1)
+    has_value, has_dz, has_dv = has_key, has_key, has_key
+    if HEADS > 0:
+        of_key, of_value, has_key, has_value, _part = place(
+            d, HEADS, KEYS, VALUES, KEY_ROOM, VALUE_ROOM
+        )
+        z_tile, v_tile, dh_tile = z_rows + of_key, v_rows + of_value, dh_rows + of_value
+        q_tile = q + batch * q_stride_b + sub * Q_STRIDE + of_key
+        of_keys = place(
+            with_key(tile, BC, KEY_ROOM, VALUE_ROOM), HEADS, KEYS, VALUES, KEY_ROOM, VALUE_ROOM
+        )
+        of_values = place(with_value(tile, BC, KEY_ROOM), HEADS, KEYS, VALUES, KEY_ROOM, VALUE_ROOM)
+        to_keys = z_row + of_keys[4] * (HEADS * KEYS) + of_keys[0]
+        dz_tile, dq_tile, dv_tile = dz + to_keys, dq + to_keys, dv + v_row + of_values[1]
+        has_dz, has_dv = of_keys[2], of_values[3]
     border_row = batch * borders_n
 
     zero = tl.zeros((W, BC), tl.float32)
@@ -153,8 +191,9 @@ def hgrn1_bwd_kernel(
     sum_bound, sum_theta, sum_theta_back = zero, zero, zero
 
     # What is walked over was loaded one step before; the first step has nothing but loads.
-    zs, vs, dhs = (), (), ()
+    zs, vs, dhs, qs = (), (), (), ()
     for _row in tl.static_range(ROWS):
+        qs += (tl.zeros((W, BC), q.dtype.element_ty),)
         zs += (tl.full((W, BC), OPEN, z.dtype.element_ty),)
         none = tl.zeros((W, BC), v.dtype.element_ty)
         vs += ((none, none),)
@@ -170,7 +209,7 @@ def hgrn1_bwd_kernel(
         left_ahead = tl.where(i < count, end - at + STEP - sub, 0)
         token = (at - STEP).to(tl.int64)
         z_at, v_at = z_tile + token * Z_STRIDE, v_tile + token * V_STRIDE
-        dh_at = dh_tile + token * DH_STRIDE
+        dh_at, q_at = dh_tile + token * DH_STRIDE, q_tile + token * Q_STRIDE
         border = (border_row + (at - STEP + sub) // ROWS) * (D * N)
         take = left_ahead > 0
         h_ahead = load_state(states + border, take, tile, D, BC, TURN)
@@ -178,12 +217,14 @@ def hgrn1_bwd_kernel(
         if BOTH:
             h_back_ahead = load_state(states_back + border, take, tile, D, BC, TURN)
             g_back_ahead = load_state(gradients_back + border, take, tile, D, BC, TURN)
-        z_ahead, v_ahead, dh_ahead = (), (), ()
+        z_ahead, v_ahead, dh_ahead, q_ahead = (), (), (), ()
         for j in tl.static_range(ROWS):
             take = left_ahead > j
-            z_ahead += (load_logit(z_at + j * Z_STRIDE, take, tile, D, BC),)
-            v_ahead += (load_row(v_at + j * V_STRIDE, take, tile, D, BC, PAIR),)
-            dh_ahead += (load_row(dh_at + j * DH_STRIDE, take, tile, D, BC, DH),)
+            z_ahead += (load_logit(z_at + j * Z_STRIDE, take & has_key, tile, D, BC),)
+            v_ahead += (load_row(v_at + j * V_STRIDE, take & has_value, tile, D, BC, PAIR),)
+            dh_ahead += (load_row(dh_at + j * DH_STRIDE, take & has_value, tile, D, BC, DH),)
+            if HEADS > 0:
+                q_ahead += (load_row(q_at + j * Q_STRIDE, take & has_key, tile, D, BC, 0)[0],)
 
         # Along time: r, and the other direction's du.
         h_re, h_im = h[0], h[1]
@@ -196,7 +237,7 @@ def hgrn1_bwd_kernel(
             v_re, v_im = wide(vs[j])
             h_re, h_im = plus_scaled(key * v_re, key * v_im, f, r_re, r_im, TURN)
             if BOTH:
-                dh_re, dh_im = wide(dhs[j])
+                dh_re, dh_im = asked(dhs[j], qs[j], HEADS)
                 du_re, du_im = dh_re + k_re, dh_im + k_im
                 dus_back += ((du_re, du_im),)
                 k_re, k_im = turned(du_re, du_im, cos_back, -sin_back, TURN)
@@ -211,7 +252,7 @@ def hgrn1_bwd_kernel(
                 if TURN:
                     f_re, f_im = held(left > j, f * cos, -f * sin, 1.0, 0.0, TURN)
                 a_re, a_im = product(f_re, f_im, a_re, a_im, TURN)
-                dh_re, dh_im = wide(dhs[j])
+                dh_re, dh_im = asked(dhs[j], qs[j], HEADS)
                 e_re, e_im = product(f_re, f_im, dh_re + e_re, dh_im + e_im, TURN)
             g_re, g_im = entering(g_re, g_im, a_re, a_im, e_re, e_im, True, TURN)
 
@@ -219,14 +260,15 @@ def hgrn1_bwd_kernel(
         k_re, k_im = h_back[0], h_back[1]
         step_bound, step_theta, step_theta_back = zero, zero, zero
         token = at.to(tl.int64)
-        dz_at, dv_at = dz_tile + token * D, dv_tile + token * (D * N)
+        dz_at, dv_at, dq_at = dz_tile + token * DZ, dv_tile + token * DV, dq_tile + token * DZ
         for j in tl.static_range(ROWS - 1, -1, -1):
             closed, opened, key, f = tied_gate(zs[j], b, FAST)
             v_re, v_im = wide(vs[j])
             r_re, r_im = rs[j][0], rs[j][1]
-            dh_re, dh_im = wide(dhs[j])
+            dh_re, dh_im = asked(dhs[j], qs[j], HEADS)
             du_re, du_im = dh_re + g_re, dh_im + g_im
             valid = left > j
+            h_j = plus_scaled(key * v_re, key * v_im, f, r_re, r_im, TURN)[0]
             to_gate = dot_apart(du_re, du_im, r_re, r_im, v_re, v_im, TURN)
             next_re, next_im = turned(du_re, du_im, cos, -sin, TURN)
             next_re, next_im = f * next_re, f * next_im
@@ -240,6 +282,7 @@ def hgrn1_bwd_kernel(
                 to_gate += dot_apart(o_re, o_im, r_re, r_im, v_re, v_im, TURN)
                 new_re, new_im = plus_scaled(key * v_re, key * v_im, f, r_re, r_im, TURN)
                 k_re, k_im = held(valid, new_re, new_im, k_re, k_im, TURN)
+                h_j += new_re
                 if TURN:
                     angle = f * (o_im * r_re - o_re * r_im)
                     step_theta_back += tl.where(valid, angle, 0.0)
@@ -253,8 +296,19 @@ def hgrn1_bwd_kernel(
                 dv_re, dv_im = tl.where(valid, dv_re, 0.0), tl.where(valid, dv_im, 0.0)
                 take = stop - at - sub > j
             dz_re = key * opened * to_gate
-            store_row(dz_at + j * D, dz_re, dz_re, take, tile, D, BC, False)
-            store_row(dv_at + j * (D * N), dv_re, dv_im, take, tile, D, BC, TURN)
+            if HEADS > 0:
+                y_j = dhs[j][0].to(tl.float32)
+                if HAS_LENGTHS:
+                    y_j = tl.where(valid, y_j, 0.0)
+                dq_j = over_values(y_j * h_j, KEY_ROOM, VALUE_ROOM)
+                dz_j = over_values(dz_re, KEY_ROOM, VALUE_ROOM)
+                dv_j = over_keys(dv_re, KEY_ROOM)
+                tl.store(dz_at + j * DZ, dz_j.to(dz.dtype.element_ty), mask=take & has_dz)
+                tl.store(dq_at + j * DZ, dq_j.to(dq.dtype.element_ty), mask=take & has_dz)
+                tl.store(dv_at + j * DV, dv_j.to(dv.dtype.element_ty), mask=take & has_dv)
+            else:
+                store_row(dz_at + j * DZ, dz_re, dz_re, take, tile, D, BC, False)
+                store_row(dv_at + j * DV, dv_re, dv_im, take, tile, D, BC, TURN)
             step_bound += closed * to_gate
         # Sums of a step first: long sums of small terms would lose digits.
         sum_bound += step_bound
@@ -262,6 +316,8 @@ def hgrn1_bwd_kernel(
         sum_theta_back += step_theta_back
         g_re, g_im = of_last(g_re, g_im, W, True, TURN)
         zs, vs, dhs, left = z_ahead, v_ahead, dh_ahead, left_ahead
+        if HEADS > 0:
+            qs = q_ahead
         h, h_back, g_back = h_ahead, h_back_ahead, g_back_ahead
 
     if STORE_LAST:
@@ -275,7 +331,13 @@ def hgrn1_bwd_kernel(
     empty = begin + count * STEP
     for i in range(stop - empty):
         token = (empty + i).to(tl.int64)
-        dz_at = dz_tile - sub * D + token * D
-        dv_at = dv_tile - sub * (D * N) + token * (D * N)
-        store_row(dz_at, zero, zero, sub == 0, tile, D, BC, False)
-        store_row(dv_at, zero, zero, sub == 0, tile, D, BC, TURN)
+        dz_at, dq_at = dz_tile + (token - sub) * DZ, dq_tile + (token - sub) * DZ
+        dv_at = dv_tile + (token - sub) * DV
+        if HEADS > 0:
+            no_key, no_value = over_values(zero, KEY_ROOM, VALUE_ROOM), over_keys(zero, KEY_ROOM)
+            tl.store(dz_at, no_key.to(dz.dtype.element_ty), mask=(sub == 0) & has_dz)
+            tl.store(dq_at, no_key.to(dq.dtype.element_ty), mask=(sub == 0) & has_dz)
+            tl.store(dv_at, no_value.to(dv.dtype.element_ty), mask=(sub == 0) & has_dv)
+        else:
+            store_row(dz_at, zero, zero, sub == 0, tile, D, BC, False)
+            store_row(dv_at, zero, zero, sub == 0, tile, D, BC, TURN)

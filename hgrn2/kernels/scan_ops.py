@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from hgrn2.kernels.chunks import in_a_row, plain
-from hgrn2.kernels.first_call import compile_before_first, total
+from hgrn2.kernels.first_call import compile_before_first
 from hgrn2.kernels.scan import Direction, Gated, scan_borders, scan_gradients, scan_output
+from hgrn2.kernels.scan_heads import NONE, Heads
 from hgrn2.kernels.scan_settings import ScanSettings, border, scan_settings
 from hgrn2.kernels.settings import cdiv
 
@@ -38,7 +39,7 @@ def hgrn1(
     Raises ValueError for another dtype.
     """
     check_dtypes(v, z)
-    return run_scan(v, z, bound, theta, None, state, lengths, 0, 0, False)
+    return run_scan(v, z, bound, theta, None, None, state, lengths, 0, False)
 
 
 def hgrn1_bidirectional(
@@ -56,7 +57,7 @@ def hgrn1_bidirectional(
     """
     check_dtypes(v, z)
     other = theta if theta_backward is None else theta_backward
-    return run_scan(v, z, bound, theta, other, None, lengths, 0, 0, True)[0]
+    return run_scan(v, z, bound, theta, other, None, None, lengths, 0, True)[0]
 
 
 def check_dtypes(v: Tensor, z: Tensor) -> None:
@@ -84,13 +85,23 @@ def _turn(theta: Tensor | None) -> Tensor | None:
     return torch.stack([wide.cos(), wide.sin()])
 
 
+def _gated(
+    v: Tensor, z: Tensor, bound: Tensor, q: Tensor | None, lengths: Tensor | None, keys: int
+) -> Gated:
+    heads = NONE
+    if q is not None:
+        q, count = _rows(q), z.shape[2] // keys
+        heads = Heads(count, keys, v.shape[2] // count)
+    return Gated(z, plain(bound), in_a_row(lengths), q, heads)
+
+
 def _settings(z: Tensor, bound: Tensor, theta: Tensor | None) -> ScanSettings:
     return scan_settings(len(z), len(bound), z.dtype, turn=theta is not None)
 
 
 def run_scan(*inputs: Any) -> tuple[Tensor, Tensor]:
     """`_forward` of its inputs but the last: borders are kept where a backward pass may come."""
-    keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs[:6])
+    keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs[:7])
     if torch.compiler.is_compiling():
         h, last, *_ = _compiled_forward(*inputs, keep)
     elif keep:
@@ -119,19 +130,20 @@ def _forward(
     bound: Tensor,
     theta: Tensor | None,
     theta_back: Tensor | None,
+    q: Tensor | None,
     state: Tensor | None,
     lengths: Tensor | None,
     keys: int,
-    values: int,
     both: bool,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """h, the last state, and both directions' borders, each empty where it is not kept."""
+    """h, the last state, and both directions' borders, each empty where it is not kept. With q, of
+    HGRN2's heads with this many keys: y."""
     compile_before_first(
-        _passes, v, z, bound, theta, theta_back, state, lengths, keys, values, both, keep
+        _passes, v, z, bound, theta, theta_back, q, state, lengths, keys, both, keep
     )
     v, z = _rows(v), _rows(z)
-    gated = Gated(z, plain(bound), in_a_row(lengths), (keys, values))
+    gated = _gated(v, z, bound, q, lengths, keys)
     table = _settings(z, bound, theta)
     with torch.cuda.device_of(z):
         back = None
@@ -159,7 +171,7 @@ def _forward_fake(
     v: Tensor, z: Tensor, bound: Tensor, *inputs: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     del z
-    *_, keys, _, both, keep = inputs
+    *_, keys, both, keep = inputs
     b, t, *channels = v.shape
     if keys:
         channels = [len(bound)]
@@ -170,8 +182,7 @@ def _forward_fake(
 
     borders = wide(b, n, *channels) if keep else wide(0)
     back = wide(b, n, *channels) if keep and both else wide(0)
-    h = wide(b, t, *channels) if keys else v.new_empty(v.shape)
-    return h, wide(b, *channels), borders, back
+    return v.new_empty(v.shape), wide(b, *channels), borders, back
 
 
 def _backward(
@@ -180,22 +191,22 @@ def _backward(
     bound: Tensor,
     theta: Tensor | None,
     theta_back: Tensor | None,
+    q: Tensor | None,
     lengths: Tensor | None,
     borders: Tensor,
     borders_back: Tensor,
     dh: Tensor,
     dlast: Tensor | None,
     keys: int,
-    values: int,
     both: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """dv, dz, dbound, dtheta, the other direction's dtheta (or empty), and dstate."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """dv, dz, dbound, dtheta and the other direction's dtheta (or empty), dq (or empty), dstate."""
     v, z, dh = _rows(v), _rows(z), _rows(dh)
     with torch.cuda.device_of(z):
         found = scan_gradients(
             v,
             dh,
-            Gated(z, plain(bound), in_a_row(lengths), (keys, values)),
+            _gated(v, z, bound, q, lengths, keys),
             Direction(_turn(theta), borders),
             back=Direction(_turn(theta_back), borders_back) if both else None,
             dlast=None if dlast is None else plain(dlast),
@@ -205,41 +216,38 @@ def _backward(
         found_x if x is None else found_x.to(x.dtype)
         for x, found_x in ((theta, found.dtheta), (theta_back, found.dtheta_back))
     )
-    dv, dz = found.dv, found.dz
-    if keys:
-        dv, dz = (x.unflatten(2, (-1, keys, values)) for x in (dv, dz))
-        dv, dz = total(dv, 3).flatten(2).to(v.dtype), total(dz, 4).flatten(2)
-    return dv, dz, found.dbound.to(bound.dtype), dtheta, dtheta_back, found.dstate
+    dbound = found.dbound.to(bound.dtype)
+    return found.dv, found.dz, dbound, dtheta, dtheta_back, found.dq, found.dstate
 
 
 def _passes(*inputs: Any) -> None:
     """`_forward`'s inputs: it and the backward pass, if one may come."""
-    v, z, bound, theta, theta_back, _, lengths, keys, values, both, keep = inputs
+    v, z, bound, theta, theta_back, q, _, lengths, keys, both, keep = inputs
     h, _, *borders = _forward(*inputs)
     if keep:
-        angles, heads = (theta, theta_back), (keys, values)
-        _backward(v, z, bound, *angles, lengths, *borders, h, None, *heads, both)
+        _backward(v, z, bound, theta, theta_back, q, lengths, *borders, h, None, keys, both)
 
 
 _compiled_backward = torch.library.custom_op("hgrn2::scan_backward", _backward, mutates_args=())
 
 
 @_compiled_backward.register_fake
-def _backward_fake(*inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    v, z, bound, theta, theta_back, _, borders, *_ = inputs
+def _backward_fake(*inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    v, z, bound, theta, theta_back, q, _, borders, *_ = inputs
     b, channels = len(v), borders.shape[2:]
     angles = (borders.new_empty(0 if x is None else x.shape) for x in (theta, theta_back))
     dtheta, dtheta_back = (
         y if x is None else y.to(x.dtype) for x, y in zip((theta, theta_back), angles, strict=True)
     )
     plain = (x.new_empty(x.shape) for x in (v, z, bound))
-    return *plain, dtheta, dtheta_back, borders.new_empty((b, *channels))
+    dq = z.new_empty(0) if q is None else q.new_empty(q.shape)
+    return *plain, dtheta, dtheta_back, dq, borders.new_empty((b, *channels))
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    v, z, bound, theta, theta_back, state, lengths, keys, values, both, *_ = inputs
-    ctx.save_for_backward(v, z, bound, theta, theta_back, lengths, *output[2:])
-    ctx.keys, ctx.values, ctx.both, ctx.has_state = keys, values, both, state is not None
+    v, z, bound, theta, theta_back, q, state, lengths, keys, both, *_ = inputs
+    ctx.save_for_backward(v, z, bound, theta, theta_back, q, lengths, *output[2:])
+    ctx.keys, ctx.both, ctx.has_state = keys, both, state is not None
     ctx.set_materialize_grads(False)
 
 
@@ -250,19 +258,17 @@ def _differentiate(
     dlast: Tensor | None,
     *_: None,
 ) -> tuple[Any, ...]:
-    v, z, bound, theta, theta_back, lengths, *borders = ctx.saved_tensors
-    heads = (ctx.keys, ctx.values)
+    v, z, bound, theta, theta_back, q, lengths, *borders = ctx.saved_tensors
     if dh is None:
-        wide = (*v.shape[:2], len(bound)) if ctx.keys else v.shape
-        dh = v.new_zeros(wide, dtype=torch.float32 if ctx.keys else v.dtype)
-    dv, dz, dbound, *angles, dstate = run(
-        v, z, bound, theta, theta_back, lengths, *borders, dh, dlast, *heads, ctx.both
+        dh = torch.zeros_like(v)
+    dv, dz, dbound, *angles, dq, dstate = run(
+        v, z, bound, theta, theta_back, q, lengths, *borders, dh, dlast, ctx.keys, ctx.both
     )
     dtheta, dtheta_back = (
         None if x is None else y for x, y in zip((theta, theta_back), angles, strict=True)
     )
-    dstate = dstate if ctx.has_state else None
-    return dv, dz, dbound, dtheta, dtheta_back, dstate, *5 * [None]
+    dq, dstate = None if q is None else dq, dstate if ctx.has_state else None
+    return dv, dz, dbound, dtheta, dtheta_back, dq, dstate, *4 * [None]
 
 
 _compiled_forward.register_autograd(

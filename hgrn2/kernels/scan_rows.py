@@ -61,18 +61,6 @@ def spread(rows, tile, BC: tl.constexpr, CHANNEL: tl.constexpr, PAIR: tl.constex
 
 
 @triton.jit
-def spread_heads(
-    rows, tile, BC: tl.constexpr, KEYS: tl.constexpr, VALUES: tl.constexpr, OF_KEY: tl.constexpr
-):
-    """Where BC channels (h, k, v) find their numbers in rows of (h, k), or of (h, v)."""
-    d = tile * BC + tl.arange(0, BC)[None, :]
-    number = d // VALUES
-    if not OF_KEY:
-        number = number // KEYS * VALUES + d % VALUES
-    return rows + number
-
-
-@triton.jit
 def inside(take, tile, D: tl.constexpr, SIZE: tl.constexpr):
     """`take` [W 1], and within the D numbers of a row."""
     if D % SIZE != 0:

@@ -17,6 +17,8 @@ WARPS = 4 * SCHEDULERS
 # Registers a thread of the backward pass may take: left to itself, ptxas spills a few of them, to
 # make room for more warps than there are.
 REGISTERS = 224
+# Of heads, with q and dq besides: all there are, and eight warps a multiprocessor.
+REGISTERS_OF_HEADS = 255
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 
 from hgrn2.kernels.gate import OPEN
+from hgrn2.kernels.scan_heads import over_keys, place, with_value
 from hgrn2.kernels.scan_rows import (
     entering,
     held,
@@ -25,7 +26,6 @@ from hgrn2.kernels.scan_rows import (
     plus_scaled,
     product,
     spread,
-    spread_heads,
     store_row,
     store_state,
     tied_gate,
@@ -39,6 +39,7 @@ from hgrn2.kernels.scan_rows import (
 def hgrn1_fwd_walk_kernel(
     z,
     x,
+    q,
     bound,
     turn,
     turn_back,
@@ -51,6 +52,7 @@ def hgrn1_fwd_walk_kernel(
     decay,
     z_stride_b,
     x_stride_b,
+    q_stride_b,
     T,
     borders_n,
     segments,
@@ -64,8 +66,12 @@ def hgrn1_fwd_walk_kernel(
     X_STRIDE: tl.constexpr,
     X_CHANNEL: tl.constexpr,
     X_PAIR: tl.constexpr,
+    Q_STRIDE: tl.constexpr,
+    HEADS: tl.constexpr,
     KEYS: tl.constexpr,
     VALUES: tl.constexpr,
+    KEY_ROOM: tl.constexpr,
+    VALUE_ROOM: tl.constexpr,
     TURN: tl.constexpr,
     DESCEND: tl.constexpr,
     ADJOINT: tl.constexpr,
@@ -83,8 +89,9 @@ def hgrn1_fwd_walk_kernel(
     x: v, or dh (ADJOINT). first, last, decay [b s d] fp32, borders and back [b n d] fp32; back: the
     other direction's borders, whose states are added to the h [b t d] that is stored (BOTH). turn
     [2 d]: cos and sin of theta; turn_back the other direction's. Strides along time are constants,
-    so that a row's address is an immediate. KEYS: the channels are (h, k, v) of heads, whose z is
-    [b t (h k)] and v [b t (h v)]; 0: one z and one v a channel.
+    so that a row's address is an immediate. HEADS: the channels are those of `scan_heads`; q and z
+    are [b t (h k)], v [b t (h v)], what is stored as h is y = q h, and x in an ADJOINT walk is dy
+    [b t (h v)], so that dh = q dy. 0: one z, v and h a channel, and no q.
     """
     N: tl.constexpr = 2 if TURN else 1
     PAIR: tl.constexpr = X_PAIR if TURN else 0
@@ -130,11 +137,21 @@ def hgrn1_fwd_walk_kernel(
     )
     z_tile = spread(z_rows, tile, BC, 1, 0)
     x_tile = spread(x_rows, tile, BC, X_CHANNEL, PAIR)
-    if KEYS > 0:
-        z_tile = spread_heads(z_rows, tile, BC, KEYS, VALUES, True)
-        if not ADJOINT:
-            x_tile = spread_heads(x_rows, tile, BC, KEYS, VALUES, False)
-    h_tile = spread(h + batch * T * (D * N) + sub * (D * N), tile, BC, 1, N - 1)
+    H_STRIDE: tl.constexpr = HEADS * VALUES if HEADS > 0 else D * N
+    h_rows = h + batch * T * H_STRIDE + sub * H_STRIDE
+    h_tile = spread(h_rows, tile, BC, 1, N - 1)
+    READS: tl.constexpr = HEADS > 0 and (ADJOINT or STORE_H)
+    q_tile = z_tile
+    has_key = tl.full((1, 1), True, tl.int1)
+    has_value, has_sum = has_key, has_key
+    if HEADS > 0:
+        of_key, of_value, has_key, has_value, _part = place(
+            d, HEADS, KEYS, VALUES, KEY_ROOM, VALUE_ROOM
+        )
+        z_tile, x_tile = z_rows + of_key, x_rows + of_value
+        q_tile = q + batch * q_stride_b + sub * Q_STRIDE + of_key
+        sums = place(with_value(tile, BC, KEY_ROOM), HEADS, KEYS, VALUES, KEY_ROOM, VALUE_ROOM)
+        h_tile, has_sum = h_rows + sums[1], sums[3]
     border_row = batch * borders_n
 
     state = (batch * segments + segment) * (D * N) + 0 * sub
@@ -146,9 +163,10 @@ def hgrn1_fwd_walk_kernel(
     decay_im = tl.zeros((W, BC), tl.float32)
 
     # What is walked over was loaded one step before; the first step has nothing but loads.
-    zs, xs = (), ()
+    zs, xs, qs = (), (), ()
     for _row in tl.static_range(ROWS):
         zs += (tl.full((W, BC), OPEN, z.dtype.element_ty),)
+        qs += (tl.zeros((W, BC), q.dtype.element_ty),)
         none = tl.zeros((W, BC), x.dtype.element_ty)
         xs += ((none, none),)
     left = 0 * sub
@@ -160,7 +178,8 @@ def hgrn1_fwd_walk_kernel(
         left_ahead = tl.where(i < count, end - ahead - sub, 0)
         z_at = z_tile + ahead.to(tl.int64) * Z_STRIDE
         x_at = x_tile + ahead.to(tl.int64) * X_STRIDE
-        h_at = h_tile + at.to(tl.int64) * (D * N)
+        q_at = q_tile + ahead.to(tl.int64) * Q_STRIDE
+        h_at = h_tile + at.to(tl.int64) * H_STRIDE
         room = left
         if HAS_LENGTHS:
             room = tl.where(i > 0, stop - at - sub, 0)
@@ -192,6 +211,8 @@ def hgrn1_fwd_walk_kernel(
                 if W > 1:
                     y_re, y_im = wide(xs[(j - TOP) * ON])
                     if ADJOINT:
+                        if READS:
+                            y_re = y_re * qs[(j - TOP) * ON].to(tl.float32)
                         u_re, u_im = product(f_re, f_im, y_re + u_re, y_im + u_im, TURN)
                     else:
                         u_re, u_im = product(f_re, f_im, u_re, u_im, TURN)
@@ -201,7 +222,7 @@ def hgrn1_fwd_walk_kernel(
             if W > 1:
                 c_re, c_im = entering(c_re, c_im, a_re, a_im, u_re, u_im, DESCEND, TURN)
 
-        z_ahead, x_ahead = (), ()
+        z_ahead, x_ahead, q_ahead = (), (), ()
         for j in tl.static_range(TOP, PAST, ON):
             if STORE_BORDERS and (j + 1 if DESCEND else j) % BORDER == 0:
                 index = (at + sub + j) // BORDER
@@ -212,9 +233,15 @@ def hgrn1_fwd_walk_kernel(
             y_re, y_im = wide(xs[(j - TOP) * ON])
             # A row that is used up makes room for the same row of the next step.
             take = left_ahead > j
-            z_ahead += (load_logit(z_at + j * Z_STRIDE, take, tile, D, BC),)
-            x_ahead += (load_row(x_at + j * X_STRIDE, take, tile, D, BC, PAIR),)
+            z_ahead += (load_logit(z_at + j * Z_STRIDE, take & has_key, tile, D, BC),)
+            x_ahead += (load_row(x_at + j * X_STRIDE, take & has_value, tile, D, BC, PAIR),)
+            row_q = y_re
+            if READS:
+                row_q = qs[(j - TOP) * ON].to(tl.float32)
+                q_ahead += (load_row(q_at + j * Q_STRIDE, take & has_key, tile, D, BC, 0)[0],)
             if ADJOINT:
+                if READS:
+                    y_re = y_re * row_q
                 r_re, r_im = turned(c_re + y_re, c_im + y_im, cos, sin, TURN)
                 new_re, new_im = f * r_re, f * r_im
             else:
@@ -228,9 +255,16 @@ def hgrn1_fwd_walk_kernel(
                 if HAS_LENGTHS:
                     h_re = tl.where(left > j, h_re, 0.0)
                     h_im = tl.where(left > j, h_im, 0.0)
-                store_row(h_at + j * (D * N), h_re, h_im, room > j, tile, D, BC, TURN)
+                if READS:
+                    y = over_keys(h_re * row_q, KEY_ROOM)
+                    to = h_at + j * H_STRIDE
+                    tl.store(to, y.to(h.dtype.element_ty), mask=(room > j) & has_sum)
+                else:
+                    store_row(h_at + j * H_STRIDE, h_re, h_im, room > j, tile, D, BC, TURN)
         c_re, c_im = of_last(c_re, c_im, W, DESCEND, TURN)
         zs, xs, left = z_ahead, x_ahead, left_ahead
+        if READS:
+            qs = q_ahead
 
     if STORE_LAST:
         store_state(last + state, c_re, c_im, sub == 0, tile, D, BC, TURN)
@@ -241,8 +275,12 @@ def hgrn1_fwd_walk_kernel(
         zero = tl.zeros((W, BC), tl.float32)
         empty = begin + count * STEP
         for i in range(stop - empty):
-            h_at = h_tile - sub * (D * N) + (empty + i).to(tl.int64) * (D * N)
-            store_row(h_at, zero, zero, sub == 0, tile, D, BC, TURN)
+            h_at = h_tile - sub * H_STRIDE + (empty + i).to(tl.int64) * H_STRIDE
+            if READS:
+                nothing = over_keys(zero, KEY_ROOM)
+                tl.store(h_at, nothing.to(h.dtype.element_ty), mask=(sub == 0) & has_sum)
+            else:
+                store_row(h_at, zero, zero, sub == 0, tile, D, BC, TURN)
 
 
 @triton.jit(do_not_specialize=["segments"])

@@ -15,6 +15,7 @@ from triton.runtime.interpreter import InterpretedFunction
 from hgrn2.gate import gate
 from hgrn2.kernels import narrow
 from hgrn2.kernels import scan_ops as ops
+from hgrn2.kernels.scan_heads import NONE, Heads
 from hgrn2.kernels.scan_settings import ScanLaunch, ScanSettings, border
 from hgrn2.reference import gated_bidirectional, gated_recurrent
 from tests.hgrn2.scan_inputs import check, draw, error, run
@@ -137,41 +138,44 @@ def test_only_the_last_state_is_differentiated():
 
 def test_nothing_is_kept_where_nothing_is_differentiated():
     case = draw(1, 20, 3)
-    inputs = (case["v"], case["z"], case["bound"], None, None, None, None, 0, 0)
+    inputs = (case["v"], case["z"], case["bound"], *5 * [None], 0)
     kept, left = (ops._forward(*inputs, False, keep) for keep in (True, False))
     assert torch.equal(kept[0], left[0])
     assert kept[2].shape == (1, 2, 3)
     assert left[2].numel() == 0
 
 
-@pytest.mark.parametrize("heads", [(0, 0), (3, 4)])
+@pytest.mark.parametrize("heads", [NONE, Heads(2, 3, 4)])
 @pytest.mark.parametrize("both", [False, True], ids=["causal", "both"])
 def test_the_operators_shapes_without_data(both, heads):
     case = draw(1, 4, 3, turn=True)
     names = ("v", "z", "bound", "theta", "theta_backward")
-    leaves = [case[name].requires_grad_() for name in names]
-    if heads[0]:
-        # Two heads.
-        sizes = ((1, 4, 2 * 4), (1, 4, 2 * 3), (2 * 3 * 4,))
-        leaves = [*(torch.full(size, 0.5, requires_grad=True) for size in sizes), None, None]
+    leaves = [*(case[name].requires_grad_() for name in names), None]
+    if heads.count:
+        keys, values = heads.count * heads.keys, heads.count * heads.values
+        sizes = ((1, 4, values), (1, 4, keys), (heads.channels,), (1, 4, keys))
+        v, z, bound, q = (torch.full(size, 0.5, requires_grad=True) for size in sizes)
+        leaves = [v, z, bound, None, None, q]
     torch.library.opcheck(
         torch.ops.hgrn2.scan_forward.default,
-        (*leaves, None, None, *heads, both, True),
+        (*leaves, None, None, heads.keys if heads.count else 0, both, True),
         test_utils=("test_schema", "test_autograd_registration", "test_faketensor"),
     )
 
 
-@pytest.mark.parametrize(("k", "v", "split"), [(1, 1, None), (3, 5, None), (3, 5, (2, 16))])
+@pytest.mark.parametrize(
+    ("k", "v", "split"), [(1, 1, None), (3, 5, None), (3, 5, (2, 16)), (4, 4, None), (15, 3, None)]
+)
 @pytest.mark.parametrize("both", [False, True], ids=["causal", "both"])
 def test_narrow_keys(k, v, split, both, monkeypatch):
     """HGRN2 with few keys a head, against the per-token loop in fp64; in two segments too."""
     generator = torch.Generator().manual_seed(k)
-    b, t, h = 2, 20 if split else 9, 2
+    b, t, h = 2, 20 if split else 9, 3
     if split:
         monkeypatch.setattr(ScanLaunch, "split", lambda *_: split)
     shapes = [(b, t, h, k), (b, t, h, k), (b, t, h, v), (b, h, k, v)]
     q, z, x, state = (torch.randn(s, generator=generator) for s in shapes)
-    bound = torch.full((h, k), 0.2)
+    bound = 0.5 * torch.rand(h, k, generator=generator)
     lengths = torch.tensor([t, 7])
     leaves = [y.clone().requires_grad_() for y in (q, z, x, bound, state)]
     wide = [y.double().requires_grad_() for y in (q, z, x, bound, state)]

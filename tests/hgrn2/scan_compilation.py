@@ -6,6 +6,7 @@ import torch
 
 from hgrn2.kernels import scan
 from hgrn2.kernels.first_call import Enqueued, noted
+from hgrn2.kernels.scan_heads import Heads
 from hgrn2.kernels.scan_settings import scan_settings
 
 
@@ -22,10 +23,10 @@ def launches(batch: int, dtype: torch.dtype, *, turn: bool, both: bool) -> list[
 
 def head_launches(dtype: torch.dtype, *, both: bool) -> list[Enqueued]:
     """The same of 128 sequences of 2,048 tokens and 16 heads of 4 keys and 4 values."""
-    b, t, d = 128, 2048, 16 * 4 * 4
-    z, v, dh = meta(b, t, 64, kind=dtype), meta(b, t, 64, kind=dtype), meta(b, t, d)
-    gated = scan.Gated(z, meta(d), meta(b, kind=torch.int64), (4, 4))
-    return passes(v, dh, gated, None, None, both=both)
+    b, t, heads = 128, 2048, Heads(16, 4, 4)
+    v = meta(b, t, 64, kind=dtype)
+    gated = scan.Gated(v, meta(heads.channels), meta(b, kind=torch.int64), v, heads)
+    return passes(v, v, gated, None, None, both=both)
 
 
 def meta(*shape: int, kind: torch.dtype = torch.float32) -> torch.Tensor:

@@ -19,6 +19,7 @@ from triton.runtime import driver
 
 from hgrn2.kernels import chunks, scan_ops
 from hgrn2.kernels.first_call import compile_before_first, compile_together, noted
+from hgrn2.kernels.scan_heads import Heads
 
 # No device has these numbers: kernels of a real one, and of another test, are not mistaken for its.
 NUMBERS = itertools.count(97)
@@ -79,14 +80,15 @@ def hgrn2_with_all(device: str) -> tuple:
 
 def hgrn1_inputs(device: str) -> tuple:
     v, z = (torch.zeros(2, 100, 32, dtype=torch.bfloat16, device=device) for _ in range(2))
-    return v, z, torch.zeros(32, device=device), None, None, None, None, 0, 0, False, True
+    return v, z, torch.zeros(32, device=device), *5 * [None], 0, False, True
 
 
 def narrow_inputs(device: str) -> tuple:
     """Two heads of 4 keys and 8 values, both directions."""
     z = torch.zeros(2, 100, 2 * 4, dtype=torch.bfloat16, device=device)
     v = torch.zeros(2, 100, 2 * 8, dtype=torch.bfloat16, device=device)
-    return v, z, torch.zeros(2 * 4 * 8, device=device), None, None, None, None, 4, 8, True, True
+    bound = torch.zeros(Heads(2, 4, 8).channels, device=device)
+    return v, z, bound, None, None, torch.zeros_like(z), None, None, 4, True, True
 
 
 @pytest.mark.parametrize(
