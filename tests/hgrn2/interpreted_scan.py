@@ -164,13 +164,22 @@ def test_the_operators_shapes_without_data(both, heads):
 
 
 @pytest.mark.parametrize(
-    ("k", "v", "split"), [(1, 1, None), (3, 5, None), (3, 5, (2, 16)), (4, 4, None), (15, 3, None)]
+    ("k", "v", "split", "warps"),
+    [
+        (1, 1, None, 1),
+        (3, 5, None, 1),
+        (3, 5, (2, 16), 1),
+        (4, 4, None, 1),
+        (4, 4, None, 4),
+        (15, 3, None, 1),
+    ],
+    indirect=["warps"],
 )
 @pytest.mark.parametrize("both", [False, True], ids=["causal", "both"])
-def test_narrow_keys(k, v, split, both, monkeypatch):
+def test_narrow_keys(k, v, split, warps, both, monkeypatch):
     """HGRN2 with few keys a head, against the per-token loop in fp64; in two segments too."""
     generator = torch.Generator().manual_seed(k)
-    b, t, h = 2, 20 if split else 9, 3
+    b, t, h = 2, 70 if warps > 1 else 20 if split else 9, 3
     if split:
         monkeypatch.setattr(ScanLaunch, "split", lambda *_: split)
     shapes = [(b, t, h, k), (b, t, h, k), (b, t, h, v), (b, h, k, v)]

@@ -188,14 +188,19 @@ def test_no_drift_over_a_long_sequence(b, turn):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @DIRECTIONS
-@pytest.mark.parametrize(("k", "v"), [(1, 64), (2, 2), (3, 5), (8, 24), (15, 16)])
-def test_narrow_keys(k, v, both, dtype):
+@pytest.mark.parametrize(
+    ("b", "k", "v"),
+    [(2, 1, 64), (2, 2, 2), (2, 3, 5), (2, 8, 24), (2, 15, 16), (200, 4, 4), (1100, 4, 4)],
+)
+def test_narrow_keys(b, k, v, both, dtype):
+    """A warp alone, four that take turns in time (200), and alone again."""
     generator = torch.Generator("cuda").manual_seed(k)
-    b, t, h = 2, 200, 3
+    t, h = 200, 3
     shapes = [(b, t, h, k), (b, t, h, k), (b, t, h, v)]
     q, z, x = (torch.randn(s, generator=generator, device="cuda").to(dtype) for s in shapes)
     state = torch.randn(b, h, k, v, generator=generator, device="cuda")
-    bound, lengths = torch.full((h, k), 0.2, device="cuda"), torch.tensor([t, 77], device="cuda")
+    bound = 0.5 * torch.rand(h, k, generator=generator, device="cuda")
+    lengths = torch.tensor([t, 77], device="cuda").repeat(b)[:b]
     dy = torch.randn(x.shape, generator=generator, device="cuda").to(dtype)
     leaves = [y.clone().requires_grad_() for y in (q, z, x, bound, state)]
     wide = [y.double().requires_grad_() for y in (q, z, x, bound, state)]
