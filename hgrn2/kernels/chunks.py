@@ -13,7 +13,8 @@ from torch import Tensor
 
 from hgrn2.kernels.backward_gate import gate_gradients
 from hgrn2.kernels.backward_value import value_gradient
-from hgrn2.kernels.deep import deep_gradients, deep_output
+from hgrn2.kernels.deep import deep_output
+from hgrn2.kernels.deep_backward import deep_gradients
 from hgrn2.kernels.first_call import compile_before_first, total
 from hgrn2.kernels.output import chunk_output
 from hgrn2.kernels.settings import CHUNK, Settings, cdiv, settings

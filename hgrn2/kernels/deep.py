@@ -1,8 +1,8 @@
 """The chunks that the forward flagged: there some row has decayed by more than MAX_BITS.
 
-Such rows of y and of the scores, and such chunks' dq, dz and dbound, are formed anew by dyadic
-splitting, which is exact for every gate, over what the other kernels have left there. One launch
-looks at every flag, so that the host need not know them.
+Such rows of y and of the scores (and such chunks' gradients, in `deep_backward`) are formed anew by
+dyadic splitting, which is exact for every gate, over what the other kernels have left there. One
+launch looks at every flag, so that the host need not know them.
 """
 
 from __future__ import annotations
@@ -11,16 +11,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hgrn2.kernels.backward_gate import state_products
 from hgrn2.kernels.first_call import enqueue
 from hgrn2.kernels.gate import (
     MAX_BITS,
-    OPEN,
-    beyond,
-    gate_gradient,
     gated_tile,
     indicator,
-    limited,
     load_tile,
     operand,
     power,
@@ -28,21 +23,27 @@ from hgrn2.kernels.gate import (
     sums,
     up_to,
 )
-from hgrn2.kernels.intra import dyadic_gradients, dyadic_scores
+from hgrn2.kernels.intra import dyadic_scores
 from hgrn2.kernels.settings import CHUNK, LEVELS, Settings, cdiv, dot_type
 
-# Flags that one program looks at: few programs, so that a launch with nothing to do is short.
+# Flags that one program looks at, at most: few programs, so that a launch with nothing to do is
+# short, but enough that deep chunks fill every multiprocessor several times.
 PER_PROGRAM = 16
+PROGRAMS = 1024
 
 
 @triton.jit
-def flagged(deep, first, count, places):
-    """Whether any of the program's chunks is deep."""
+def flagged(deep, first, last, count):
+    """Whether any chunk from the first to before the last, `count` at most, is deep."""
     place = first + tl.arange(0, count)
-    return tl.max(tl.load(deep + place, mask=place < places, other=0).to(tl.int32), 0) > 0
+    return tl.max(tl.load(deep + place, mask=place < last, other=0).to(tl.int32), 0) > 0
 
 
-@triton.jit(do_not_specialize=["T", "chunks", "places"])
+def chunks_each(places: int) -> int:
+    return max(1, min(PER_PROGRAM, places // PROGRAMS))
+
+
+@triton.jit(do_not_specialize=["T", "chunks", "places", "per_program"])
 def hgrn2_fwd_deep_kernel(
     q,
     z,
@@ -67,6 +68,7 @@ def hgrn2_fwd_deep_kernel(
     H,
     chunks,
     places,
+    per_program,
     K: tl.constexpr,
     V: tl.constexpr,
     BK: tl.constexpr,
@@ -84,13 +86,14 @@ def hgrn2_fwd_deep_kernel(
     PRECISION: tl.constexpr,
 ):
     """The rows of y and of the scores that `hgrn2_fwd_output_kernel` could not form."""
-    first = tl.program_id(0).to(tl.int64) * PER_PROGRAM
-    if not flagged(deep, first, PER_PROGRAM, places):
+    first = tl.program_id(0).to(tl.int64) * per_program
+    last = tl.minimum(first + per_program, places)
+    if not flagged(deep, first, last, PER_PROGRAM):
         return
     token = rows_to_tokens(C, GROUP)
     row, column = token[:, None], token[None, :]
     square = tl.arange(0, C)[:, None] * C + tl.arange(0, C)[None, :]
-    for place in range(first, tl.minimum(first + PER_PROGRAM, places)):
+    for place in range(first, last):
         if tl.load(deep + place) != 0:
             head = place % H
             chunk = place // H % chunks
@@ -154,137 +157,6 @@ def hgrn2_fwd_deep_kernel(
                 )
 
 
-@triton.jit(do_not_specialize=["T", "chunks", "places"])
-def hgrn2_bwd_deep_kernel(
-    q,
-    z,
-    v,
-    dy,
-    bound,
-    lengths,
-    states,
-    dstates,
-    states_reverse,
-    dstates_reverse,
-    dscores,
-    deep,
-    dq,
-    dz,
-    dbound,
-    q_stride_b,
-    q_stride_t,
-    q_stride_h,
-    z_stride_b,
-    z_stride_t,
-    z_stride_h,
-    v_stride_b,
-    v_stride_t,
-    v_stride_h,
-    dy_stride_b,
-    dy_stride_t,
-    dy_stride_h,
-    T,
-    H,
-    chunks,
-    places,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    C: tl.constexpr,
-    LEVELS: tl.constexpr,
-    INNER: tl.constexpr,
-    PER_PROGRAM: tl.constexpr,
-    BIDIRECTIONAL: tl.constexpr,
-    HAS_LENGTHS: tl.constexpr,
-    DOT: tl.constexpr,
-    FAST: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """dq, dz and the part of dbound of one tile of channels of the program's deep chunks."""
-    k_tile = tl.program_id(0) % (K // BK)
-    first = (tl.program_id(0) // (K // BK)).to(tl.int64) * PER_PROGRAM
-    if not flagged(deep, first, PER_PROGRAM, places):
-        return
-    token = tl.arange(0, C)
-    row, column = token[:, None], token[None, :]
-    k = k_tile * BK + tl.arange(0, BK)
-    for place in range(first, tl.minimum(first + PER_PROGRAM, places)):
-        if tl.load(deep + place) != 0:
-            head = place % H
-            chunk = place // H % chunks
-            batch = place // H // chunks
-            start = chunk * C
-            end = tl.minimum(tl.load(lengths + batch), T) if HAS_LENGTHS else T
-            valid = start + token < end
-            q_chunk = q + batch * q_stride_b + start * q_stride_t + head * q_stride_h
-            z_chunk = z + batch * z_stride_b + start * z_stride_t + head * z_stride_h
-            v_chunk = v + batch * v_stride_b + start * v_stride_t + head * v_stride_h
-            dy_chunk = dy + batch * dy_stride_b + start * dy_stride_t + head * dy_stride_h
-            border = place * K * V + k_tile * BK * V
-            q_tile = load_tile(q_chunk, token, k, q_stride_t, valid).to(tl.float32)
-            key, g = gated_tile(z_chunk, bound + head * K, token, k, z_stride_t, valid, FAST)
-            whole = power(tl.sum(g, 0), FAST)
-            dq_tile = tl.zeros([C, BK], tl.float32)
-            dkey = tl.zeros([C, BK], tl.float32)
-            dlnf = tl.zeros([C, BK], tl.float32)
-            for direction in tl.static_range(2 if BIDIRECTIONAL else 1):
-                to_q, to_key, both = state_products(
-                    v_chunk,
-                    dy_chunk,
-                    (states_reverse if direction == 1 else states) + border,
-                    (dstates_reverse if direction == 1 else dstates) + border,
-                    v_stride_t,
-                    dy_stride_t,
-                    token,
-                    valid,
-                    V,
-                    C,
-                    BK,
-                    BV,
-                    DOT,
-                    PRECISION,
-                )
-                up = indicator(up_to(row, column, direction == 1), FAST)
-                to_q *= power(sums(up, g, FAST), FAST)
-                after = indicator(beyond(row, column, direction == 1), FAST)
-                to_key *= power(sums(after, g, FAST), FAST)
-                carry = whole * tl.sum(both, 0) + tl.sum(key * to_key, 0)
-                moved = q_tile * to_q - key * to_key
-                dA_place = place * (2 if BIDIRECTIONAL else 1) + direction
-                dA = tl.load(dscores + dA_place * C * C + row * C + column).to(DOT)
-                dq_inside, dkey_inside, moved_inside = dyadic_gradients(
-                    dA,
-                    q_chunk,
-                    z_chunk,
-                    bound + head * K,
-                    q_stride_t,
-                    z_stride_t,
-                    token,
-                    valid,
-                    k,
-                    LEVELS,
-                    INNER,
-                    direction == 1,
-                    DOT,
-                    FAST,
-                    PRECISION,
-                )
-                dq_tile += to_q + dq_inside
-                dkey += to_key + dkey_inside
-                dlnf += carry[None, :] + sums(tl.trans(up), moved + moved_inside, FAST)
-            z_tile = limited(load_tile(z_chunk, token, k, z_stride_t, valid, OPEN), FAST)
-            z_tile = z_tile.to(tl.float32)
-            b = tl.load(bound + head * K + k)[None, :]
-            dz_tile, to_bound = gate_gradient(z_tile, b, dlnf, dkey, FAST)
-            dz_tile = tl.where(valid[:, None], dz_tile, 0.0)
-            offsets = ((batch * T + start + row) * H + head) * K + k[None, :]
-            stored = (start + token < T)[:, None]
-            tl.store(dq + offsets, dq_tile.to(dq.dtype.element_ty), mask=stored)
-            tl.store(dz + offsets, dz_tile.to(dz.dtype.element_ty), mask=stored)
-            tl.store(dbound + place * K + k, tl.sum(to_bound, 0))
-
-
 def deep_output(
     q: Tensor,
     z: Tensor,
@@ -302,11 +174,13 @@ def deep_output(
     b, t, h, k = q.shape
     width = v.shape[-1]
     chunks = cdiv(t, CHUNK)
+    places = b * h * chunks
+    per = chunks_each(places)
     launch = settings.deep
     dot, precision = dot_type(z.dtype, k, width)
     enqueue(
         hgrn2_fwd_deep_kernel,
-        cdiv(b * h * chunks, PER_PROGRAM),
+        cdiv(places, per),
         q,
         z,
         v,
@@ -321,7 +195,8 @@ def deep_output(
         t,
         h,
         chunks,
-        b * h * chunks,
+        places,
+        per,
         K=k,
         V=width,
         BK=launch.bk,
@@ -334,63 +209,6 @@ def deep_output(
         BIDIRECTIONAL=states_reverse is not None,
         HAS_LENGTHS=lengths is not None,
         STORE_SCORES=scores is not None,
-        DOT=dot,
-        FAST=dot == tl.bfloat16,
-        PRECISION=precision,
-        num_warps=launch.num_warps,
-        num_stages=launch.num_stages,
-    )
-
-
-def deep_gradients(
-    q: Tensor,
-    z: Tensor,
-    v: Tensor,
-    dy: Tensor,
-    bound: Tensor,
-    forward: tuple[Tensor, Tensor],
-    backward: tuple[Tensor, Tensor] | None,
-    dscores: Tensor,
-    lengths: Tensor | None,
-    deep: Tensor,
-    gradients: tuple[Tensor, Tensor, Tensor],
-    settings: Settings,
-) -> None:
-    """Replaces what `gate_gradients` has left in dq, dz and dbound [b n h k] of deep chunks."""
-    b, t, h, k = q.shape
-    width = v.shape[-1]
-    chunks = cdiv(t, CHUNK)
-    launch = settings.deep
-    dot, precision = dot_type(z.dtype, k, width)
-    enqueue(
-        hgrn2_bwd_deep_kernel,
-        cdiv(b * h * chunks, PER_PROGRAM) * (k // launch.bk),
-        q,
-        z,
-        v,
-        dy,
-        bound,
-        z if lengths is None else lengths,
-        *forward,
-        *(forward if backward is None else backward),
-        dscores,
-        deep,
-        *gradients,
-        *(stride for x in (q, z, v, dy) for stride in x.stride()[:3]),
-        t,
-        h,
-        chunks,
-        b * h * chunks,
-        K=k,
-        V=width,
-        BK=launch.bk,
-        BV=launch.bv,
-        C=CHUNK,
-        LEVELS=LEVELS,
-        INNER=settings.inner,
-        PER_PROGRAM=PER_PROGRAM,
-        BIDIRECTIONAL=backward is not None,
-        HAS_LENGTHS=lengths is not None,
         DOT=dot,
         FAST=dot == tl.bfloat16,
         PRECISION=precision,

@@ -14,7 +14,16 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from hgrn2.kernels import backward_gate, backward_value, chunks, decode, deep, output, states
+from hgrn2.kernels import (
+    backward_gate,
+    backward_value,
+    chunks,
+    decode,
+    deep,
+    deep_backward,
+    output,
+    states,
+)
 from hgrn2.kernels.first_call import Enqueued, noted
 from hgrn2.kernels.settings import settings
 
@@ -62,7 +71,7 @@ def launches(k: int, v: int, dtype: torch.dtype, architecture: int) -> list[Enqu
         states.chunk_states(z, x, bound, S, q=q, **shared)
         backward_value.value_gradient(z, x, x, bound, A, S, None, None, table)
         gradients = backward_gate.gate_gradients(*inputs, table)
-        deep.deep_gradients(*inputs, flags, gradients, table)
+        deep_backward.deep_gradients(*inputs, flags, gradients, table)
         # both directions
         both = (q, z, x, x, bound, (S, S), (S, S), A, None)
         output.chunk_output(q, z, x, bound, S, S, None, table, deep=flags, scores=A)
