@@ -251,10 +251,14 @@ def _percent(value: float) -> str:
 
 
 def _common(table: pd.DataFrame) -> list[str]:
-    flipped = table[table.get("directions", "") == "flip_sum"]["mixer"].unique()
-    names = ", ".join(mixer_name(mixer) for mixer in flipped)
+    def said(directions: str, words: str) -> str:
+        mixers = table[table.get("directions", "") == directions]["mixer"].unique()
+        names = ", ".join(mixer_name(mixer) for mixer in mixers)
+        return f"{names}: {words}" if names else ""
+
     return [
-        f"{names}: a causal layer run both ways and summed." if names else "",
+        said("flip_sum", "a causal layer run both ways and summed."),
+        said("apart_sum", "where directions are apart, a causal layer each way, summed."),
         setting(table, "recipe", "Recipe {}."),
         setting(table, "n_layers", "{} layers."),
         setting(table, "d_model", "Width {}."),

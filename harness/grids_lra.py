@@ -42,18 +42,25 @@ def lra_smoke(device: torch.device) -> list[Task]:
 
 
 def lra_listops(device: torch.device) -> list[Task]:
-    """ListOps by HGRN2's published recipe, three seeds for HGRN2, one for the others.
+    """ListOps by HGRN2's published recipe, three seeds for HGRN2, one for the others; and HGRN2
+    with a layer of its own each way, which is no published model.
 
     The official files where they are, else generated ones of their size: the record says which.
     """
     setting = recipes.HGRN2_PAPER["listops"]
     data = arena_data("listops")
-    return [
+    published = [
         on(device, recipes.hgrn2_paper(mixer, data, seed))
         for seed in SEEDS
         for mixer in lra_mixers(device, setting)
         if seed == 0 or mixer.name == "hgrn2"
     ]
+    apart = [
+        cell.model_copy(update={"directions": "apart_sum"})
+        for cell in published
+        if cell.mixer.name == "hgrn2"
+    ]
+    return [*published, *apart]
 
 
 def lra_pathfinder(device: torch.device) -> list[Task]:

@@ -33,6 +33,11 @@ OWN_RECIPES = {"hgrn2": "lra-hgrn2-paper", "hgrn1": "lra-hgrn1-paper"}
 ALONSO = "layer alone, by Alonso et al."
 TEXT = "epoch chosen on the test set"
 SCANS = {"2d_parallel": "2-D parallel", "2d_series": "2-D series"}
+DIRECTIONS = {
+    "causal": "causal",
+    "flip_sum": "flipped and summed",
+    "apart_sum": "a layer each way, summed",
+}
 PUBLISHED_MARKS = {
     **{(model, "text"): TEXT for model in ("HGRN1", "HGRN2")},
     **{(model, "image"): "2-D parallel, colour, augmented" for model in ("HGRN1", "HGRN2")},
@@ -58,7 +63,7 @@ def marks(row: pd.Series) -> str:
         "augmented" if row["augment"] else "",
         f"{row['source']} data" if row["source"] != "official" else "",
         f"{row['difficulty']} images" if row["difficulty"] != "hard" else "",
-        {"causal": "causal", "flip_sum": "flipped and summed"}.get(row["directions"], ""),
+        DIRECTIONS.get(row["directions"], ""),
         "ids" if row["convention"] == "google" else "",
         f"pool {row['pool']}" if row["pool"] != "mean" else "",
         _validation(row),

@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from mixers.base import Mixer
 from mixers.layers import flip_valid
 
-Directions = Literal["both", "causal", "flip_sum"]
+Directions = Literal["both", "causal", "flip_sum", "apart_sum"]
 """`both`: as the mixer itself sees both (`stack(causal=False)`). `causal`: no token sees a later
 one. `flip_sum`: a causal layer runs over the tokens and over their reverse, with the same weights,
-and the two outputs are summed: another model, for kernels that run forwards alone."""
+and the two outputs are summed: another model, for kernels that run forwards alone. `apart_sum`: the
+same with weights of its own each way, twice the parameters, and a layer that can tell before from
+after: one set of weights both ways weighs what comes d tokens before as what comes d after."""
 
 
 def stack(
@@ -28,18 +30,24 @@ def stack(
     """The mixer's layers, each seeing what `directions` says."""
     causal = directions != "both"
     layers = mixer.stack(d_model, n_layers, causal=causal, generator=generator)
-    return [FlipSum(layer) for layer in layers] if directions == "flip_sum" else layers
+    if directions == "flip_sum":
+        return [FlipSum(layer, layer) for layer in layers]
+    if directions == "apart_sum":
+        others = mixer.stack(d_model, n_layers, causal=True, generator=generator)
+        return [FlipSum(layer, other) for layer, other in zip(layers, others, strict=True)]
+    return layers
 
 
 class FlipSum(nn.Module):
-    """layer(x) + flip(layer(flip(x))), over the valid tokens."""
+    """layer(x) + flip(backward(flip(x))), over the valid tokens."""
 
-    def __init__(self, layer: nn.Module) -> None:
+    def __init__(self, layer: nn.Module, backward: nn.Module) -> None:
         super().__init__()
         self.layer = layer
+        self.backward_layer = backward
 
     def forward(
         self, x: Float[Tensor, "b t d"], *, lengths: Int[Tensor, " b"] | None = None
     ) -> Float[Tensor, "b t d"]:
-        backward = self.layer(flip_valid(x, lengths), lengths=lengths)
+        backward = self.backward_layer(flip_valid(x, lengths), lengths=lengths)
         return self.layer(x, lengths=lengths) + flip_valid(backward, lengths)

@@ -30,7 +30,9 @@ def _data(tmp_path: Path, monkeypatch):
 def test_listops_has_three_seeds_of_hgrn2_and_one_of_the_others():
     cells = grids_lra.lra_listops(GPU)
     seeds = {name: [c.seed for c in cells if c.mixer.name == name] for name in ("hgrn2", "gla")}
-    assert seeds == {"hgrn2": [0, 1, 2], "gla": [0]}
+    assert seeds == {"hgrn2": [0, 1, 2, 0, 1, 2], "gla": [0]}
+    ways = [c.directions for c in cells if c.mixer.name == "hgrn2"]
+    assert ways == [*3 * ["both"], *3 * ["apart_sum"]]
     assert {cell.mixer.name for cell in cells[:5]} == {
         *("hgrn2", "hgrn1", "gla", "mamba", "attention")
     }

@@ -133,6 +133,19 @@ def test_a_flip_sum_is_a_causal_layer_on_each_sequence_and_its_reverse(mixer):
             torch.testing.assert_close(y[row : row + 1, :n], expected, rtol=1e-10, atol=1e-12)
 
 
+def test_apart_each_way_has_a_layer_of_its_own():
+    """HGRN2's one set of weights sees a reversed sequence reversed; two do not."""
+    mixer, x = HGRN2(expand_ratio=2, lower_bound="exclusive"), images(1)
+    for directions, same in (("both", True), ("flip_sum", True), ("apart_sum", False)):
+        (layer,) = stack(mixer, D, 1, directions=directions, generator=generator(0))
+        with torch.no_grad():
+            y, reverse = (layer.double()(z) for z in (x, x.flip(1)))
+        assert torch.allclose(y, reverse.flip(1), atol=1e-12) == same
+    parameters = {id(p) for p in layer.parameters()}
+    alone = stack(mixer, D, 1, directions="both", generator=generator(0))[0]
+    assert len(parameters) == 2 * len([*alone.parameters()])
+
+
 def test_batch_norm_sees_valid_tokens_alone():
     lengths = torch.tensor([4, 9])
     x = 3 + 2 * torch.randn(2, 9, D, generator=generator(3), dtype=torch.float64)

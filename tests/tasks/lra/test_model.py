@@ -43,7 +43,7 @@ def ids(*shape: int) -> Tensor:
 
 @pytest.mark.parametrize("mixer", MIXERS, ids=lambda mixer: mixer.name)
 @pytest.mark.parametrize("norm", ["layer", "rms", "batch"])
-@pytest.mark.parametrize("directions", ["both", "flip_sum"])
+@pytest.mark.parametrize("directions", ["both", "flip_sum", "apart_sum"])
 def test_padding_changes_no_score(mixer, norm, directions):
     lengths = torch.tensor([5, 20, 11])
     tokens = ids(3, 40)
