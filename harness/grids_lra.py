@@ -42,10 +42,10 @@ def lra_smoke(device: torch.device) -> list[Task]:
 
 
 def lra_listops(device: torch.device) -> list[Task]:
-    """ListOps by HGRN2's published recipe, three seeds for HGRN2, one for the others; and HGRN2
-    with a layer of its own each way, which is no published model.
+    """ListOps by HGRN2's published recipe, three seeds for HGRN2, one for the others.
 
-    The official files where they are, else generated ones of their size: the record says which.
+    And HGRN2 with a layer of its own each way, which is no published model. The official files
+    where they are, else generated ones of their size: the record says which.
     """
     setting = recipes.HGRN2_PAPER["listops"]
     data = arena_data("listops")

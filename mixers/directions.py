@@ -31,7 +31,7 @@ def stack(
     causal = directions != "both"
     layers = mixer.stack(d_model, n_layers, causal=causal, generator=generator)
     if directions == "flip_sum":
-        return [FlipSum(layer, layer) for layer in layers]
+        return [FlipSum(layer) for layer in layers]
     if directions == "apart_sum":
         others = mixer.stack(d_model, n_layers, causal=True, generator=generator)
         return [FlipSum(layer, other) for layer, other in zip(layers, others, strict=True)]
@@ -39,15 +39,17 @@ def stack(
 
 
 class FlipSum(nn.Module):
-    """layer(x) + flip(backward(flip(x))), over the valid tokens."""
+    """layer(x) + flip(layer(flip(x))), over the valid tokens; `other` is the second layer, if there
+    is one."""
 
-    def __init__(self, layer: nn.Module, backward: nn.Module) -> None:
+    def __init__(self, layer: nn.Module, other: nn.Module | None = None) -> None:
         super().__init__()
         self.layer = layer
-        self.backward_layer = backward
+        self.other = other
 
     def forward(
         self, x: Float[Tensor, "b t d"], *, lengths: Int[Tensor, " b"] | None = None
     ) -> Float[Tensor, "b t d"]:
-        backward = self.backward_layer(flip_valid(x, lengths), lengths=lengths)
+        reverse = self.layer if self.other is None else self.other
+        backward = reverse(flip_valid(x, lengths), lengths=lengths)
         return self.layer(x, lengths=lengths) + flip_valid(backward, lengths)

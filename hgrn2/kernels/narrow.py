@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from hgrn2.kernels.scan_heads import Heads
+from hgrn2.kernels.scan_heads import GROUP, Heads
 from hgrn2.kernels.scan_ops import check_dtypes, run_scan
 
 
@@ -22,8 +22,8 @@ def hgrn2_narrow(
 ) -> tuple[Tensor, Tensor]:
     """HGRN2 with few keys a head as a scan over h * k * v channels; as `hgrn2.hgrn2`.
 
-    q, z [b t h k], v [b t h v]: any widths. The states are read out in fp32. Raises ValueError for
-    a dtype that the kernels do not take.
+    q, z [b t h k], v [b t h v]: k up to 32, any v. The states are read out in fp32. Raises
+    ValueError for a dtype that the kernels do not take, and for more keys.
     """
     return _run(q, z, v, bound, state, lengths, both=False)
 
@@ -58,8 +58,10 @@ def _run(
     check_dtypes(q, z)
     check_dtypes(v, z)
     heads = Heads(*z.shape[2:], v.shape[-1])
-    first = None if state is None else heads.spread(state)
-    each = heads.spread(bound[..., None].expand(*bound.shape, heads.values))
+    if heads.keys > GROUP:
+        raise ValueError(f"q has {heads.keys} keys a head; the narrow scan takes up to {GROUP}")
+    first = None if state is None else heads.to_channels(state)
+    each = heads.to_channels(bound[..., None].expand(*bound.shape, heads.values))
     inputs = (v.flatten(2), z.flatten(2), each, None, None, q.flatten(2))
     y, last = run_scan(*inputs, first, lengths, heads.keys, both)
-    return y.view(v.shape), heads.gathered(last)
+    return y.view(v.shape), heads.from_channels(last)

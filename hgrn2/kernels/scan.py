@@ -55,7 +55,7 @@ class Gated:
         """Of the states that x [b t ..] drives: d, or d and 2."""
         return (len(self.bound),) if self.heads.count else (*x.shape[2:],)
 
-    def parts(self, x: Tensor) -> Tensor:
+    def gradient_room(self, x: Tensor) -> Tensor:
         """Room for the gradient of x, z or q, in as many parts as a head's values have."""
         n = self.heads.parts
         dtype = x.dtype if n == 1 else torch.float32
@@ -86,7 +86,8 @@ def scan_output(
     settings: ScanSettings,
     keep_borders: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """h, the last state and the borders (empty unless kept); back's states are added to h."""
+    """h (of heads y), the last state and the borders (empty unless kept); back's states are added
+    to h."""
     b, t, d = gated.size
     launch = settings.output
     segments, segment_tokens = launch.split(b * cdiv(d, launch.channels), t)
@@ -145,7 +146,8 @@ def scan_gradients(
     tiles = cdiv(d, launch.channels)
     segments, segment_tokens = launch.split(b * tiles, t)
     q, heads = _or(gated.q, z), gated.heads
-    dz, dv, dq = gated.parts(z), v.new_empty(v.shape), gated.parts(q)
+    dz, dv = gated.gradient_room(z), v.new_empty(v.shape)
+    dq = gated.gradient_room(q) if heads.count else dz
     dstate = v.new_empty((b, *gated.channels(v)), dtype=torch.float32)
     sums = z.new_empty((3, b * segments, d), dtype=torch.float32)
     others = forward.borders
@@ -218,9 +220,9 @@ def scan_gradients(
     # Each program's own sums, added once in a fixed order: the same bits every time.
     real = forward.turn is None
     return Gradients(
-        _whole(dz, z),
+        _summed(dz, z),
         dv,
-        _whole(dq, q) if heads.count else dq.new_empty((0,)),
+        _summed(dq, q) if heads.count else z.new_empty((0,)),
         total(sums[0], 0),
         sums.new_empty((0,)) if real else total(sums[1], 0),
         sums.new_empty((0,)) if real or back is None else total(sums[2], 0),
@@ -228,7 +230,7 @@ def scan_gradients(
     )
 
 
-def _whole(parts: Tensor, x: Tensor) -> Tensor:
+def _summed(parts: Tensor, x: Tensor) -> Tensor:
     """The gradient of x from its parts."""
     return parts[:, :, 0] if parts.shape[2] == 1 else total(parts, 2).to(x.dtype)
 

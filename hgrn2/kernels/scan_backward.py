@@ -21,7 +21,14 @@ import triton
 import triton.language as tl
 
 from hgrn2.kernels.gate import OPEN
-from hgrn2.kernels.scan_heads import over_keys, over_values, place, with_key, with_value
+from hgrn2.kernels.scan_heads import (
+    key_place,
+    over_keys,
+    over_values,
+    value_place,
+    with_key,
+    with_value,
+)
 from hgrn2.kernels.scan_rows import (
     entering,
     held,
@@ -49,7 +56,7 @@ def dot_apart(du_re, du_im, r_re, r_im, v_re, v_im, TURN: tl.constexpr):
 
 
 @triton.jit
-def asked(dh, q, HEADS: tl.constexpr):
+def gradient_of_h(dh, q, HEADS: tl.constexpr):
     """dh in fp32; of heads, whose dh is dy, q dy."""
     re, im = wide(dh)
     if HEADS > 0:
@@ -169,18 +176,22 @@ def hgrn1_bwd_kernel(
     has_key = tl.full((1, 1), True, tl.int1)
     has_value, has_dz, has_dv = has_key, has_key, has_key
     if HEADS > 0:
-        of_key, of_value, has_key, has_value, _part = place(
-            d, HEADS, KEYS, VALUES, KEY_ROOM, VALUE_ROOM
+        # Whole groups of whole heads, and no tile beyond the last.
+        EXACT: tl.constexpr = D % BC == 0 and HEADS * KEY_ROOM * VALUE_ROOM % 32 == 0
+        of_key, has_key = key_place(
+            d, HEADS, KEYS, VALUES, KEY_ROOM, VALUE_ROOM, PARTS=False, EXACT=EXACT
         )
+        of_value, has_value = value_place(d, HEADS, VALUES, KEY_ROOM, VALUE_ROOM, EXACT)
         z_tile, v_tile, dh_tile = z_rows + of_key, v_rows + of_value, dh_rows + of_value
         q_tile = q + batch * q_stride_b + sub * Q_STRIDE + of_key
-        of_keys = place(
-            with_key(tile, BC, KEY_ROOM, VALUE_ROOM), HEADS, KEYS, VALUES, KEY_ROOM, VALUE_ROOM
+        left_by_values = with_key(tile, BC, KEY_ROOM, VALUE_ROOM)
+        of_dz, has_dz = key_place(
+            left_by_values, HEADS, KEYS, VALUES, KEY_ROOM, VALUE_ROOM, PARTS=True, EXACT=EXACT
         )
-        of_values = place(with_value(tile, BC, KEY_ROOM), HEADS, KEYS, VALUES, KEY_ROOM, VALUE_ROOM)
-        to_keys = z_row + of_keys[4] * (HEADS * KEYS) + of_keys[0]
-        dz_tile, dq_tile, dv_tile = dz + to_keys, dq + to_keys, dv + v_row + of_values[1]
-        has_dz, has_dv = of_keys[2], of_values[3]
+        dz_tile, dq_tile = dz + z_row + of_dz, dq + z_row + of_dz
+        left_by_keys = with_value(tile, BC, KEY_ROOM)
+        of_dv, has_dv = value_place(left_by_keys, HEADS, VALUES, KEY_ROOM, VALUE_ROOM, EXACT)
+        dv_tile = dv + v_row + of_dv
     border_row = batch * borders_n
 
     zero = tl.zeros((W, BC), tl.float32)
@@ -237,7 +248,7 @@ def hgrn1_bwd_kernel(
             v_re, v_im = wide(vs[j])
             h_re, h_im = plus_scaled(key * v_re, key * v_im, f, r_re, r_im, TURN)
             if BOTH:
-                dh_re, dh_im = asked(dhs[j], qs[j], HEADS)
+                dh_re, dh_im = gradient_of_h(dhs[j], qs[j], HEADS)
                 du_re, du_im = dh_re + k_re, dh_im + k_im
                 dus_back += ((du_re, du_im),)
                 k_re, k_im = turned(du_re, du_im, cos_back, -sin_back, TURN)
@@ -252,7 +263,7 @@ def hgrn1_bwd_kernel(
                 if TURN:
                     f_re, f_im = held(left > j, f * cos, -f * sin, 1.0, 0.0, TURN)
                 a_re, a_im = product(f_re, f_im, a_re, a_im, TURN)
-                dh_re, dh_im = asked(dhs[j], qs[j], HEADS)
+                dh_re, dh_im = gradient_of_h(dhs[j], qs[j], HEADS)
                 e_re, e_im = product(f_re, f_im, dh_re + e_re, dh_im + e_im, TURN)
             g_re, g_im = entering(g_re, g_im, a_re, a_im, e_re, e_im, True, TURN)
 
@@ -265,7 +276,7 @@ def hgrn1_bwd_kernel(
             closed, opened, key, f = tied_gate(zs[j], b, FAST)
             v_re, v_im = wide(vs[j])
             r_re, r_im = rs[j][0], rs[j][1]
-            dh_re, dh_im = asked(dhs[j], qs[j], HEADS)
+            dh_re, dh_im = gradient_of_h(dhs[j], qs[j], HEADS)
             du_re, du_im = dh_re + g_re, dh_im + g_im
             valid = left > j
             h_j = plus_scaled(key * v_re, key * v_im, f, r_re, r_im, TURN)[0]
@@ -297,10 +308,8 @@ def hgrn1_bwd_kernel(
                 take = stop - at - sub > j
             dz_re = key * opened * to_gate
             if HEADS > 0:
-                y_j = dhs[j][0].to(tl.float32)
-                if HAS_LENGTHS:
-                    y_j = tl.where(valid, y_j, 0.0)
-                dq_j = over_values(y_j * h_j, KEY_ROOM, VALUE_ROOM)
+                dy = dhs[j][0].to(tl.float32)
+                dq_j = over_values(dy * h_j, KEY_ROOM, VALUE_ROOM)
                 dz_j = over_values(dz_re, KEY_ROOM, VALUE_ROOM)
                 dv_j = over_keys(dv_re, KEY_ROOM)
                 tl.store(dz_at + j * DZ, dz_j.to(dz.dtype.element_ty), mask=take & has_dz)

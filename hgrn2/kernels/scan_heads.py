@@ -29,12 +29,14 @@ class Heads(NamedTuple):
 
     @property
     def key_room(self) -> int:
-        return triton.next_power_of_2(self.keys)
+        # Compared, not computed: where a compiler has symbols for sizes, it fixes them here.
+        return next(n for n in (1, 2, 4, 8, 16, GROUP) if self.keys <= n)
 
     @property
     def value_room(self) -> int:
         """Values of one head in a group."""
-        return min(triton.next_power_of_2(self.values), GROUP // self.key_room)
+        most = GROUP // self.key_room
+        return next((n for n in (1, 2, 4, 8, 16) if self.values <= n < most), most)
 
     @property
     def parts(self) -> int:
@@ -56,17 +58,18 @@ class Heads(NamedTuple):
         names = ("HEADS", "KEYS", "VALUES", "KEY_ROOM", "VALUE_ROOM")
         return dict(zip(names, (*self, self.key_room, self.value_room), strict=True))
 
-    def spread(self, x: Tensor) -> Tensor:
+    def to_channels(self, x: Tensor) -> Tensor:
         """x [.. h k v] in the order of the channels, [.. d]; 0 where there is none."""
         h = cdiv(self.count, self.together) * self.together
         v = self.parts * self.value_room
         sizes = (v - self.values, self.key_room - self.keys, h - self.count)
-        x = torch.nn.functional.pad(x, [n for size in sizes for n in (0, size)])
+        if any(sizes):
+            x = torch.nn.functional.pad(x, [n for size in sizes for n in (0, size)])
         x = x.unflatten(-1, (self.parts, -1)).unflatten(-4, (-1, self.together))
         # h groups, h, k, v parts, v -> h groups, v parts, h, v, k
         return x.movedim((-2, -3), (-4, -1)).flatten(-5)
 
-    def gathered(self, x: Tensor) -> Tensor:
+    def from_channels(self, x: Tensor) -> Tensor:
         """[.. h k v] of the channels x [.. d]."""
         sizes = (-1, self.parts, self.together, self.value_room, self.key_room)
         x = x.unflatten(-1, sizes).movedim((-4, -1), (-2, -3)).flatten(-2).flatten(-4, -3)
@@ -78,26 +81,54 @@ NONE = Heads(0, 1, 1)
 
 
 @triton.jit
-def place(
+def head_of(d, VALUES: tl.constexpr, KEY_ROOM: tl.constexpr, VALUE_ROOM: tl.constexpr):
+    """Of channels d: their head, and which part of its values theirs is in."""
+    PER: tl.constexpr = KEY_ROOM * VALUE_ROOM
+    PARTS: tl.constexpr = (VALUES + VALUE_ROOM - 1) // VALUE_ROOM
+    GROUP: tl.constexpr = 32
+    return d // GROUP // PARTS * (GROUP // PER) + d % GROUP // PER, d // GROUP % PARTS
+
+
+@triton.jit
+def key_place(
     d,
     HEADS: tl.constexpr,
     KEYS: tl.constexpr,
     VALUES: tl.constexpr,
     KEY_ROOM: tl.constexpr,
     VALUE_ROOM: tl.constexpr,
+    PARTS: tl.constexpr,
+    EXACT: tl.constexpr,
 ):
-    """Of channels d: their (h, k), their (h, v), whether they have a key, whether they have a
-    value, and which part of the head's values theirs is."""
-    PER: tl.constexpr = KEY_ROOM * VALUE_ROOM
-    PARTS: tl.constexpr = (VALUES + VALUE_ROOM - 1) // VALUE_ROOM
-    group = d // 32
-    h = group // PARTS * (32 // PER) + d % 32 // PER
-    part = group % PARTS
-    k, v = d % KEY_ROOM, part * VALUE_ROOM + d // KEY_ROOM % VALUE_ROOM
-    has_key, has_value = tl.full(d.shape, True, tl.int1), tl.full(d.shape, True, tl.int1)
-    if KEYS != KEY_ROOM or VALUES % VALUE_ROOM != 0 or HEADS % (32 // PER) != 0:
-        has_key, has_value = (k < KEYS) & (h < HEADS), (v < VALUES) & (h < HEADS)
-    return h * KEYS + k, h * VALUES + v, has_key, has_value, part
+    """Of channels d: their place in a row of (h, k), or with PARTS of (part, h, k), and whether
+    there is such a key. EXACT: heads fill their groups, and no d is beyond the last."""
+    h, part = head_of(d, VALUES, KEY_ROOM, VALUE_ROOM)
+    k = d % KEY_ROOM
+    place = h * KEYS + k
+    if PARTS:
+        place += part * (HEADS * KEYS)
+    has = tl.full(d.shape, True, tl.int1)
+    if not EXACT or KEYS != KEY_ROOM:
+        has = (k < KEYS) & (h < HEADS)
+    return place, has
+
+
+@triton.jit
+def value_place(
+    d,
+    HEADS: tl.constexpr,
+    VALUES: tl.constexpr,
+    KEY_ROOM: tl.constexpr,
+    VALUE_ROOM: tl.constexpr,
+    EXACT: tl.constexpr,
+):
+    """Of channels d: their place in a row of (h, v), and whether there is such a value."""
+    h, part = head_of(d, VALUES, KEY_ROOM, VALUE_ROOM)
+    v = part * VALUE_ROOM + d // KEY_ROOM % VALUE_ROOM
+    has = tl.full(d.shape, True, tl.int1)
+    if not EXACT or VALUES % VALUE_ROOM != 0:
+        has = (v < VALUES) & (h < HEADS)
+    return h * VALUES + v, has
 
 
 @triton.jit

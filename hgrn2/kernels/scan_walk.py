@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from hgrn2.kernels.gate import OPEN
-from hgrn2.kernels.scan_heads import over_keys, place, with_value
+from hgrn2.kernels.scan_heads import key_place, over_keys, value_place, with_value
 from hgrn2.kernels.scan_rows import (
     entering,
     held,
@@ -143,15 +143,19 @@ def hgrn1_fwd_walk_kernel(
     READS: tl.constexpr = HEADS > 0 and (ADJOINT or STORE_H)
     q_tile = z_tile
     has_key = tl.full((1, 1), True, tl.int1)
-    has_value, has_sum = has_key, has_key
+    has_value, has_y = has_key, has_key
     if HEADS > 0:
-        of_key, of_value, has_key, has_value, _part = place(
-            d, HEADS, KEYS, VALUES, KEY_ROOM, VALUE_ROOM
+        # Whole groups of whole heads, and no tile beyond the last.
+        EXACT: tl.constexpr = D % BC == 0 and HEADS * KEY_ROOM * VALUE_ROOM % 32 == 0
+        of_key, has_key = key_place(
+            d, HEADS, KEYS, VALUES, KEY_ROOM, VALUE_ROOM, PARTS=False, EXACT=EXACT
         )
+        of_value, has_value = value_place(d, HEADS, VALUES, KEY_ROOM, VALUE_ROOM, EXACT)
         z_tile, x_tile = z_rows + of_key, x_rows + of_value
         q_tile = q + batch * q_stride_b + sub * Q_STRIDE + of_key
-        sums = place(with_value(tile, BC, KEY_ROOM), HEADS, KEYS, VALUES, KEY_ROOM, VALUE_ROOM)
-        h_tile, has_sum = h_rows + sums[1], sums[3]
+        left_by_keys = with_value(tile, BC, KEY_ROOM)
+        of_y, has_y = value_place(left_by_keys, HEADS, VALUES, KEY_ROOM, VALUE_ROOM, EXACT)
+        h_tile = h_rows + of_y
     border_row = batch * borders_n
 
     state = (batch * segments + segment) * (D * N) + 0 * sub
@@ -258,7 +262,7 @@ def hgrn1_fwd_walk_kernel(
                 if READS:
                     y = over_keys(h_re * row_q, KEY_ROOM)
                     to = h_at + j * H_STRIDE
-                    tl.store(to, y.to(h.dtype.element_ty), mask=(room > j) & has_sum)
+                    tl.store(to, y.to(h.dtype.element_ty), mask=(room > j) & has_y)
                 else:
                     store_row(h_at + j * H_STRIDE, h_re, h_im, room > j, tile, D, BC, TURN)
         c_re, c_im = of_last(c_re, c_im, W, DESCEND, TURN)
@@ -278,7 +282,7 @@ def hgrn1_fwd_walk_kernel(
             h_at = h_tile - sub * H_STRIDE + (empty + i).to(tl.int64) * H_STRIDE
             if READS:
                 nothing = over_keys(zero, KEY_ROOM)
-                tl.store(h_at, nothing.to(h.dtype.element_ty), mask=(sub == 0) & has_sum)
+                tl.store(h_at, nothing.to(h.dtype.element_ty), mask=(sub == 0) & has_y)
             else:
                 store_row(h_at, zero, zero, sub == 0, tile, D, BC, TURN)
 

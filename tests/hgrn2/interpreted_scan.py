@@ -171,6 +171,7 @@ def test_the_operators_shapes_without_data(both, heads):
         (3, 5, (2, 16), 1),
         (4, 4, None, 1),
         (4, 4, None, 4),
+        (4, 8, None, 1),
         (15, 3, None, 1),
     ],
     indirect=["warps"],
@@ -203,6 +204,28 @@ def test_narrow_keys(k, v, split, warps, both, monkeypatch):
     for y, true in pairs:
         # The loss squares what was rounded: one rounding more than the bar's eight, doubled.
         assert error(y.detach(), true.detach()) <= 18 * 2**-24
+
+
+@pytest.mark.parametrize("both", [False, True], ids=["causal", "both"])
+def test_narrow_keys_under_a_compiler(both):
+    """A second shape too: the compiler has symbols for its sizes then."""
+    run = narrow.hgrn2_narrow_bidirectional if both else narrow.hgrn2_narrow
+    compiled = torch.compile(run, backend="aot_eager", fullgraph=True)
+    for h, k, v in ((2, 4, 4), (3, 3, 5)):
+        generator = torch.Generator().manual_seed(k)
+        shapes = [(1, 3, h, k), (1, 3, h, k), (1, 3, h, v), (h, k)]
+        leaves = [torch.rand(s, generator=generator).requires_grad_() for s in shapes]
+        outputs = [call(*leaves) for call in (compiled, run)]
+        y, expected = outputs if both else [y[0] for y in outputs]
+        assert torch.equal(y, expected)
+        found, true = (torch.autograd.grad(x.square().sum(), leaves) for x in (y, expected))
+        assert all(torch.equal(a, b) for a, b in zip(found, true, strict=True))
+
+
+def test_more_keys_than_a_group_are_refused():
+    q = torch.zeros(1, 2, 1, 33)
+    with pytest.raises(ValueError, match="q has 33 keys a head; the narrow scan takes up to 32"):
+        narrow.hgrn2_narrow(q, q, q, torch.zeros(1, 33))
 
 
 def test_a_narrow_step_follows_the_sequence():

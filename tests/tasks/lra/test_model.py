@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 import torch
 from torch import Tensor
@@ -41,9 +43,12 @@ def ids(*shape: int) -> Tensor:
     return torch.randint(20, shape, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize("mixer", MIXERS, ids=lambda mixer: mixer.name)
+@pytest.mark.parametrize(
+    ("mixer", "directions"),
+    [*product(MIXERS, ("both", "flip_sum")), (MIXERS[0], "apart_sum")],
+    ids=lambda part: part if isinstance(part, str) else part.name,
+)
 @pytest.mark.parametrize("norm", ["layer", "rms", "batch"])
-@pytest.mark.parametrize("directions", ["both", "flip_sum", "apart_sum"])
 def test_padding_changes_no_score(mixer, norm, directions):
     lengths = torch.tensor([5, 20, 11])
     tokens = ids(3, 40)
