@@ -171,9 +171,9 @@ def _forward_fake(
     v: Tensor, z: Tensor, bound: Tensor, *inputs: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     del z
-    *_, keys, both, keep = inputs
+    *_, q, _, _, _, both, keep = inputs
     b, t, *channels = v.shape
-    if keys:
+    if q is not None:
         channels = [len(bound)]
     n = cdiv(t, border(v.ndim == 4))
 
