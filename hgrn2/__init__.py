@@ -8,18 +8,22 @@ from hgrn2.api import (
     hgrn1_bidirectional,
     hgrn2,
     hgrn2_bidirectional,
+    hgrn2_projected,
     hgrn2_step,
     unsupported,
 )
+from hgrn2.projection import Activations
 
 __all__ = [
     "IMPLS",
+    "Activations",
     "Impl",
     "Operator",
     "hgrn1",
     "hgrn1_bidirectional",
     "hgrn2",
     "hgrn2_bidirectional",
+    "hgrn2_projected",
     "hgrn2_step",
     "unsupported",
 ]

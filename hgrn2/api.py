@@ -23,11 +23,14 @@ import torch
 from torch import Tensor
 
 from hgrn2 import reference
+from hgrn2.projection import Activations, split
 
 Impl = Literal["reference", "triton"]
 IMPLS: tuple[Impl, ...] = get_args(Impl)
 Operator = Literal["hgrn2", "hgrn1"]
 HAS_TRITON = find_spec("triton") is not None
+NARROW = 16
+"""Keys below this are narrower than a matrix instruction takes; their states are scanned."""
 
 
 def unsupported(
@@ -94,6 +97,36 @@ def hgrn2_bidirectional(
             return _triton_narrow().hgrn2_narrow_bidirectional(q, z, v, bound, lengths=lengths)
         return _triton().hgrn2_bidirectional(q, z, v, bound, lengths=lengths)
     return reference.hgrn2_bidirectional(q, z, v, bound, lengths=lengths)
+
+
+def hgrn2_projected(
+    x: Tensor,
+    bound: Tensor,
+    activations: Activations,
+    *,
+    bidirectional: bool = False,
+    lengths: Tensor | None = None,
+    impl: Impl = "reference",
+) -> Tensor:
+    """What a layer runs: `hgrn2`, or `hgrn2_bidirectional`, of the q, z and v in its projection x.
+
+    x [b t 3 h k] holds value, query and forget logit, as `hgrn2.projection.split` takes it apart.
+    Returns y [b t h k]. With 'triton' and k >= 16 the backward pass writes x's gradient in place,
+    activations included; torch.compile, which fuses that itself, sees the parts.
+    Raises ValueError as `hgrn2` does.
+    """
+    if x.ndim != 5 or x.shape[2] != 3:
+        raise ValueError(f"x has shape {list(x.shape)}; it should be [b t 3 h k]")
+    if impl == "triton" and x.shape[-1] >= NARROW and not torch.compiler.is_compiling():
+        v, q, z = x.unbind(2)
+        _check_hgrn2(q, z, v, bound, None, lengths)
+        _check_impl("hgrn2", impl, x)
+        run = _triton_projected().hgrn2_projected
+        return run(x, bound, activations, bidirectional=bidirectional, lengths=lengths)
+    q, z, v = split(x, activations)
+    if bidirectional:
+        return hgrn2_bidirectional(q, z, v, bound, lengths=lengths, impl=impl)
+    return hgrn2(q, z, v, bound, lengths=lengths, impl=impl)[0]
 
 
 def hgrn2_step(
@@ -189,6 +222,13 @@ def _triton() -> ModuleType:
     return ops
 
 
+def _triton_projected() -> ModuleType:
+    """The same kernels, with a projection's gradient written in place."""
+    from hgrn2.kernels import projected
+
+    return projected
+
+
 def _triton_narrow() -> ModuleType:
     """HGRN2 with few keys a head, on HGRN1's kernels."""
     from hgrn2.kernels import narrow
@@ -204,8 +244,8 @@ def _triton_scan() -> ModuleType:
 
 
 def _is_narrow(q: Tensor) -> bool:
-    """Whether the key is narrower than a matrix instruction takes; its state is then scanned."""
-    return q.shape[-1] < 16
+    """Whether HGRN1's kernels run it."""
+    return q.shape[-1] < NARROW
 
 
 def _expect(name: str, x: Tensor | None, shape: tuple[int, ...], axes: str) -> None:

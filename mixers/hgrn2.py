@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Float, Int
 from pydantic import PositiveInt
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from hgrn2 import Impl, hgrn2, hgrn2_bidirectional, hgrn2_step, unsupported
+from hgrn2 import Activations, Impl, hgrn2, hgrn2_projected, hgrn2_step, unsupported
 from hgrn2.gate import arithmetic_dtype
+from hgrn2.projection import split
 from mixers import fla
 from mixers.base import Mixer, Operator, expect_divisor
 from mixers.hgrn import HGRN, HGRNLayer, LowerBounds, with_triton
@@ -21,20 +21,19 @@ from mixers.layers import NormName, linear, no_autocast, norm
 class _Form(NamedTuple):
     """One of the published forms of HGRN2's layer."""
 
-    silu_value: bool
-    """The value is SiLU of its projection, else the projection itself."""
-    query: Literal["sigmoid", "silu"]
+    activations: Activations
     norm: NormName
     bias: bool
     scaled: bool
-    """The query is divided by the square root of the head size."""
+    """The read-out is divided by the square root of the head size."""
 
 
+_SILU_QUERY = Activations(query="silu", silu_value=False)
 _FORMS = {
-    "biased": _Form(silu_value=True, query="sigmoid", norm="layer", bias=True, scaled=False),
-    "lm": _Form(silu_value=False, query="silu", norm="simple_rms", bias=False, scaled=False),
-    "paper": _Form(silu_value=False, query="silu", norm="none", bias=False, scaled=False),
-    "fla": _Form(silu_value=False, query="silu", norm="rms", bias=False, scaled=True),
+    "biased": _Form(Activations("sigmoid", silu_value=True), "layer", bias=True, scaled=False),
+    "lm": _Form(_SILU_QUERY, "simple_rms", bias=False, scaled=False),
+    "paper": _Form(_SILU_QUERY, "none", bias=False, scaled=False),
+    "fla": _Form(_SILU_QUERY, "rms", bias=False, scaled=True),
 }
 
 
@@ -183,19 +182,15 @@ class HGRN2Layer(HGRNLayer):
             out_of_layers=n_layers,
         )
 
-    def _project(self, x: Float[Tensor, "*b d"]) -> tuple[Tensor, Tensor, Tensor]:
-        """q, z, v, each [*b h k]."""
-        heads = self.proj_in(x).unflatten(-1, (3, -1, self.e))
-        v, q, z = heads.unbind(-3)
-        q = F.silu(q) if self.form.query == "silu" else q.sigmoid()
-        if self.form.scaled:
-            q = q * self.e**-0.5
-        return q, z, F.silu(v) if self.form.silu_value else v
+    def _project(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b 3 h k"]:
+        return self.proj_in(x).unflatten(-1, (3, -1, self.e))
 
     def _bound(self, x: Tensor) -> Float[Tensor, "h k"]:
         return self.bound(x).view(-1, self.e)
 
     def _read_out(self, y: Float[Tensor, "*b h v"]) -> Float[Tensor, "*b d"]:
+        if self.form.scaled:
+            y = y * self.e**-0.5
         return self.proj_out(self.norm(y.flatten(-2)))
 
     def mix(
@@ -203,21 +198,27 @@ class HGRN2Layer(HGRNLayer):
     ) -> Float[Tensor, "b t d"]:
         """In both directions the states are summed before the read-out, so that a token's own term
         enters once for each, as in the published modules."""
-        q, z, v = self._project(x)
+        projection = self._project(x)
         with no_autocast(x):
-            y = self.states(self._operator, q, z, v, lengths=lengths)
+            y = self.states(self._operator, projection, lengths=lengths)
         return self._read_out(y)
 
     def _operator(
-        self, q: Tensor, z: Tensor, v: Tensor, lengths: Tensor | None = None
-    ) -> Float[Tensor, "b t h v"]:
-        causal, impl = self.causal, self.impl
+        self, projection: Float[Tensor, "b t 3 h k"], lengths: Tensor | None = None
+    ) -> Float[Tensor, "b t h k"]:
+        causal, impl, activations = self.causal, self.impl, self.form.activations
         if impl == "fla":
+            q, z, v = split(projection, activations)
             bound = self._bound(z) if self.bounded else None
             return fla.hgrn2(q, z, v, bound, gate=self.gate, causal=causal, lengths=lengths)
-        if causal:
-            return hgrn2(q, z, v, self._bound(z), lengths=lengths, impl=impl)[0]
-        return hgrn2_bidirectional(q, z, v, self._bound(z), lengths=lengths, impl=impl)
+        return hgrn2_projected(
+            projection,
+            self._bound(projection),
+            activations,
+            bidirectional=not causal,
+            lengths=lengths,
+            impl=impl,
+        )
 
     def start(self, batch: int, max_len: int) -> tuple[Tensor, ...]:
         """The state [b h k v], zeros; it does not grow with `max_len`."""
@@ -231,7 +232,7 @@ class HGRN2Layer(HGRNLayer):
         self, x: Float[Tensor, "b d"], state: tuple[Tensor, ...]
     ) -> tuple[Float[Tensor, "b d"], tuple[Tensor, ...]]:
         """One token; the state changes in place, but not by FLA."""
-        q, z, v = self._project(x)
+        q, z, v = split(self._project(x), self.form.activations)
         with no_autocast(x):
             if self.impl == "fla":
                 bound = self._bound(x) if self.bounded else None

@@ -33,6 +33,7 @@ from hgrn2.kernels.gate import (
     sums,
     up_to,
 )
+from hgrn2.kernels.into import Into, before_activation
 from hgrn2.kernels.settings import CHUNK, Settings, cdiv, dot_type
 
 
@@ -87,6 +88,7 @@ def hgrn2_bwd_gate_kernel(
     dstates_reverse,
     dscores,
     constants,
+    raw_q,
     dq,
     dz,
     dbound,
@@ -115,6 +117,8 @@ def hgrn2_bwd_gate_kernel(
     DOT: tl.constexpr,
     FAST: tl.constexpr,
     PRECISION: tl.constexpr,
+    PARTS: tl.constexpr,
+    QUERY: tl.constexpr,
 ):
     """dq, dz [C BK], and the chunk's part of dbound [BK]; of deep chunks, what `deep` replaces."""
     program = tl.program_id(0)
@@ -130,7 +134,9 @@ def hgrn2_bwd_gate_kernel(
     valid = token < end - chunk * C
     k = k_tile * BK + tl.arange(0, BK)
     q += batch * q_stride_b + start * q_stride_t + head * q_stride_h
-    z += batch * z_stride_b + start * z_stride_t + head * z_stride_h
+    to_chunk = batch * z_stride_b + start * z_stride_t + head * z_stride_h
+    z += to_chunk
+    raw_q += to_chunk
     v += batch * v_stride_b + start * v_stride_t + head * v_stride_h
     dy += batch * dy_stride_b + start * dy_stride_t + head * dy_stride_h
     place = (batch * chunks + chunk) * H + head
@@ -138,7 +144,8 @@ def hgrn2_bwd_gate_kernel(
 
     bound += head * K
     row, column = token[:, None], token[None, :]
-    offsets = ((batch * T + start) * H + head) * K + row * (H * K) + k[None, :]
+    HEADS = PARTS * H
+    offsets = ((batch * T + start) * HEADS + head) * K + row * (HEADS * K) + k[None, :]
     stored = (token < T - chunk * C)[:, None]
 
     LAST: tl.constexpr = 1 if BIDIRECTIONAL else 0
@@ -192,6 +199,7 @@ def hgrn2_bwd_gate_kernel(
         moved = q_start.to(tl.float32) * to_q
         dq_tile += to_q * from_start
         if direction == LAST:
+            dq_tile = before_activation(dq_tile, raw_q, token, k, z_stride_t, valid, QUERY, FAST)
             tl.store(dq + offsets, dq_tile.to(dq.dtype.element_ty), mask=stored)
         to_key = tl.dot(tl.trans(dA), q_start, to_key, input_precision=PRECISION)
         moved -= key_start.to(tl.float32) * to_key
@@ -236,8 +244,9 @@ def gate_gradients(
     dscores: Tensor,
     lengths: Tensor | None,
     settings: Settings,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """dq, dz [b t h k] in the inputs' dtypes, and every chunk's part of dbound, fp32 [b n h k].
+    into: Into,
+) -> Tensor:
+    """Every chunk's part of dbound, fp32 [b n h k]; dq and dz `into` their places.
 
     `forward` holds the states and the states' gradients at the chunks' borders, [b n h k v];
     `backward` the same of the reverse direction, if there is one; `dscores` [b n h s c c] the
@@ -247,7 +256,6 @@ def gate_gradients(
     width = v.shape[-1]
     chunks = cdiv(t, CHUNK)
     launch = settings.bwd_gate
-    dq, dz = q.new_empty(q.shape), z.new_empty(z.shape)
     dbound = bound.new_empty((b, chunks, h, k), dtype=torch.float32)
     dot, precision = dot_type(z.dtype, k, width)
     enqueue(
@@ -263,8 +271,9 @@ def gate_gradients(
         *(forward if backward is None else backward),
         dscores,
         _constants(q) if dot == tl.bfloat16 else dscores,
-        dq,
-        dz,
+        into.raw_q,
+        into.dq,
+        into.dz,
         dbound,
         *q.stride()[:3],
         *z.stride()[:3],
@@ -283,7 +292,9 @@ def gate_gradients(
         DOT=dot,
         FAST=dot == tl.bfloat16,
         PRECISION=precision,
+        PARTS=into.parts,
+        QUERY=into.query,
         num_warps=launch.num_warps,
         num_stages=launch.num_stages,
     )
-    return dq, dz, dbound
+    return dbound

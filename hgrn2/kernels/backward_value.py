@@ -17,6 +17,7 @@ from hgrn2.kernels.gate import (
     running_sums,
     up_to,
 )
+from hgrn2.kernels.into import Into, before_activation
 from hgrn2.kernels.settings import CHUNK, Settings, cdiv, dot_type
 
 
@@ -30,6 +31,7 @@ def hgrn2_bwd_value_kernel(
     scores,
     dstates,
     dstates_reverse,
+    raw_v,
     dv,
     dscores,
     z_stride_b,
@@ -55,6 +57,8 @@ def hgrn2_bwd_value_kernel(
     DOT: tl.constexpr,
     FAST: tl.constexpr,
     PRECISION: tl.constexpr,
+    PARTS: tl.constexpr,
+    VALUE: tl.constexpr,
 ):
     """dv [C BV] = A^T dy plus the sum over blocks of channels of (key to the border) dS.
 
@@ -73,7 +77,8 @@ def hgrn2_bwd_value_kernel(
     end = tl.minimum(tl.load(lengths + batch), T).to(tl.int32) if HAS_LENGTHS else T
     valid = token < end - chunk * C
     value = v_tile * BV + tl.arange(0, BV)
-    z += batch * z_stride_b + start * z_stride_t + head * z_stride_h
+    to_chunk = batch * z_stride_b + start * z_stride_t + head * z_stride_h
+    z += to_chunk
     v += batch * v_stride_b + start * v_stride_t + head * v_stride_h
     dy += batch * dy_stride_b + start * dy_stride_t + head * dy_stride_h
     bound += head * K
@@ -110,10 +115,12 @@ def hgrn2_bwd_value_kernel(
                 + (border + k[:, None] * V + value[None, :])
             )
             acc = tl.dot(key_end, dS.to(DOT), acc, input_precision=PRECISION)
-    dv += ((batch * T + start) * H + head) * V
+    acc = before_activation(acc, raw_v + to_chunk, token, value, z_stride_t, valid, VALUE, FAST)
+    HEADS = PARTS * H
+    dv += ((batch * T + start) * HEADS + head) * V
     # A's columns end with the valid tokens; keys of padding do not vanish altogether.
     tl.store(
-        dv + token[:, None] * (H * V) + value[None, :],
+        dv + token[:, None] * (HEADS * V) + value[None, :],
         tl.where(valid[:, None], acc, 0.0).to(dv.dtype.element_ty),
         mask=(token < T - chunk * C)[:, None],
     )
@@ -129,8 +136,9 @@ def value_gradient(
     dstates_reverse: Tensor | None,
     lengths: Tensor | None,
     settings: Settings,
-) -> tuple[Tensor, Tensor]:
-    """dv [b t h v] in v's dtype, and the scores' gradients [b n h s c c] in each direction.
+    into: Into,
+) -> Tensor:
+    """The scores' gradients [b n h s c c] in each direction; dv `into` its place.
 
     `scores` [b n h c c] as `chunk_output` leaves them, the states' gradients [b n h k v] at the
     chunks' borders.
@@ -140,7 +148,6 @@ def value_gradient(
     chunks = cdiv(t, CHUNK)
     launch = settings.bwd_value
     directions = 1 if dstates_reverse is None else 2
-    dv = v.new_empty(v.shape)
     dscores = scores.new_empty((b, chunks, h, directions, CHUNK, CHUNK))
     dot, precision = dot_type(z.dtype, k, width)
     enqueue(
@@ -154,7 +161,8 @@ def value_gradient(
         scores,
         dstates,
         dstates if dstates_reverse is None else dstates_reverse,
-        dv,
+        into.raw_v,
+        into.dv,
         dscores,
         *z.stride()[:3],
         *v.stride()[:3],
@@ -173,7 +181,9 @@ def value_gradient(
         DOT=dot,
         FAST=dot == tl.bfloat16,
         PRECISION=precision,
+        PARTS=into.parts,
+        VALUE=into.value,
         num_warps=launch.num_warps,
         num_stages=launch.num_stages,
     )
-    return dv, dscores
+    return dscores

@@ -16,6 +16,7 @@ from hgrn2.kernels.backward_value import value_gradient
 from hgrn2.kernels.deep import deep_output
 from hgrn2.kernels.deep_backward import deep_gradients
 from hgrn2.kernels.first_call import compile_before_first, total
+from hgrn2.kernels.into import Into
 from hgrn2.kernels.output import chunk_output
 from hgrn2.kernels.settings import CHUNK, Settings, cdiv, settings
 from hgrn2.kernels.states import chunk_states
@@ -69,6 +70,20 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """y, the forward direction's last state, and what the backward needs (empty without `keep`)."""
     compile_before_first(_passes, q, z, v, bound, state, lengths, bidirectional, keep)
+    return launch_forward(q, z, v, bound, state, lengths, bidirectional, keep)
+
+
+def launch_forward(
+    q: Tensor,
+    z: Tensor,
+    v: Tensor,
+    bound: Tensor,
+    state: Tensor | None,
+    lengths: Tensor | None,
+    bidirectional: bool,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """`forward`, without a thought of what is to be compiled."""
     q, z, v, bound = rows(q), rows(z), rows(v), plain(bound)
     lengths = in_a_row(lengths)
     table = table_of(q, v)
@@ -103,6 +118,30 @@ def backward(
     has_state: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """dq, dz, dv, dbound and, where it `has_state`, the first state's gradient (else empty)."""
+    kept = (states, states_reverse, scores, deep)
+    into = Into.tensors(q, z, v)
+    return launch_backward(
+        q, z, v, bound, lengths, *kept, dy, dlast, bidirectional, has_state, into
+    )
+
+
+def launch_backward(
+    q: Tensor,
+    z: Tensor,
+    v: Tensor,
+    bound: Tensor,
+    lengths: Tensor | None,
+    states: Tensor,
+    states_reverse: Tensor,
+    scores: Tensor,
+    deep: Tensor,
+    dy: Tensor,
+    dlast: Tensor | None,
+    bidirectional: bool,
+    has_state: bool,
+    into: Into,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """`backward`, with dq, dz and dv `into` where they belong."""
     q, z, v, dy, wide = rows(q), rows(z), rows(v), rows(dy), plain(bound)
     lengths = in_a_row(lengths)
     table = table_of(q, v)
@@ -126,12 +165,12 @@ def backward(
     with torch.cuda.device_of(q):
         dstates, dstate = walk(reverse=False)
         dreverse = walk(reverse=True)[0] if bidirectional else None
-        dv, dscores = value_gradient(z, v, dy, wide, scores, dstates, dreverse, lengths, table)
+        dscores = value_gradient(z, v, dy, wide, scores, dstates, dreverse, lengths, table, into)
         reverse = None if dreverse is None else (states_reverse, dreverse)
         shared = (q, z, v, dy, wide, (states, dstates), reverse, dscores, lengths)
-        dq, dz, dbound = gate_gradients(*shared, table)
-        deep_gradients(*shared, deep, (dq, dz, dbound), table)
-    return dq, dz, dv, total(dbound, 0, 1).to(bound.dtype), dstate
+        dbound = gate_gradients(*shared, table, into)
+        deep_gradients(*shared, deep, dbound, table, into)
+    return into.dq, into.dz, into.dv, total(dbound, 0, 1).to(bound.dtype), dstate
 
 
 def _passes(*inputs: Any) -> None:

@@ -21,6 +21,7 @@ from hgrn2.kernels.gate import (
     sums,
     up_to,
 )
+from hgrn2.kernels.into import Into, before_activation
 from hgrn2.kernels.intra import dyadic_gradients
 from hgrn2.kernels.settings import CHUNK, LEVELS, Settings, cdiv, dot_type
 
@@ -39,6 +40,7 @@ def hgrn2_bwd_deep_kernel(
     dstates_reverse,
     dscores,
     deep,
+    raw_q,
     dq,
     dz,
     dbound,
@@ -72,6 +74,8 @@ def hgrn2_bwd_deep_kernel(
     DOT: tl.constexpr,
     FAST: tl.constexpr,
     PRECISION: tl.constexpr,
+    PARTS: tl.constexpr,
+    QUERY: tl.constexpr,
 ):
     """dq, dz and the part of dbound of one tile of channels of the program's deep chunks."""
     k_tile = tl.program_id(0) % (K // BK)
@@ -91,7 +95,8 @@ def hgrn2_bwd_deep_kernel(
             end = tl.minimum(tl.load(lengths + batch), T) if HAS_LENGTHS else T
             valid = start + token < end
             q_chunk = q + batch * q_stride_b + start * q_stride_t + head * q_stride_h
-            z_chunk = z + batch * z_stride_b + start * z_stride_t + head * z_stride_h
+            to_chunk = batch * z_stride_b + start * z_stride_t + head * z_stride_h
+            z_chunk = z + to_chunk
             v_chunk = v + batch * v_stride_b + start * v_stride_t + head * v_stride_h
             dy_chunk = dy + batch * dy_stride_b + start * dy_stride_t + head * dy_stride_h
             border = place * K * V + k_tile * BK * V
@@ -151,8 +156,11 @@ def hgrn2_bwd_deep_kernel(
             b = tl.load(bound + head * K + k)[None, :]
             dz_tile, to_bound = gate_gradient(z_tile, b, dlnf, dkey, FAST)
             dz_tile = tl.where(valid[:, None], dz_tile, 0.0)
-            offsets = ((batch * T + start + row) * H + head) * K + k[None, :]
+            offsets = ((batch * T + start + row) * (PARTS * H) + head) * K + k[None, :]
             stored = (start + token < T)[:, None]
+            dq_tile = before_activation(
+                dq_tile, raw_q + to_chunk, token, k, z_stride_t, valid, QUERY, FAST
+            )
             tl.store(dq + offsets, dq_tile.to(dq.dtype.element_ty), mask=stored)
             tl.store(dz + offsets, dz_tile.to(dz.dtype.element_ty), mask=stored)
             tl.store(dbound + place * K + k, tl.sum(to_bound, 0))
@@ -169,10 +177,11 @@ def deep_gradients(
     dscores: Tensor,
     lengths: Tensor | None,
     deep: Tensor,
-    gradients: tuple[Tensor, Tensor, Tensor],
+    dbound: Tensor,
     settings: Settings,
+    into: Into,
 ) -> None:
-    """Replaces what `gate_gradients` has left in dq, dz and dbound [b n h k] of deep chunks."""
+    """Replaces what `gate_gradients` has left in `into` and in dbound [b n h k] of deep chunks."""
     b, t, h, k = q.shape
     width = v.shape[-1]
     chunks = cdiv(t, CHUNK)
@@ -193,7 +202,10 @@ def deep_gradients(
         *(forward if backward is None else backward),
         dscores,
         deep,
-        *gradients,
+        into.raw_q,
+        into.dq,
+        into.dz,
+        dbound,
         *(stride for x in (q, z, v, dy) for stride in x.stride()[:3]),
         t,
         h,
@@ -213,6 +225,8 @@ def deep_gradients(
         DOT=dot,
         FAST=dot == tl.bfloat16,
         PRECISION=precision,
+        PARTS=into.parts,
+        QUERY=into.query,
         num_warps=launch.num_warps,
         num_stages=launch.num_stages,
     )

@@ -17,7 +17,8 @@ from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
-from hgrn2.kernels import chunks, scan_ops
+from hgrn2 import Activations
+from hgrn2.kernels import chunks, projected, scan_ops
 from hgrn2.kernels.first_call import compile_before_first, compile_together, noted
 from hgrn2.kernels.scan_heads import Heads
 
@@ -78,6 +79,12 @@ def hgrn2_with_all(device: str) -> tuple:
     return q, z, v, torch.zeros(2, 16, device=device), state, lengths, False, True
 
 
+def projected_inputs(device: str) -> tuple:
+    x = torch.zeros(1, 100, 3, 2, 64, dtype=torch.bfloat16, device=device)
+    activations = Activations("sigmoid", silu_value=True)
+    return x, torch.zeros(2, 64, device=device), None, activations, False, True
+
+
 def hgrn1_inputs(device: str) -> tuple:
     v, z = (torch.zeros(2, 100, 32, dtype=torch.bfloat16, device=device) for _ in range(2))
     return v, z, torch.zeros(32, device=device), *5 * [None], 0, False, True
@@ -96,6 +103,7 @@ def narrow_inputs(device: str) -> tuple:
     [
         (chunks._passes, hgrn2_inputs, 8),
         (chunks._passes, hgrn2_with_all, 7),
+        (projected._passes, projected_inputs, 8),
         (scan_ops._passes, hgrn1_inputs, 2),
         (scan_ops._passes, narrow_inputs, 4),
     ],
@@ -135,6 +143,7 @@ def test_noting_imports_no_compiler():
     script = (
         "import sys; from tests.hgrn2 import test_first_call as t\n"
         "with t.noted(): t.chunks._passes(*t.hgrn2_inputs('meta'))\n"
+        "with t.noted(): t.projected._passes(*t.projected_inputs('meta'))\n"
         "with t.noted(): t.scan_ops._passes(*t.hgrn1_inputs('meta'))\n"
         "assert 'sympy' not in sys.modules"
     )

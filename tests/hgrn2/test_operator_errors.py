@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hgrn2 import hgrn1, hgrn1_bidirectional, hgrn2, hgrn2_bidirectional, hgrn2_step
+from hgrn2 import (
+    Activations,
+    hgrn1,
+    hgrn1_bidirectional,
+    hgrn2,
+    hgrn2_bidirectional,
+    hgrn2_projected,
+    hgrn2_step,
+)
 
 B, T, H, K, V, D = 2, 5, 3, 4, 6, 7
 
@@ -54,6 +62,23 @@ def test_hgrn2_shapes(name, wrong, right):
     refuses(hgrn2, arguments, *message)
     if name != "state":
         refuses(hgrn2_bidirectional, arguments, *message)
+
+
+@pytest.mark.parametrize("impl", ["reference", "triton"])
+def test_a_projection(impl):
+    arguments = {
+        "x": torch.zeros(B, T, 3, H, 16),
+        "bound": torch.zeros(H, 16),
+        "activations": Activations("silu", silu_value=False),
+        "impl": impl,
+    }
+    wrong = {**arguments, "x": torch.zeros(B, T, 2, H, 16)}
+    refuses(hgrn2_projected, wrong, "x has shape [2, 5, 2, 3, 16]", "[b t 3 h k]")
+    wrong = {**arguments, "bound": torch.zeros(16)}
+    refuses(hgrn2_projected, wrong, "bound has shape [16]", "[h k] = [3, 16]")
+    if impl == "triton":
+        with pytest.raises(ValueError, match="impl='triton' needs a CUDA device"):
+            hgrn2_projected(**arguments)
 
 
 @pytest.mark.parametrize("operator", [hgrn2, hgrn2_bidirectional])

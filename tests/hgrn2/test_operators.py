@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hgrn2 import hgrn1, hgrn1_bidirectional, hgrn2, hgrn2_bidirectional, hgrn2_step
+from hgrn2 import (
+    Activations,
+    hgrn1,
+    hgrn1_bidirectional,
+    hgrn2,
+    hgrn2_bidirectional,
+    hgrn2_projected,
+    hgrn2_step,
+)
 from hgrn2.reference import gate, gated_bidirectional, gated_chunked, gated_recurrent
 from tests.hgrn2.operator_inputs import (
     BOUNDS,
@@ -109,6 +117,16 @@ def test_hgrn2_bidirectional_is_two_causal_runs(lengths):
         backward, _ = hgrn2(*(x.flip(1) for x in row), bound)
         assert relative_error(y[n : n + 1, :length], forward + backward.flip(1)) < FP64_TOLERANCE
         assert not y[n, length:].any()
+
+
+def test_a_projection_is_its_activated_parts():
+    q, z, v, bound, _ = hgrn2_inputs(3, 90, 2, 4, 4)
+    x = torch.stack([v, q, z], 2)
+    silu, sigmoid = torch.nn.functional.silu, torch.sigmoid
+    y = hgrn2_projected(x, bound, Activations("silu", silu_value=False), lengths=PADDED)
+    assert torch.equal(y, hgrn2(silu(q), z, v, bound, lengths=PADDED)[0])
+    y = hgrn2_projected(x, bound, Activations("sigmoid", silu_value=True), bidirectional=True)
+    assert torch.equal(y, hgrn2_bidirectional(sigmoid(q), z, silu(v), bound))
 
 
 @pytest.mark.parametrize("lengths", [None, PADDED])

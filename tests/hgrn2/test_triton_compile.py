@@ -36,8 +36,8 @@ HOPPER_BF16 = {
     "hgrn2_fwd_deep_kernel": 200,
     "hgrn2_bwd_deep_kernel": 1200,
 }
-# In both directions a chunk's kernels hold the sums of two.
-BOTH_DIRECTIONS = {"hgrn2_fwd_output_kernel": 480, "hgrn2_bwd_gate_kernel": 2000}
+# In both directions a chunk's kernels hold the sums of two, and of a projection slopes besides.
+BOTH_DIRECTIONS = {"hgrn2_fwd_output_kernel": 480, "hgrn2_bwd_gate_kernel": 2032}
 
 
 @pytest.mark.parametrize(("k", "v", "dtype", "architecture"), ENTRIES)

@@ -13,7 +13,9 @@ import pytest
 pytest.importorskip("triton")
 
 
-@pytest.mark.parametrize("name", ["interpreted_kernels", "interpreted_scan"])
+@pytest.mark.parametrize(
+    "name", ["interpreted_kernels", "interpreted_projection", "interpreted_scan"]
+)
 def test_the_interpreted_kernels_agree_with_the_oracle(name):
     file = Path(__file__).with_name(f"{name}.py")
     done = subprocess.run(

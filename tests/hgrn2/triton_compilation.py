@@ -25,7 +25,9 @@ from hgrn2.kernels import (
     states,
 )
 from hgrn2.kernels.first_call import Enqueued, noted
+from hgrn2.kernels.into import Into
 from hgrn2.kernels.settings import settings
+from hgrn2.projection import Activations
 
 # Shared memory that one program may use, in bytes (CUDA programming guide, compute capabilities).
 SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
@@ -64,19 +66,25 @@ def launches(k: int, v: int, dtype: torch.dtype, architecture: int) -> list[Enqu
     }
     S, _, A, flags = chunks.room(q, x, False, True)
     inputs = (q, z, x, x, bound, (S, S), None, A, None)
+    places = [Into.tensors(q, z, x)]
+    if k == v:
+        projection = meta(1, 8192, 3, 2, k, kind=dtype)
+        activations = Activations("silu", silu_value=True)
+        places.append(Into.projection(projection, projection, activations))
     with noted() as found:
         states.chunk_states(z, x, bound, S, q=None, **shared)
         y = output.chunk_output(q, z, x, bound, S, None, None, table, deep=flags, scores=A)
         deep.deep_output(q, z, x, bound, S, None, None, y, flags, A, table)
         states.chunk_states(z, x, bound, S, q=q, **shared)
-        backward_value.value_gradient(z, x, x, bound, A, S, None, None, table)
-        gradients = backward_gate.gate_gradients(*inputs, table)
-        deep_backward.deep_gradients(*inputs, flags, gradients, table)
+        for into in places:
+            backward_value.value_gradient(z, x, x, bound, A, S, None, None, table, into)
+            dbound = backward_gate.gate_gradients(*inputs, table, into)
+        deep_backward.deep_gradients(*inputs, flags, dbound, table, places[-1])
         # both directions
         both = (q, z, x, x, bound, (S, S), (S, S), A, None)
         output.chunk_output(q, z, x, bound, S, S, None, table, deep=flags, scores=A)
-        backward_value.value_gradient(z, x, x, bound, A, S, S, None, table)
-        backward_gate.gate_gradients(*both, table)
+        backward_value.value_gradient(z, x, x, bound, A, S, S, None, table, places[-1])
+        backward_gate.gate_gradients(*both, table, places[-1])
         decode.step(q[:, 0], z[:, 0], x[:, 0], bound, state)
     return found
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from hgrn2.projection import split
 from mixers import GLA, HGRN1, HGRN2, Mamba, Mixer
 from mixers.directions import FlipSum, stack
 from mixers.layers import BatchNorm
@@ -49,7 +50,7 @@ def line_states(layer: nn.Module, x: Tensor) -> Tensor:
                 h = turn * h + (1 - f[t]) * torch.view_as_complex(v[0, t].contiguous())
                 total[t] += torch.view_as_real(h)
         return total
-    q, z, v = (y[0] for y in layer._project(x[None]))
+    q, z, v = (y[0] for y in split(layer._project(x[None]), layer.form.activations))
     bound = layer._bound(x)
     f = bound + (1 - bound) * z.sigmoid()
     total = torch.zeros_like(v)

@@ -1,0 +1,72 @@
+"""A projection's gradient, written in place, under the interpreter; see interpreted_kernels.py.
+
+The activations' slopes add a rounding or two of fp32 to what those tests allow.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from torch import Tensor
+
+from hgrn2 import Activations, hgrn2_projected
+from hgrn2.kernels import projected
+from tests.hgrn2.interpreted_kernels import REGIMES, check
+
+assert os.environ.get("TRITON_INTERPRET") == "1"
+
+ACTIVATIONS = [Activations("silu", silu_value=False), Activations("sigmoid", silu_value=True)]
+
+
+def run(operator, x: Tensor, bound: Tensor, dy: Tensor) -> dict[str, Tensor]:
+    x, bound = x.clone().requires_grad_(), bound.clone().requires_grad_()
+    y = operator(x, bound)
+    y.backward(dy)
+    assert x.grad is not None
+    assert bound.grad is not None
+    dv, dq, dz = x.grad.unbind(2)
+    results = {"y": y, "dv": dv, "dq": dq, "dz": dz, "dbound": bound.grad}
+    return {name: result.detach() for name, result in results.items()}
+
+
+@pytest.mark.parametrize("activations", ACTIVATIONS, ids=["lm", "biased"])
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize(("regime", "bound"), [("ordinary", 0.3), ("leaning", 1e-3)])
+def test_the_gradient_in_place_follows_the_oracle(activations, bidirectional, regime, bound):
+    """`leaning` chunks are deep."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 100, 3, 2, 16, generator=generator)
+    x[:, :, 2] = REGIMES[regime](x[:, :, 2])
+    dy = torch.randn(2, 100, 2, 16, generator=generator)
+    options = {"bidirectional": bidirectional, "lengths": torch.tensor([100, 37])}
+    bounds = torch.full((2, 16), bound)
+
+    found = run(lambda x, b: projected.hgrn2_projected(x, b, activations, **options), x, bounds, dy)
+    expected = run(
+        lambda x, b: hgrn2_projected(x, b, activations, **options),
+        x.double(),
+        bounds.double(),
+        dy.double(),
+    )
+    check(found, expected)
+    assert not any(found[name][1, 37:].any() for name in ("y", "dq", "dz", "dv"))
+
+
+def test_a_view_of_a_wider_projection_and_no_gradient():
+    wide = torch.randn(1, 70, 3, 2, 24)
+    bound = torch.full((2, 16), 0.2)
+    options = {"bidirectional": False, "lengths": None}
+    x = wide[..., :16]
+    y = projected.hgrn2_projected(x, bound, ACTIVATIONS[0], **options)
+    leaf = x.contiguous().requires_grad_()
+    same = projected.hgrn2_projected(leaf, bound, ACTIVATIONS[0], **options)
+    assert torch.equal(y, same)
+    view = x.detach().requires_grad_()
+    dy = torch.randn_like(y)
+    projected.hgrn2_projected(view, bound, ACTIVATIONS[0], **options).backward(dy)
+    same.backward(dy)
+    assert view.grad is not None
+    assert leaf.grad is not None
+    assert torch.equal(view.grad, leaf.grad)
