@@ -145,7 +145,7 @@ def test_both_directions(width, scale, shift):
 @pytest.mark.parametrize("width", [64, 128])
 def test_more_programs_than_multiprocessors(width, both):
     """The walk over chunks has half the warps then."""
-    check(draw(150, 130, 2, width, width, torch.bfloat16), bidirectional=both)
+    check(draw(70, 70, 2, width, width, torch.bfloat16), bidirectional=both)
 
 
 @pytest.mark.parametrize("shift", [0.0, -9.0])
