@@ -47,11 +47,6 @@ class Settings:
         segment_chunks = cdiv(chunks, wanted)
         return cdiv(chunks, segment_chunks), segment_chunks
 
-    def walk_warps(self, programs: int) -> int:
-        """Of a walk over chunks: twice as many where every program has a multiprocessor to itself,
-        and its warps nothing but each other to wait beside."""
-        return (2 if 2 * programs <= self.programs else 1) * self.states.num_warps
-
 
 def cdiv(a: int, b: int) -> int:
     return -(-a // b)

@@ -231,7 +231,7 @@ def chunk_states(
             DOT=dot,
             FAST=dot == tl.bfloat16,
             PRECISION=precision,
-            num_warps=settings.walk_warps(b * h * segments * tiles),
+            num_warps=launch.num_warps,
             num_stages=launch.num_stages,
         )
 

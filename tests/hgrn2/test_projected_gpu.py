@@ -112,4 +112,5 @@ def test_more_than_2_31_elements():
     found = run(x, bound, dy, "triton", activations=LM)
     expected = run(small, bound, dy_small, "triton", activations=LM)
     for name in ("y", "dq", "dz", "dv"):
-        assert torch.equal(found[name][-1, -128:], expected[name][0]), name
+        mine, theirs = found[name][-1, -128:].double(), expected[name][0].double()
+        assert (mine - theirs).norm() <= 2**-8 * theirs.norm(), name

@@ -141,13 +141,6 @@ def test_both_directions(width, scale, shift):
     check(case, bidirectional=True, lengths=torch.tensor([200, 70]).cuda())
 
 
-@pytest.mark.parametrize("both", [False, True], ids=["causal", "both"])
-@pytest.mark.parametrize("width", [64, 128])
-def test_more_programs_than_multiprocessors(width, both):
-    """The walk over chunks has half the warps then."""
-    check(draw(70, 70, 2, width, width, torch.bfloat16), bidirectional=both)
-
-
 @pytest.mark.parametrize("shift", [0.0, -9.0])
 def test_strictly_causal_bit_for_bit(shift):
     case = draw(1, 300, 2, 64, 64, torch.bfloat16, shift=shift, bound=0.0)
