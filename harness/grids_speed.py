@@ -27,7 +27,7 @@ TRIALS = range(3)
 WIDTH, HEAD_DIM = 2048, 128
 TOKENS = 32_768
 """Of one call; one sequence where it is longer."""
-LENGTHS = tuple(2**power for power in range(9, 18))
+LENGTHS = tuple(2**power for power in range(9, 18, 2))
 MEMORY_LENGTHS = tuple(2**power for power in (11, 13, 15, 17, 18, 19, 20, 21, 22))
 LONGEST_ATTENTION = 2**19
 """In the grid of memory: a call takes seconds there, and four times as many at each doubling."""
@@ -36,9 +36,12 @@ FIRST = 2
 """How many of `gpu_mixers` come first: ours and its rival, before peers that tune for minutes."""
 
 
-def gpu_mixers(head_dim: int = HEAD_DIM, d_model: int = WIDTH) -> list[Mixer]:
+def gpu_mixers(
+    head_dim: int = HEAD_DIM, d_model: int = WIDTH, *, compiled: bool = False
+) -> list[Mixer]:
     """What is compared on a GPU, every kernel a line: those with heads of `head_dim`; the others
-    beside heads of 128 alone. HGRN2 has its lower bound, whose gradient is work too."""
+    beside heads of 128 alone. HGRN2 has its lower bound, whose gradient is work too. `compiled`:
+    FLA's gate by torch.compile as well, a line more."""
     heads = d_model // head_dim
 
     def hgrn2(**kernel: str) -> HGRN2:
@@ -48,7 +51,7 @@ def gpu_mixers(head_dim: int = HEAD_DIM, d_model: int = WIDTH) -> list[Mixer]:
     with_heads: list[Mixer] = [
         hgrn2(impl="triton"),
         Attention(n_heads=heads),
-        hgrn2(impl="fla", gate="compiled"),
+        *([hgrn2(impl="fla", gate="compiled")] if compiled else []),
         hgrn2(impl="fla", gate="eager"),
         GLA(impl="fla", n_heads=heads, expand_k=1.0),
     ]
@@ -60,7 +63,8 @@ def gpu_mixers(head_dim: int = HEAD_DIM, d_model: int = WIDTH) -> list[Mixer]:
 
 
 def speed_vs_length(_device: torch.device) -> list[Task]:
-    """Time, throughput and roofline over length on a GPU: 32,768 tokens a call in bf16.
+    """Time, throughput and roofline over length on a GPU: 32,768 tokens a call in bf16, or one
+    longer sequence.
 
     The bare operator at width 2048 with heads of 128, 64 and 256, the layer at that width, and a
     training step of the layer of the 0.385 B models: width 1024, GLU of 2816, heads of 128.
@@ -79,7 +83,8 @@ def _speed_trial(trial: int) -> Iterator[Speed]:
         (step, ("step",), 128),
     )
     for fields, modes, head_dim in stages:
-        mixers = gpu_mixers(head_dim, fields["d_model"])
+        compiled = fields["level"] != "training_step" and head_dim == HEAD_DIM
+        mixers = gpu_mixers(head_dim, fields["d_model"], compiled=compiled)
         for tier in (mixers[:FIRST], mixers[FIRST:]):
             for seq_len, mode, mixer in product(LENGTHS, modes, tier):
                 size = {"seq_len": seq_len, "batch": max(1, TOKENS // seq_len), "dtype": "bf16"}
@@ -104,7 +109,8 @@ def memory_vs_length(_device: torch.device) -> list[Task]:
                 "dtype": "bf16",
             }
         )
-        for level, seq_len, mixer in product(("op", "layer"), MEMORY_LENGTHS, gpu_mixers())
+        for level in ("op", "layer")
+        for seq_len, mixer in product(MEMORY_LENGTHS, gpu_mixers(compiled=level == "op"))
         if mixer.name != "attention" or seq_len <= LONGEST_ATTENTION
     ]
 
@@ -129,7 +135,7 @@ def decode_vs_context(_device: torch.device) -> list[Task]:
             }
         )
         for trial, level, replay, batch in product(
-            TRIALS, ("op", "layer"), ("graph", "eager"), (1, 64, 256)
+            TRIALS, ("op", "layer"), ("graph", "eager"), (1, 256)
         )
         for mixer in gpu_mixers()
         # The others keep no bare operator of one token.
@@ -141,13 +147,13 @@ def decode_vs_context(_device: torch.device) -> list[Task]:
 def cold_start(_device: torch.device) -> list[Task]:
     """Seconds from a fresh process with empty kernel caches to the first forward and backward.
 
-    The bare operator and the layer at width 2048 on a GPU: 16 sequences of 2,048 tokens, bf16.
+    The bare operator at width 2048 on a GPU: 16 sequences of 2,048 tokens, bf16.
     """
     return [
         ColdStart.model_validate(
             {
                 "mixer": mixer,
-                "level": level,
+                "level": "op",
                 "mode": "fwd_bwd",
                 "seq_len": 2048,
                 "batch": 16,
@@ -156,7 +162,7 @@ def cold_start(_device: torch.device) -> list[Task]:
                 "trial": trial,
             }
         )
-        for trial, level, mixer in product(TRIALS, ("op", "layer"), gpu_mixers())
+        for trial, mixer in product(TRIALS, gpu_mixers())
     ]
 
 
@@ -165,7 +171,8 @@ def accuracy_vs_fp64(_device: torch.device) -> list[Task]:
 
     One sequence of 1,000 tokens, two heads of 128, bf16; four lower bounds where there is one.
     """
-    mixers = [mixer for mixer in gpu_mixers(d_model=256) if mixer.name in ("hgrn2", "hgrn1", "gla")]
+    gated = ("hgrn2", "hgrn1", "gla")
+    mixers = [mixer for mixer in gpu_mixers(d_model=256, compiled=True) if mixer.name in gated]
     return [
         Accuracy(mixer=mixer, regime=regime, bound=bound, seq_len=1000, d_model=256)
         for regime, mixer in product(get_args(Regime), mixers)
