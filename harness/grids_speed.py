@@ -63,8 +63,7 @@ def gpu_mixers(
 
 
 def speed_vs_length(_device: torch.device) -> list[Task]:
-    """Time, throughput and roofline over length on a GPU: 32,768 tokens a call in bf16, or one
-    longer sequence.
+    """Time, throughput and roofline over length on a GPU: 32,768 tokens a call in bf16.
 
     The bare operator at width 2048 with heads of 128, 64 and 256, the layer at that width, and a
     training step of the layer of the 0.385 B models: width 1024, GLU of 2816, heads of 128.
