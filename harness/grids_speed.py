@@ -28,6 +28,7 @@ WIDTH, HEAD_DIM = 2048, 128
 TOKENS = 32_768
 """Of one call; one sequence where it is longer."""
 LENGTHS = tuple(2**power for power in range(9, 18, 2))
+"""Four times apart: a cell of a peer takes ten seconds."""
 MEMORY_LENGTHS = tuple(2**power for power in (11, 13, 15, 17, 18, 19, 20, 21, 22))
 LONGEST_ATTENTION = 2**19
 """In the grid of memory: a call takes seconds there, and four times as many at each doubling."""
@@ -82,6 +83,7 @@ def _speed_trial(trial: int) -> Iterator[Speed]:
         (step, ("step",), 128),
     )
     for fields, modes, head_dim in stages:
+        # The operator and the layer show what a compiled gate is worth.
         compiled = fields["level"] != "training_step" and head_dim == HEAD_DIM
         mixers = gpu_mixers(head_dim, fields["d_model"], compiled=compiled)
         for tier in (mixers[:FIRST], mixers[FIRST:]):

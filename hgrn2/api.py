@@ -23,14 +23,13 @@ import torch
 from torch import Tensor
 
 from hgrn2 import reference
+from hgrn2.checks import check_hgrn1, check_hgrn2, check_projection, check_step, expect
 from hgrn2.projection import Activations, split
 
 Impl = Literal["reference", "triton"]
 IMPLS: tuple[Impl, ...] = get_args(Impl)
 Operator = Literal["hgrn2", "hgrn1"]
 HAS_TRITON = find_spec("triton") is not None
-NARROW = 16
-"""Keys below this are narrower than a matrix instruction takes; their states are scanned."""
 
 
 def unsupported(
@@ -67,7 +66,7 @@ def hgrn2(
     Returns y [b t h v] in v's dtype and the final state [b h k v].
     Raises ValueError for shapes that do not fit and for an unknown or unsupported impl.
     """
-    _check_hgrn2(q, z, v, bound, state, lengths)
+    check_hgrn2(q, z, v, bound, state, lengths)
     _check_impl("hgrn2", impl, q)
     if impl == "triton":
         if _is_narrow(q):
@@ -90,7 +89,7 @@ def hgrn2_bidirectional(
     A token's own term enters twice, as in the published code. Shapes and errors as `hgrn2`;
     returns y.
     """
-    _check_hgrn2(q, z, v, bound, None, lengths)
+    check_hgrn2(q, z, v, bound, None, lengths)
     _check_impl("hgrn2", impl, q)
     if impl == "triton":
         if _is_narrow(q):
@@ -111,16 +110,13 @@ def hgrn2_projected(
     """What a layer runs: `hgrn2`, or `hgrn2_bidirectional`, of the q, z and v in its projection x.
 
     x [b t 3 h k] holds value, query and forget logit, as `hgrn2.projection.split` takes it apart.
-    Returns y [b t h k]. With 'triton' and k >= 16 the backward pass writes x's gradient in place,
-    activations included; torch.compile, which fuses that itself, sees the parts.
+    Returns y [b t h k]. With 'triton' and k >= 16, in eager calls, the backward pass writes x's
+    gradient in place, activations included; torch.compile sees the parts and stacks theirs.
     Raises ValueError as `hgrn2` does.
     """
-    if x.ndim != 5 or x.shape[2] != 3:
-        raise ValueError(f"x has shape {list(x.shape)}; it should be [b t 3 h k]")
-    if impl == "triton" and x.shape[-1] >= NARROW and not torch.compiler.is_compiling():
-        v, q, z = x.unbind(2)
-        _check_hgrn2(q, z, v, bound, None, lengths)
-        _check_impl("hgrn2", impl, x)
+    check_projection(x, bound, lengths)
+    _check_impl("hgrn2", impl, x)
+    if impl == "triton" and not _is_narrow(x) and not torch.compiler.is_compiling():
         run = _triton_projected().hgrn2_projected
         return run(x, bound, activations, bidirectional=bidirectional, lengths=lengths)
     q, z, v = split(x, activations)
@@ -143,7 +139,7 @@ def hgrn2_step(
     `state` is updated in place and returned; gradients do not flow.
     Raises ValueError for shapes that do not fit and for an unknown or unsupported impl.
     """
-    _check_step(q, z, v, bound, state)
+    check_step(q, z, v, bound, state)
     _check_impl("hgrn2", impl, q)
     if impl == "triton":
         if _is_narrow(q):
@@ -171,7 +167,7 @@ def hgrn1(
     state [b d] or [b d 2] (zeros if None). Returns h in v's dtype and the final state.
     Raises ValueError for shapes that do not fit and for an unknown or unsupported impl.
     """
-    _check_hgrn1(v, z, bound, theta, state, lengths)
+    check_hgrn1(v, z, bound, theta, state, lengths)
     _check_impl("hgrn1", impl, v)
     if impl == "triton":
         return _triton_scan().hgrn1(v, z, bound, theta=theta, state=state, lengths=lengths)
@@ -194,10 +190,10 @@ def hgrn1_bidirectional(
     causal=False; the bidirectional module learns a second angle). Returns h, shaped as v.
     Raises ValueError as `hgrn1` does, and for a `theta_backward` without a `theta`.
     """
-    _check_hgrn1(v, z, bound, theta, None, lengths)
+    check_hgrn1(v, z, bound, theta, None, lengths)
     if theta_backward is not None and theta is None:
         raise ValueError("theta_backward is given, but theta is None; give both, or neither")
-    _expect("theta_backward", theta_backward, z.shape[-1:], "d")
+    expect("theta_backward", theta_backward, z.shape[-1:], "d")
     _check_impl("hgrn1", impl, v)
     if impl == "triton":
         return _triton_scan().hgrn1_bidirectional(
@@ -244,79 +240,5 @@ def _triton_scan() -> ModuleType:
 
 
 def _is_narrow(q: Tensor) -> bool:
-    """Whether HGRN1's kernels run it."""
-    return q.shape[-1] < NARROW
-
-
-def _expect(name: str, x: Tensor | None, shape: tuple[int, ...], axes: str) -> None:
-    if x is None:
-        return
-    if tuple(x.shape) != shape:
-        raise ValueError(f"{name} has shape {list(x.shape)}; it should be [{axes}] = {list(shape)}")
-    if name == "lengths" and (x.is_floating_point() or x.is_complex()):
-        raise ValueError(f"lengths has dtype {x.dtype}; it should be an integer type")
-    if name != "lengths" and not x.is_floating_point():
-        raise ValueError(f"{name} has dtype {x.dtype}; it should be a real floating-point type")
-
-
-def _check_hgrn2(
-    q: Tensor,
-    z: Tensor,
-    v: Tensor,
-    bound: Tensor,
-    state: Tensor | None,
-    lengths: Tensor | None,
-) -> None:
-    if q.ndim != 4 or v.ndim != 4:
-        raise ValueError(
-            f"q has shape {list(q.shape)} and v {list(v.shape)}; "
-            "they should be [b t h k] and [b t h v]"
-        )
-    b, t, h, k = q.shape
-    _check_length("q", q)
-    _expect("q", q, (b, t, h, k), "b t h k")
-    _expect("z", z, (b, t, h, k), "b t h k")
-    _expect("v", v, (b, t, h, v.shape[-1]), "b t h v")
-    _expect("bound", bound, (h, k), "h k")
-    _expect("state", state, (b, h, k, v.shape[-1]), "b h k v")
-    _expect("lengths", lengths, (b,), "b")
-
-
-def _check_step(q: Tensor, z: Tensor, v: Tensor, bound: Tensor, state: Tensor) -> None:
-    if q.ndim != 3 or v.ndim != 3:
-        raise ValueError(
-            f"q has shape {list(q.shape)} and v {list(v.shape)}; they should be [b h k] and [b h v]"
-        )
-    b, h, k = q.shape
-    _expect("q", q, (b, h, k), "b h k")
-    _expect("z", z, (b, h, k), "b h k")
-    _expect("v", v, (b, h, v.shape[-1]), "b h v")
-    _expect("bound", bound, (h, k), "h k")
-    _expect("state", state, (b, h, k, v.shape[-1]), "b h k v")
-
-
-def _check_hgrn1(
-    v: Tensor,
-    z: Tensor,
-    bound: Tensor,
-    theta: Tensor | None,
-    state: Tensor | None,
-    lengths: Tensor | None,
-) -> None:
-    if z.ndim != 3:
-        raise ValueError(f"z has shape {list(z.shape)}; it should be [b t d]")
-    b, t, d = z.shape
-    _check_length("z", z)
-    pair = () if theta is None else (2,)
-    axes = "" if theta is None else " 2"
-    _expect("z", z, (b, t, d), "b t d")
-    _expect("v", v, (b, t, d, *pair), f"b t d{axes}")
-    _expect("bound", bound, (d,), "d")
-    _expect("theta", theta, (d,), "d")
-    _expect("state", state, (b, d, *pair), f"b d{axes}")
-    _expect("lengths", lengths, (b,), "b")
-
-
-def _check_length(name: str, x: Tensor) -> None:
-    if x.shape[1] == 0:
-        raise ValueError(f"{name} has shape {list(x.shape)}; t should be at least 1")
+    """Whether the key is narrower than a matrix instruction takes; its state is then scanned."""
+    return q.shape[-1] < 16

@@ -25,7 +25,7 @@ class _Form(NamedTuple):
     norm: NormName
     bias: bool
     scaled: bool
-    """The read-out is divided by the square root of the head size."""
+    """y is divided by the square root of the head size."""
 
 
 _SILU_QUERY = Activations(query="silu", silu_value=False)
@@ -49,8 +49,8 @@ class HGRN2(HGRN):
     """The layer around the recurrence. `biased`: SiLU value, sigmoid query, LayerNorm, biases (the
     published modules: LRA, ImageNet, MQAR). `lm`: linear value, SiLU query, RMSNorm without
     weights, no biases (the published language model). `paper`: Eq. 3 as printed, no norm. `fla`: as
-    `lm` with RMSNorm's weights and the query scaled (flash-linear-attention). Every norm is over
-    the whole width."""
+    `lm` with RMSNorm's weights and y divided by the square root of the head size, as a divided
+    query makes it (flash-linear-attention). Every norm is over the whole width."""
     expand_ratio: PositiveInt = 128
     """Numbers of state for each channel, which is the size of a head."""
 

@@ -83,7 +83,7 @@ def launch_forward(
     bidirectional: bool,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """`forward`, without a thought of what is to be compiled."""
+    """`forward`, but compiles nothing ahead."""
     q, z, v, bound = rows(q), rows(z), rows(v), plain(bound)
     lengths = in_a_row(lengths)
     table = table_of(q, v)

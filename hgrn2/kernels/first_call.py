@@ -7,6 +7,7 @@ rest.
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -92,6 +93,10 @@ def compile_together(launches: list[Enqueued]) -> None:
     """
     if isinstance(launches[0].kernel, InterpretedFunction):
         return
+    collecting = gc.isenabled()
+    # Python before 3.11.8 and 3.12.2 counts the depth of all threads' ast.parse in one number, and
+    # fails where one enters while a garbage collection interrupts another.
+    gc.disable()
 
     def compile_all() -> None:
         with (
@@ -111,6 +116,9 @@ def compile_together(launches: list[Enqueued]) -> None:
                 for key in [key for key, kernel in kernels.items() if hasattr(kernel, "result")]:
                     del kernels[key]
         raise
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def total(parts: Tensor, *axes: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import triton
 import triton.language as tl
@@ -15,8 +15,8 @@ from hgrn2.projection import Activations
 class Into(NamedTuple):
     """The gradients' places [b t h k], and what q and v were activated of.
 
-    `raw_q` and `raw_v` are strided as z; q and v themselves, and not read, where the activations
-    are "none".
+    `raw_q` and `raw_v` are strided as z, so z's last axis must be contiguous: a copy of z would be
+    strided otherwise. Where the activations are "none" they are q and v, and not read.
     """
 
     dq: Tensor
@@ -24,10 +24,10 @@ class Into(NamedTuple):
     dv: Tensor
     raw_q: Tensor
     raw_v: Tensor
-    query: str
-    value: str
+    query: Literal["none", "silu", "sigmoid"]
+    value: Literal["none", "silu"]
     parts: int
-    """A token's heads lie parts * h apart: 3 in a projection."""
+    """Tokens lie parts * h heads apart: 3 parts in a projection."""
 
     @classmethod
     def tensors(cls, q: Tensor, z: Tensor, v: Tensor) -> Into:

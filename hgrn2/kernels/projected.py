@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 from hgrn2.kernels.chunks import launch_backward, launch_forward, rows
 from hgrn2.kernels.first_call import compile_before_first
 from hgrn2.kernels.into import Into
+from hgrn2.kernels.settings import check_widths
 from hgrn2.projection import Activations, split
 
 
@@ -26,7 +27,11 @@ def hgrn2_projected(
     bidirectional: bool,
     lengths: Tensor | None,
 ) -> Tensor:
-    """y [b t h k], as `hgrn2.hgrn2_projected` has it; eager alone."""
+    """y [b t h k], as `hgrn2.hgrn2_projected` has it; eager alone.
+
+    Raises ValueError for a width that the kernels do not take.
+    """
+    check_widths(x.shape[-1], x.shape[-1])
     x = rows(x)
     keep = torch.is_grad_enabled() and (x.requires_grad or bound.requires_grad)
     compile_before_first(_passes, x, bound, lengths, activations, bidirectional, keep)

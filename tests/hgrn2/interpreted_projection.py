@@ -1,6 +1,6 @@
 """A projection's gradient, written in place, under the interpreter; see interpreted_kernels.py.
 
-The activations' slopes add a rounding or two of fp32 to what those tests allow.
+Its tolerances hold as they are: an activation's slope adds a rounding or two of fp32.
 """
 
 from __future__ import annotations
@@ -70,3 +70,9 @@ def test_a_view_of_a_wider_projection_and_no_gradient():
     assert view.grad is not None
     assert leaf.grad is not None
     assert torch.equal(view.grad, leaf.grad)
+
+
+def test_a_width_that_the_kernels_do_not_take_is_named():
+    x, bound = torch.zeros(1, 4, 3, 1, 96), torch.zeros(1, 96)
+    with pytest.raises(ValueError, match="k=96: impl='triton' takes widths 16, 32"):
+        projected.hgrn2_projected(x, bound, ACTIVATIONS[0], bidirectional=False, lengths=None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import subprocess
 import sys
@@ -113,6 +114,7 @@ def test_nothing_is_left_to_compile(hopper, passes, inputs, fewest):
         passes(*inputs("meta"))
     assert not hopper.launched
     compile_together(launches)
+    assert gc.isenabled()
     compiled = list(hopper.compiled)
     assert len(compiled) >= fewest
     assert len(hopper.threads) > 1

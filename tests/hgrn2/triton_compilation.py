@@ -69,8 +69,9 @@ def launches(k: int, v: int, dtype: torch.dtype, architecture: int) -> list[Enqu
     places = [Into.tensors(q, z, x)]
     if k == v:
         projection = meta(1, 8192, 3, 2, k, kind=dtype)
-        activations = Activations("silu", silu_value=True)
-        places.append(Into.projection(projection, projection, activations))
+        for query in ("silu", "sigmoid"):
+            activations = Activations(query, silu_value=True)
+            places.append(Into.projection(projection, projection, activations))
     with noted() as found:
         states.chunk_states(z, x, bound, S, q=None, **shared)
         y = output.chunk_output(q, z, x, bound, S, None, None, table, deep=flags, scores=A)
@@ -79,12 +80,13 @@ def launches(k: int, v: int, dtype: torch.dtype, architecture: int) -> list[Enqu
         for into in places:
             backward_value.value_gradient(z, x, x, bound, A, S, None, None, table, into)
             dbound = backward_gate.gate_gradients(*inputs, table, into)
-        deep_backward.deep_gradients(*inputs, flags, dbound, table, places[-1])
+            deep_backward.deep_gradients(*inputs, flags, dbound, table, into)
         # both directions
         both = (q, z, x, x, bound, (S, S), (S, S), A, None)
         output.chunk_output(q, z, x, bound, S, S, None, table, deep=flags, scores=A)
-        backward_value.value_gradient(z, x, x, bound, A, S, S, None, table, places[-1])
-        backward_gate.gate_gradients(*both, table, places[-1])
+        for into in (places[0], places[-1]):
+            backward_value.value_gradient(z, x, x, bound, A, S, S, None, table, into)
+            backward_gate.gate_gradients(*both, table, into)
         decode.step(q[:, 0], z[:, 0], x[:, 0], bound, state)
     return found
 
