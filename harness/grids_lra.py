@@ -19,6 +19,8 @@ BUCKETS = 4
 """Widths of texts that are sorted by length: for each a step is compiled, half a minute, and
 captured. Batches that are not sorted have one width: nearly all hold a long row."""
 SEEDS = range(3)
+FASTER = 4
+"""Times the recipe's learning rate: on short expressions more is learned so."""
 STEP_BATCH = 16
 SMOKE_LISTOPS = Data(arena="listops", source="generated", examples=(320, 40, 40))
 SMOKE_PATHFINDER = Data(
@@ -44,8 +46,9 @@ def lra_smoke(device: torch.device) -> list[Task]:
 def lra_listops(device: torch.device) -> list[Task]:
     """ListOps by HGRN2's published recipe, three seeds for HGRN2, one for the others.
 
-    And HGRN2 with a layer of its own each way, which is no published model. The official files
-    where they are, else generated ones of their size: the record says which.
+    And HGRN2 with a layer of its own each way, which is no published model, and both of these at
+    four times the learning rate, a seed each. The official files where they are, else generated
+    ones of their size: the record says which.
     """
     setting = recipes.HGRN2_PAPER["listops"]
     data = arena_data("listops")
@@ -60,7 +63,13 @@ def lra_listops(device: torch.device) -> list[Task]:
         for cell in published
         if cell.mixer.name == "hgrn2"
     ]
-    return [*published, *apart]
+    faster = [
+        cell.model_copy(
+            update={"training": cell.training.model_copy(update={"lr": FASTER * cell.training.lr})}
+        )
+        for cell in (published[0], apart[0])
+    ]
+    return [*published, *apart, *faster]
 
 
 def lra_pathfinder(device: torch.device) -> list[Task]:

@@ -11,6 +11,7 @@ from harness import grids_lra
 from harness.records import Records
 from harness.report import write_report
 from tasks.base import Context
+from tasks.lra import recipes
 from tasks.lra.data import Data
 from tests.harness.synthetic import CPU as CPU_NAME
 from tests.harness.synthetic import record, write
@@ -30,9 +31,11 @@ def _data(tmp_path: Path, monkeypatch):
 def test_listops_has_three_seeds_of_hgrn2_and_one_of_the_others():
     cells = grids_lra.lra_listops(GPU)
     seeds = {name: [c.seed for c in cells if c.mixer.name == name] for name in ("hgrn2", "gla")}
-    assert seeds == {"hgrn2": [0, 1, 2, 0, 1, 2], "gla": [0]}
+    assert seeds == {"hgrn2": [0, 1, 2, 0, 1, 2, 0, 0], "gla": [0]}
     ways = [c.directions for c in cells if c.mixer.name == "hgrn2"]
-    assert ways == [*3 * ["both"], *3 * ["apart_sum"]]
+    assert ways == [*3 * ["both"], *3 * ["apart_sum"], "both", "apart_sum"]
+    assert [c.training.lr for c in cells[-2:]] == 2 * [2e-3]
+    assert {recipes.changes(c) for c in cells[-2:]} == {"lr", "directions + lr"}
     assert {cell.mixer.name for cell in cells[:5]} == {
         *("hgrn2", "hgrn1", "gla", "mamba", "attention")
     }
