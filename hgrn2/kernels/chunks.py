@@ -6,6 +6,7 @@ others are copied.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -120,9 +121,8 @@ def backward(
     """dq, dz, dv, dbound and, where it `has_state`, the first state's gradient (else empty)."""
     kept = (states, states_reverse, scores, deep)
     into = Into.tensors(q, z, v)
-    return launch_backward(
-        q, z, v, bound, lengths, *kept, dy, dlast, bidirectional, has_state, into
-    )
+    shared = (q, z, v, bound, lengths, kept, dy, dlast, bidirectional, has_state)
+    return into.dq, into.dz, into.dv, *launch_backward(*shared, into)
 
 
 def launch_backward(
@@ -131,17 +131,16 @@ def launch_backward(
     v: Tensor,
     bound: Tensor,
     lengths: Tensor | None,
-    states: Tensor,
-    states_reverse: Tensor,
-    scores: Tensor,
-    deep: Tensor,
+    kept: Sequence[Tensor],
     dy: Tensor,
     dlast: Tensor | None,
     bidirectional: bool,
     has_state: bool,
     into: Into,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """`backward`, with dq, dz and dv `into` where they belong."""
+) -> tuple[Tensor, Tensor]:
+    """`backward` of what `room` has kept: dbound and the first state's gradient; dq, dz and dv
+    `into` their places."""
+    states, states_reverse, scores, deep = kept
     q, z, v, dy, wide = rows(q), rows(z), rows(v), rows(dy), plain(bound)
     lengths = in_a_row(lengths)
     table = table_of(q, v)
@@ -170,7 +169,7 @@ def launch_backward(
         shared = (q, z, v, dy, wide, (states, dstates), reverse, dscores, lengths)
         dbound = gate_gradients(*shared, table, into)
         deep_gradients(*shared, deep, dbound, table, into)
-    return into.dq, into.dz, into.dv, total(dbound, 0, 1).to(bound.dtype), dstate
+    return total(dbound, 0, 1).to(bound.dtype), dstate
 
 
 def _passes(*inputs: Any) -> None:

@@ -6,6 +6,7 @@ activations on their way there. The kernels write each where it belongs in the p
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -61,7 +62,7 @@ class _Projected(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, q, v, bound, lengths, *kept = ctx.saved_tensors
-        inputs = (x, q, v, bound, lengths, *kept, dy)
+        inputs = (x, q, v, bound, lengths, kept, dy)
         return (*_differentiate(*inputs, ctx.activations, ctx.bidirectional), None, None, None)
 
 
@@ -71,10 +72,7 @@ def _differentiate(
     v: Tensor,
     bound: Tensor,
     lengths: Tensor | None,
-    states: Tensor,
-    states_reverse: Tensor,
-    scores: Tensor,
-    deep: Tensor,
+    kept: Sequence[Tensor],
     dy: Tensor,
     activations: Activations,
     bidirectional: bool,
@@ -82,11 +80,8 @@ def _differentiate(
     """dx and dbound."""
     dx = x.new_empty(x.shape)
     into = Into.projection(x, dx, activations)
-    kept = (states, states_reverse, scores, deep)
     z = x.select(2, 2)
-    *_, dbound, _ = launch_backward(
-        q, z, v, bound, lengths, *kept, dy, None, bidirectional, False, into
-    )
+    dbound, _ = launch_backward(q, z, v, bound, lengths, kept, dy, None, bidirectional, False, into)
     return dx, dbound
 
 
@@ -105,4 +100,4 @@ def _passes(
     v = v.new_empty(v.shape) if activations.silu_value else v
     y, _, *kept = launch_forward(q, z, v, bound, None, lengths, bidirectional, keep)
     if keep:
-        _differentiate(x, q, v, bound, lengths, *kept, y, activations, bidirectional)
+        _differentiate(x, q, v, bound, lengths, kept, y, activations, bidirectional)
