@@ -33,6 +33,7 @@ class Hopper:
     def __init__(self) -> None:
         self.compiled: list[str] = []
         self.threads: set[str] = set()
+        self.collecting: set[bool] = set()
         self.launched: list[str] = []
         self.number = next(NUMBERS)
         self.utils = SimpleNamespace(
@@ -57,6 +58,7 @@ class Hopper:
     def note(self, src, **_) -> None:
         self.compiled.append(src.fn.fn.__name__)
         self.threads.add(threading.current_thread().name)
+        self.collecting.add(gc.isenabled())
 
 
 @pytest.fixture
@@ -114,6 +116,7 @@ def test_nothing_is_left_to_compile(hopper, passes, inputs, fewest):
         passes(*inputs("meta"))
     assert not hopper.launched
     compile_together(launches)
+    assert hopper.collecting == {False}
     assert gc.isenabled()
     compiled = list(hopper.compiled)
     assert len(compiled) >= fewest

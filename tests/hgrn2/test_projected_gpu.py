@@ -111,7 +111,5 @@ def test_more_than_2_31_elements():
     assert x.numel() > 2**31
     found = run(x, bound, dy, "triton", activations=LM)
     expected = run(small, bound, dy_small, "triton", activations=LM)
-    # Another number of programs may walk in segments and sum in another order.
     for name in ("y", "dq", "dz", "dv"):
-        mine, theirs = found[name][-1, -128:].double(), expected[name][0].double()
-        assert (mine - theirs).norm() <= 2**-8 * theirs.norm(), name
+        assert torch.equal(found[name][-1, -128:], expected[name][0]), name
