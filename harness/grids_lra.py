@@ -20,7 +20,7 @@ BUCKETS = 4
 captured. Batches that are not sorted have one width: nearly all hold a long row."""
 SEEDS = range(3)
 FASTER = 4
-"""Times the recipe's learning rate: on short expressions more is learned so."""
+"""Times the recipe's learning rate: short expressions are learned better at it."""
 STEP_BATCH = 16
 SMOKE_LISTOPS = Data(arena="listops", source="generated", examples=(320, 40, 40))
 SMOKE_PATHFINDER = Data(
