@@ -16,6 +16,7 @@ import gc
 import os
 import pickle
 import queue
+import re
 import signal
 import sys
 import traceback
@@ -41,6 +42,11 @@ LONGEST_ERROR = 2000
 
 # What the out-of-memory errors say that are no torch.OutOfMemoryError.
 OUT_OF_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+
+# How torch lists the other processes on a GPU that is full.
+OTHER_PROCESS = re.compile(r"Process \d+ has (\d+\.\d+) GiB memory in use")
+OTHERS_MAY_HOLD_GIB = 1.0
+"""A desktop takes that much; beyond it a cell that finds no room says nothing of the GPU."""
 
 _METRIC: TypeAdapter[Metric] = TypeAdapter(Metric)
 
@@ -171,7 +177,11 @@ def measure(payload: bytes, context: Context) -> Generator[None, None, Outcome |
         return "wrong", {}, _told(error)
     except Exception as error:
         if _is_out_of_memory(error):
-            return "oom", {}, f"{type(error).__name__}: {_told(error)}"
+            told = f"{type(error).__name__}: {_told(error)}"
+            others_gib = sum(float(gib) for gib in OTHER_PROCESS.findall(told))
+            if others_gib < OTHERS_MAY_HOLD_GIB:
+                return "oom", {}, told
+            return "error", {}, f"other processes held {others_gib:.1f} GiB of the GPU: {told}"
         return "error", {}, f"{type(error).__name__}: {_told(error)}\n{_frames(error)}"
 
 

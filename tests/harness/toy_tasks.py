@@ -42,6 +42,11 @@ class Toy(Task):
                 os._exit(3)
             case "oom":
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 TiB")
+            case "crowded_oom":
+                others = " ".join(f"Process {n} has 2.35 GiB memory in use." for n in (7, 8))
+                raise torch.OutOfMemoryError(f"CUDA out of memory. {others}")
+            case "desktop_oom":
+                raise torch.OutOfMemoryError("Process 7 has 0.35 GiB memory in use.")
             case "cpu_oom":
                 torch.empty(2**58)
             case "unsupported":
