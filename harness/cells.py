@@ -64,6 +64,8 @@ class Options:
     """`time.monotonic()` at which to stop."""
     fresh_since: str | None = None
     """UTC, as `records.utc_now` writes it: no record or checkpoint from before counts."""
+    any_device: bool = False
+    """Whether a record of another device settles a cell."""
 
 
 @dataclass(frozen=True)

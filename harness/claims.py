@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 
-from harness.cells import Cell, Setup
+from harness.cells import Cell, Options, Setup
 from harness.processes import Message
 from harness.records import Record, Records, utc
 
@@ -38,11 +38,17 @@ def claimed(cell: Cell, records: Records, setup: Setup) -> Iterator[Message | No
 def _settled_elsewhere(cell: Cell, records: Records, setup: Setup) -> Record | None:
     """A record that another run has written since this one read them: also of a failure, so that
     two runs side by side do not repeat each other's."""
-    device = setup.options.machine.device_name
-    newest = records.newest(cell.key, device)
+    options = setup.options
+    newest = records.newest(cell.key, options.machine.device_name)
     if newest and newest.started >= setup.run_started:
         return newest
-    return records.settled(cell.key, device, since=setup.options.fresh_since)
+    return settled(cell, records, options)
+
+
+def settled(cell: Cell, records: Records, options: Options) -> Record | None:
+    """The cell's newest ok record, if one counts."""
+    device, since = options.machine.device_name, options.fresh_since
+    return records.settled(cell.key, device, since=since, any_device=options.any_device)
 
 
 def headline(record: Record) -> str:

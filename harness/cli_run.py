@@ -48,6 +48,10 @@ def run(
         str | None,
         typer.Option(help="Go on with a --fresh run of that time: what is older does not count"),
     ] = None,
+    any_device: Annotated[
+        bool,
+        typer.Option("--any-device", help="Another device's record settles a cell, if not timed"),
+    ] = False,
     ray: Annotated[
         str | None,
         typer.Option(help="Run on the GPUs of this Ray cluster: auto or HOST:PORT; see README"),
@@ -70,6 +74,7 @@ def run(
       mixerbench run speed_quick --where 'seq_len <= 256 and mixer == "hgrn2"'
       mixerbench run mqar_fig3 --device cuda:0,cuda:1 --pack 7 --timeout 1h
       mixerbench run mqar_fig3 --ray auto --budget 2h
+      mixerbench run mqar_fig3 --any-device    # go on with what other GPUs have begun
     """
     started, limit = time.monotonic(), seconds("--budget", budget)
     timeout_s = seconds("--timeout", timeout)
@@ -93,12 +98,18 @@ def run(
             timeout_s=timeout_s,
             deadline=deadline,
             fresh_since=since,
+            any_device=any_device,
         )
         cells = [cell for grid in plan.grids.values() for cell in grid]
         if where is not None:
             cells = selection.select(cells, where)
             if not cells:
                 raise ValueError(f"--where {where!r} chooses none of the cells")
+        if any_device and (timed := [cell for cell in cells if cell.timed]):
+            raise ValueError(
+                f"--any-device: {len(timed)} of the cells, such as {timed[0].key} of "
+                f"{timed[0].grid}, are timed, and a time is that of its device: leave it out"
+            )
         by_grid = {name: [cell for cell in cells if cell.grid == name] for name in plan.grids}
         if dry_run:
             for name, chosen in by_grid.items():

@@ -18,7 +18,8 @@ from harness.style import GREY, styled
 LEARNED = 0.9
 """A run above this accuracy counts as one that learned."""
 CONDITION = ["seq_len", "kv_pairs"]
-AXES = [*CONDITION, "d_model", "lr", "seed"]
+AXES = [*CONDITION, "d_model", "lr", "seed", "device"]
+"""A line may hold cells of several devices: accuracy is the model's, not theirs."""
 
 
 def mqar(table: pd.DataFrame) -> dict[str, Plot]:

@@ -112,6 +112,7 @@ class Records:
         self._rows: list[Record] = []
         self._newest: dict[tuple[str, str], Record] = {}
         self._newest_ok: dict[tuple[str, str], Record] = {}
+        self._devices: set[str] = set()
         self._offset = self._lines = self._inode = 0
 
     def rows(self) -> list[Record]:
@@ -129,12 +130,16 @@ class Records:
         self._read()
         return self._newest.get((key, device))
 
-    def settled(self, key: str, device: str, *, since: str | None = None) -> Record | None:
-        """The newest ok record of the cell on the device of that name; None if it was started
-        before `since`."""
+    def settled(
+        self, key: str, device: str, *, since: str | None = None, any_device: bool = False
+    ) -> Record | None:
+        """The newest ok record of the cell on the device of that name, or on `any_device`; None if
+        it was started before `since`."""
         self._read()
-        found = self._newest_ok.get((key, device))
-        return None if found and since and found.started < since else found
+        devices = self._devices if any_device else [device]
+        found = [self._newest_ok[key, name] for name in devices if (key, name) in self._newest_ok]
+        newest = max(found, key=lambda record: record.ended, default=None)
+        return None if newest and since and newest.started < since else newest
 
     def append(self, *records: Record) -> None:
         """Add all of them or none: when this returns, they are on the disk.
@@ -252,6 +257,7 @@ class Records:
 
     def _add(self, record: Record) -> None:
         self._rows.append(record)
+        self._devices.add(record.device)
         cell = record.key, record.device
         kinds = [self._newest, self._newest_ok] if record.status == "ok" else [self._newest]
         for newest in kinds:

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from harness.cells import Cell, Options
+from harness.claims import settled
 from harness.frames import flatten
 from harness.records import Records
 
@@ -57,17 +58,14 @@ def pending(cells: Sequence[Cell], options: Options) -> list[Cell]:
     if not cells:
         return []
     records = Records(options.results / cells[0].grid)
-    device = options.machine.device_name
-    since = options.fresh_since
-    return [cell for cell in cells if not records.settled(cell.key, device, since=since)]
+    return [cell for cell in cells if not settled(cell, records, options)]
 
 
 def drop_stale_checkpoints(cells: Sequence[Cell], options: Options) -> None:
     """Delete what cells that need no run had saved before their records."""
     if not cells:
         return
-    device = options.machine.device_name
     records = Records(options.results / cells[0].grid)
     for cell in cells:
-        if settled := records.settled(cell.key, device, since=options.fresh_since):
-            records.drop_stale_checkpoint(settled)
+        if record := settled(cell, records, options):
+            records.drop_stale_checkpoint(record)

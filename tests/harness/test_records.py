@@ -91,6 +91,8 @@ def test_settled_is_per_key_and_device_and_only_when_ok(records: Records) -> Non
     records.append(record("b", status="error"))
     assert records.settled("a", CPU)
     assert records.settled("a", "NVIDIA H200") is None
+    assert records.settled("a", "NVIDIA H200", any_device=True)
+    assert records.settled("b", "NVIDIA H200", any_device=True) is None
     assert records.settled("b", CPU) is None
     newest = records.newest("b", CPU)
     assert newest

@@ -83,6 +83,7 @@ def test_a_record_of_another_device_settles_nothing(run: Run, tmp_path: Path) ->
     path = tmp_path / "fine" / "records.jsonl"
     (name,) = {row.device for row in rows(tmp_path, "fine")}
     path.write_text(path.read_text().replace(name, "NVIDIA H200"))
+    assert run("fine", any_device=True).settled_before == 6
     assert run("fine").statuses == {"ok": 6}
 
 
