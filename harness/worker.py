@@ -43,8 +43,10 @@ LONGEST_ERROR = 2000
 # What the out-of-memory errors say that are no torch.OutOfMemoryError.
 OUT_OF_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
-# How torch lists the other processes on a GPU that is full.
-OTHER_PROCESS = re.compile(r"Process \d+ has (\d+\.\d+) GiB memory in use")
+# How torch lists the processes on a GPU that is full. Where it does not know its own number, in
+# some containers, it is one of the others.
+OTHER_PROCESS = re.compile(r"Process \d+ has (\d+\.\d+) ([MG])iB memory in use")
+THIS_PROCESS = "this process has"
 OTHERS_MAY_HOLD_GIB = 1.0
 """A desktop takes that much; beyond it a cell that finds no room says nothing of the GPU."""
 
@@ -178,7 +180,7 @@ def measure(payload: bytes, context: Context) -> Generator[None, None, Outcome |
     except Exception as error:
         if _is_out_of_memory(error):
             told = f"{type(error).__name__}: {_told(error)}"
-            others_gib = sum(float(gib) for gib in OTHER_PROCESS.findall(told))
+            others_gib = _held_by_others_gib(told)
             if others_gib < OTHERS_MAY_HOLD_GIB:
                 return "oom", {}, told
             return "error", {}, f"other processes held {others_gib:.1f} GiB of the GPU: {told}"
@@ -198,6 +200,14 @@ def _is_out_of_memory(error: Exception) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(said in str(error) for said in OUT_OF_MEMORY)
+
+
+def _held_by_others_gib(told: str) -> float:
+    """As far as torch says it; its messages that name no process say nothing."""
+    if THIS_PROCESS not in told:
+        return 0.0
+    sizes = OTHER_PROCESS.findall(told)
+    return sum(float(size) / (1024 if unit == "M" else 1) for size, unit in sizes)
 
 
 def _told(error: Exception) -> str:

@@ -10,7 +10,8 @@ from tasks.workload import WorkloadTask
 
 
 class Memory(WorkloadTask):
-    """MiB at the peak of one call, inputs not counted; an out-of-memory cell is a result."""
+    """MiB at the peak of one call, inputs not counted; out of memory is a result too, where no
+    other process holds the GPU."""
 
     name: Literal["memory"] = "memory"
 

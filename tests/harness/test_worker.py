@@ -23,10 +23,10 @@ def test_out_of_memory_on_a_crowded_gpu_is_no_result() -> None:
     status, metrics, error = outcome("crowded_oom")
     assert (status, metrics) == ("error", {})
     assert error is not None
-    assert error.startswith("other processes held 4.7 GiB of the GPU: OutOfMemoryError: CUDA")
+    assert error.startswith("other processes held 2.9 GiB of the GPU: OutOfMemoryError: CUDA")
 
 
-@pytest.mark.parametrize("ends", ["oom", "desktop_oom"])
+@pytest.mark.parametrize("ends", ["oom", "desktop_oom", "contained_oom"])
 def test_out_of_memory_otherwise_is_one(ends: str) -> None:
     status, _, error = outcome(ends)
     assert status == "oom"

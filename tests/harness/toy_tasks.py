@@ -43,10 +43,11 @@ class Toy(Task):
             case "oom":
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 TiB")
             case "crowded_oom":
-                others = " ".join(f"Process {n} has 2.35 GiB memory in use." for n in (7, 8))
-                raise torch.OutOfMemoryError(f"CUDA out of memory. {others}")
+                raise _full_gpu("this process has 2.11 GiB", "7 has 2.35 GiB", "8 has 512.00 MiB")
             case "desktop_oom":
-                raise torch.OutOfMemoryError("Process 7 has 0.35 GiB memory in use.")
+                raise _full_gpu("this process has 2.11 GiB", "7 has 359.00 MiB")
+            case "contained_oom":
+                raise _full_gpu("7 has 14.83 GiB")
             case "cpu_oom":
                 torch.empty(2**58)
             case "unsupported":
@@ -58,6 +59,14 @@ class Toy(Task):
             case "hangs":
                 time.sleep(600)
         raise AssertionError(self.ends)
+
+
+def _full_gpu(*holders: str) -> torch.OutOfMemoryError:
+    """As torch words it."""
+    said = [who if who.startswith("this") else f"Process {who}" for who in holders]
+    return torch.OutOfMemoryError(
+        f"CUDA out of memory. {' '.join(f'{who} memory in use.' for who in said)}"
+    )
 
 
 class Needy(Toy):
