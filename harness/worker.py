@@ -75,10 +75,17 @@ def serve(connections: list[Connection], setup: Setup) -> None:
     for parent in parents:
         parent.say("ready", env)
     running: dict[Parent, Iterator[None]] = {}
+    timed_before = 0
     while True:
         while not running or not cells.empty():
             parent, cell = cells.get()
-            running[parent] = _settle(cell, records, setup, env, parent)
+            shared = {}
+            if cell.timed and timed_before:
+                # As in a process of its own, nothing is compiled for several shapes.
+                torch.compiler.reset()
+                shared = {"timed_before": timed_before}
+            running[parent] = _settle(cell, records, setup, env | shared, parent)
+            timed_before += cell.timed
         for parent, steps in list(running.items()):
             try:
                 if next(steps, True):
