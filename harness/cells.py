@@ -26,11 +26,6 @@ class Cell:
     cost: float
     """`Task.cost`: orders the cells."""
 
-    @property
-    def impl(self) -> str:
-        """Of its mixer."""
-        return str(self.task["mixer"]["impl"])
-
 
 @dataclass(frozen=True)
 class Machine:
@@ -71,8 +66,6 @@ class Options:
     """UTC, as `records.utc_now` writes it: no record or checkpoint from before counts."""
     any_device: bool = False
     """Whether a record of another device settles a cell."""
-    share_process: bool = False
-    """Whether timed cells of one implementation, in a row, have one process."""
 
 
 @dataclass(frozen=True)

@@ -52,14 +52,6 @@ def run(
         bool,
         typer.Option("--any-device", help="Another device's record settles a cell, if not timed"),
     ] = False,
-    share_process: Annotated[
-        bool,
-        typer.Option(
-            "--share-process",
-            help="One process for timed cells of one implementation, where they follow each other: "
-            "its imports and tuning once, not for each",
-        ),
-    ] = False,
     ray: Annotated[
         str | None,
         typer.Option(help="Run on the GPUs of this Ray cluster: auto or HOST:PORT; see README"),
@@ -83,7 +75,6 @@ def run(
       mixerbench run mqar_fig3 --device cuda:0,cuda:1 --pack 7 --timeout 1h
       mixerbench run mqar_fig3 --ray auto --budget 2h
       mixerbench run mqar_fig3 --any-device    # go on with what other GPUs have begun
-      mixerbench run speed_vs_length --where 'impl == "fla"' --share-process
     """
     started, limit = time.monotonic(), seconds("--budget", budget)
     timeout_s = seconds("--timeout", timeout)
@@ -108,7 +99,6 @@ def run(
             deadline=deadline,
             fresh_since=since,
             any_device=any_device,
-            share_process=share_process,
         )
         cells = [cell for grid in plan.grids.values() for cell in grid]
         if where is not None:

@@ -133,8 +133,6 @@ class Slot:
     worker: Worker | None = None
     env: dict[str, Any] | None = None
     """What the worker said when it was ready."""
-    impl: str | None = None
-    """The implementation that the worker has measured."""
     cell: Cell | None = None
     given_at: float = 0.0
     started: str | None = None
@@ -144,7 +142,6 @@ class Slot:
 
     def give(self, cell: Cell, worker: Worker) -> None:
         self.worker, self.cell, self.given_at = worker, cell, time.monotonic()
-        self.impl = cell.impl
         worker.give(cell)
 
     def begin(self, started: str, timeout_s: float | None) -> None:
@@ -166,7 +163,7 @@ class Slot:
         """Let the worker go; the next cell gets a new one."""
         if self.worker:
             self.worker.retire()
-        self.worker = self.env = self.impl = None
+        self.worker = self.env = None
 
 
 def slots(places: Sequence[Place], pack: int) -> list[Slot]:

@@ -51,8 +51,7 @@ class Summary:
 
 
 def run_grid(cells: Sequence[Cell], options: Options, fleet: Fleet | None = None) -> Summary:
-    """Measure the pending cells of one grid, the timed ones last, alone, and in fresh processes
-    unless the options let them share.
+    """Measure the pending cells of one grid, the timed ones last, alone and in fresh processes.
 
     `fleet`: this machine if None. Raises ValueError where no record can be written or no worker
     starts.
@@ -93,7 +92,7 @@ class _Run:
         self.queue: deque[Cell] = deque()
         self.held: deque[tuple[float, Cell]] = deque()
         self.pack = 1
-        self.timed = self.waiting = False
+        self.fresh_process = self.waiting = False
         self.signals: list[str] = []
         self.stop_by: float | None = None
 
@@ -118,7 +117,7 @@ class _Run:
         places = places[:1] if timed else places
         self.slots = slots(places, pack)
         self.queue.extend(in_order(cells, self.slots))
-        self.pack, self.timed = pack, timed
+        self.pack, self.fresh_process = pack, timed
         while True:
             self._notice_a_stop()
             if self.stop_by is None:
@@ -141,8 +140,6 @@ class _Run:
 
     def _give(self, slot: Slot, cell: Cell) -> None:
         self.overdue.discard(slot.place)
-        if self.timed and slot.impl != cell.impl:
-            slot.retire()
         slot.give(cell, slot.worker or self.workers.start(slot.place, self.pack))
         self.display.working(slot.name, self.names[cell.key], "")
 
@@ -174,8 +171,7 @@ class _Run:
                 self.display.working(slot.name, self.names[slot.cell.key], line)
             case ("finished" | "settled", status, headline):
                 self._count(slot, status, headline)
-                alone = self.timed and not self.options.share_process
-                if alone or status in _NEEDS_NEW_WORKER:
+                if self.fresh_process or status in _NEEDS_NEW_WORKER:
                     slot.retire()
             case ("held",):
                 self._wait_for_another_run(slot)

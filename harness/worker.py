@@ -75,17 +75,10 @@ def serve(connections: list[Connection], setup: Setup) -> None:
     for parent in parents:
         parent.say("ready", env)
     running: dict[Parent, Iterator[None]] = {}
-    timed_before = 0
     while True:
         while not running or not cells.empty():
             parent, cell = cells.get()
-            shared = {}
-            if cell.timed and timed_before:
-                # As in a process of its own, nothing is compiled for several shapes.
-                torch.compiler.reset()
-                shared = {"timed_before": timed_before}
-            running[parent] = _settle(cell, records, setup, env | shared, parent)
-            timed_before += cell.timed
+            running[parent] = _settle(cell, records, setup, env, parent)
         for parent, steps in list(running.items()):
             try:
                 if next(steps, True):

@@ -108,17 +108,6 @@ def test_timed_cells_run_last_alone_and_each_in_a_fresh_process(run: Run, tmp_pa
     assert len({str(row.metrics["pid"]) for row in done[:3]}) <= 2
 
 
-def test_timed_cells_of_one_implementation_in_a_row_may_share_a_process(
-    run: Run, tmp_path: Path
-) -> None:
-    assert run("implementations", share_process=True).statuses == {"ok": 5}
-    done = rows(tmp_path, "implementations")
-    pids = [str(row.metrics["pid"]) for row in done]
-    assert pids[0] == pids[1] != pids[2] == pids[3]
-    assert pids[4] not in pids[:4]
-    assert [row.env.get("timed_before") for row in done] == [None, 1, None, 1, None]
-
-
 def test_records_that_cannot_be_written_stop_the_run_before_it_starts(
     run: Run, tmp_path: Path
 ) -> None:

@@ -56,13 +56,6 @@ def mixed(device: torch.device) -> list[Task]:
     return [kind(seed=seed) for seed in range(3) for kind in (Timed, Toy)]
 
 
-def implementations(device: torch.device) -> list[Task]:
-    """Timed cells of two implementations, one after the other."""
-    del device
-    mixers = [ToyMixer(impl=impl) for impl in ("plain", "plain", "fancy", "fancy", "plain")]
-    return [Timed(mixer=mixer, seed=seed) for seed, mixer in enumerate(mixers)]
-
-
 def turns(device: torch.device) -> list[Task]:
     """Seven short cells that may run side by side, each longer than the one before."""
     del device
