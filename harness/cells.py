@@ -22,6 +22,7 @@ class Cell:
     task: dict[str, Any]
     payload: bytes
     timed: bool
+    any_device: bool
     packs: bool
     cost: float
     """`Task.cost`: orders the cells."""
@@ -37,6 +38,11 @@ class Machine:
     cores: int
     checkout: dict[str, Any]
     """Commit and dirty flag, of when the code was loaded."""
+
+    @property
+    def device_type(self) -> str:
+        """`cpu` or `cuda`."""
+        return self.devices[0].partition(":")[0]
 
 
 @dataclass(frozen=True)
@@ -65,7 +71,7 @@ class Options:
     fresh_since: str | None = None
     """UTC, as `records.utc_now` writes it: no record or checkpoint from before counts."""
     any_device: bool = False
-    """Whether a record of another device settles a cell."""
+    """Whether another device's record settles a cell: of the same kind, a GPU for a GPU."""
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 
 from harness.cells import Cell, Options, Setup
 from harness.processes import Message
 from harness.records import Record, Records, utc
 
+ANY_DEVICE = "any device"
 LONGEST_HEADLINE = 160
 
 
@@ -20,8 +21,10 @@ def claimed(cell: Cell, records: Records, setup: Setup) -> Iterator[Message | No
     """
     options = setup.options
     device = options.machine.device_name
-    with records.claim(cell.key, device) as mine:
-        if not mine:
+    # Of runs on other devices too, where their records count.
+    others = records.claim(cell.key, ANY_DEVICE) if options.any_device else nullcontext(True)
+    with records.claim(cell.key, device) as mine, others as ours:
+        if not (mine and ours):
             yield ("held",)
             return
         if record := _settled_elsewhere(cell, records, setup):
@@ -47,8 +50,9 @@ def _settled_elsewhere(cell: Cell, records: Records, setup: Setup) -> Record | N
 
 def settled(cell: Cell, records: Records, options: Options) -> Record | None:
     """The cell's newest ok record, if one counts."""
-    device, since = options.machine.device_name, options.fresh_since
-    return records.settled(cell.key, device, since=since, any_device=options.any_device)
+    machine, since = options.machine, options.fresh_since
+    kind = machine.device_type if options.any_device else None
+    return records.settled(cell.key, machine.device_name, since=since, kind=kind)
 
 
 def headline(record: Record) -> str:

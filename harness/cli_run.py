@@ -50,7 +50,7 @@ def run(
     ] = None,
     any_device: Annotated[
         bool,
-        typer.Option("--any-device", help="Another device's record settles a cell, if not timed"),
+        typer.Option("--any-device", help="A cell that another kind of GPU has trained is done"),
     ] = False,
     ray: Annotated[
         str | None,
@@ -74,7 +74,7 @@ def run(
       mixerbench run speed_quick --where 'seq_len <= 256 and mixer == "hgrn2"'
       mixerbench run mqar_fig3 --device cuda:0,cuda:1 --pack 7 --timeout 1h
       mixerbench run mqar_fig3 --ray auto --budget 2h
-      mixerbench run mqar_fig3 --any-device    # go on with what other GPUs have begun
+      mixerbench run mqar_fig3 --any-device    # what another kind of GPU has trained is done
     """
     started, limit = time.monotonic(), seconds("--budget", budget)
     timeout_s = seconds("--timeout", timeout)
@@ -105,10 +105,10 @@ def run(
             cells = selection.select(cells, where)
             if not cells:
                 raise ValueError(f"--where {where!r} chooses none of the cells")
-        if any_device and (timed := [cell for cell in cells if cell.timed]):
+        if any_device and (bound := [cell for cell in cells if not cell.any_device]):
             raise ValueError(
-                f"--any-device: {len(timed)} of the cells, such as {timed[0].key} of "
-                f"{timed[0].grid}, are timed, and a time is that of its device: leave it out"
+                f"--any-device: {len(bound)} of the cells, such as {bound[0].key} of "
+                f"{bound[0].grid}, measure the device itself: leave it out"
             )
         by_grid = {name: [cell for cell in cells if cell.grid == name] for name in plan.grids}
         if dry_run:

@@ -20,9 +20,7 @@ from harness.plot import Plot
 
 
 def recall(table: pd.DataFrame) -> dict[str, Plot]:
-    """Of MQAR: what is claimed first, then all that was measured. Of a cell that several devices
-    have trained, the record that comes last."""
-    table = table.drop_duplicates("key", keep="last")
+    """Of MQAR: what is claimed first, then all that was measured."""
     plots = mqar(table)
     return claims(table) | plots if plots else plots
 

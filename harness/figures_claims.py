@@ -80,7 +80,7 @@ def hgrn2_above_hgrn1(table: pd.DataFrame) -> Plot:
 
 def verdicts(table: pd.DataFrame) -> pd.DataFrame:
     """A row for each of the paper's 16 cells, run or not."""
-    best = figures_recall.selected(with_series(table, figures_recall.AXES))
+    best = figures_recall.selected(with_series(table, figures_recall.AXES, devices="device_type"))
     by = ["mixer", "seq_len", "kv_pairs", "d_model"]
     found = best.groupby(by).agg(accuracy=("accuracy", "mean"), lrs=("lrs", "min"))
     rows = []
@@ -170,7 +170,7 @@ def _beside(ours: pd.DataFrame, theirs: pd.DataFrame) -> Iterator[tuple[str, pd.
     same = {name: ours[name].iloc[0] for name in ("device", "device_type", "seed")}
     theirs = theirs.assign(impl=THEIRS, status="ok", **same)
     both = pd.concat([ours, theirs], ignore_index=True)
-    yield from pages(with_series(both, figures_recall.AXES))
+    yield from pages(with_series(both, figures_recall.AXES, devices="device_type"))
 
 
 def _figure2(ours: pd.DataFrame) -> pd.DataFrame:

@@ -30,7 +30,7 @@ def lra(table: pd.DataFrame) -> dict[str, Plot]:
     """Every figure that the frame of a grid of the arena has the numbers for."""
     if "accuracy" not in table or not table["accuracy"].notna().any():
         return {}
-    table = with_series(_plain(table), AXES, apart=APART)
+    table = with_series(_plain(table), AXES, apart=APART, devices="device_type")
     with styled():
         plots = {
             "accuracy_by_epoch": by_epoch(table),

@@ -18,8 +18,7 @@ from harness.style import GREY, styled
 LEARNED = 0.9
 """A run above this accuracy counts as one that learned."""
 CONDITION = ["seq_len", "kv_pairs"]
-AXES = [*CONDITION, "d_model", "lr", "seed", "device"]
-"""A line may hold cells of several devices: accuracy is the model's, not theirs."""
+AXES = [*CONDITION, "d_model", "lr", "seed"]
 
 
 def mqar(table: pd.DataFrame) -> dict[str, Plot]:
@@ -28,7 +27,7 @@ def mqar(table: pd.DataFrame) -> dict[str, Plot]:
     if "accuracy" not in table or not table["accuracy"].notna().any():
         return plots
     # Our variants are lines of their own, by the label of their protocol.
-    table = with_series(table, AXES, apart=["protocol"])
+    table = with_series(table, AXES, apart=["protocol"], devices="device_type")
     for suffix, page in pages(table):
         with styled():
             plots[f"accuracy_over_width{suffix}"] = over_width(page)

@@ -36,6 +36,9 @@ LATER: dict[str, dict[str, Leaf]] = {
 """Task, or part of one -> fields that came after records had been made, as those records had them.
 The JSON leaves them out at that value (`Frozen.later`)."""
 
+ANY_DEVICE = ("mqar", "lra")
+"""Tasks whose outcome is the model's, as their `Task.any_device` says."""
+
 PROVENANCE = ("device", "device_type", "commit", "dirty", "key", "env")
 """A frame's last columns; `env` holds the whole environment of the record."""
 
@@ -89,7 +92,8 @@ def frame(
 
     `only_device` keeps the records of the devices with that in their name ("H100"). Raises
     ValueError where there is nothing to read, and where the records come from several devices
-    unless `any_device` asks for that: their numbers are not comparable.
+    unless `any_device` asks for that: times are not comparable, and what is trained has one row a
+    cell then.
     """
     records = Records(results / grid).rows()
     if not records:
@@ -99,7 +103,7 @@ def frame(
             f"grid {grid!r} has no records in {results}: `mixerbench run {grid}` makes them; "
             f"grids with records there: {', '.join(found) or 'none'}"
         )
-    table = tidy(records)
+    table = tidy(records, pool=any_device)
     if only_device is not None:
         chosen = [record for record in records if only_device in record.device]
         if not chosen:
@@ -107,7 +111,7 @@ def frame(
                 f"grid {grid!r} has no records of a device called {only_device!r}; "
                 f"it has those of {_devices(table)}"
             )
-        table = tidy(chosen)
+        table = tidy(chosen, pool=any_device)
     if table["device"].nunique() > 1 and not any_device:
         raise ValueError(
             f"grid {grid!r} has records of {table['device'].nunique()} devices: {_devices(table)}. "
@@ -121,8 +125,10 @@ def _devices(table: pd.DataFrame) -> str:
     return ", ".join(f"{device} ({count} cells)" for device, count in cells)
 
 
-def tidy(records: Iterable[Record]) -> pd.DataFrame:
-    """One row a cell and device: the newest of its records, in the order they first appear.
+def tidy(records: Iterable[Record], *, pool: bool = False) -> pd.DataFrame:
+    """One row a cell and device: the newest of its records, in the order they first appear. With
+    `pool`, of tasks in ANY_DEVICE one row a cell and kind of device: the newest ok record, else the
+    newest.
 
     Columns: the settings (see `flatten`), then `status` and `error`, then the metrics (lists stay
     lists; NaN where the cell failed), then `PROVENANCE`. A metric that shares its name with a
@@ -130,8 +136,10 @@ def tidy(records: Iterable[Record]) -> pd.DataFrame:
     """
     newest: dict[tuple[str, str], Record] = {}
     for record in records:
-        cell = record.key, record.device
-        if cell not in newest or newest[cell].ended <= record.ended:
+        pooled = pool and record.task.get("name") in ANY_DEVICE
+        device = str(record.env.get("device_type")) if pooled else record.device
+        cell = record.key, device
+        if cell not in newest or _rank(newest[cell], pooled) <= _rank(record, pooled):
             newest[cell] = record
     rows = [(flatten(record.task), record) for record in newest.values()]
     columns = list(dict.fromkeys(name for row, _ in rows for name in row))
@@ -147,6 +155,11 @@ def tidy(records: Iterable[Record]) -> pd.DataFrame:
     ]
     order = [*columns, "status", "error", *named.values(), *PROVENANCE]
     return pd.DataFrame(cells, columns=pd.Index(order))
+
+
+def _rank(record: Record, pooled: bool) -> tuple[bool, str]:
+    """Another device's failure does not undo a result."""
+    return pooled and record.status == "ok", record.ended
 
 
 def settings(table: pd.DataFrame) -> list[str]:

@@ -162,6 +162,7 @@ def _cell(grid: str, task: Task) -> Cell:
         task=task.model_dump(mode="json"),
         payload=payload,
         timed=task.timed,
+        any_device=task.any_device,
         packs=task.packs,
         cost=task.cost,
     )

@@ -112,7 +112,7 @@ class Records:
         self._rows: list[Record] = []
         self._newest: dict[tuple[str, str], Record] = {}
         self._newest_ok: dict[tuple[str, str], Record] = {}
-        self._devices: set[str] = set()
+        self._devices: dict[str, str] = {}
         self._offset = self._lines = self._inode = 0
 
     def rows(self) -> list[Record]:
@@ -131,15 +131,15 @@ class Records:
         return self._newest.get((key, device))
 
     def settled(
-        self, key: str, device: str, *, since: str | None = None, any_device: bool = False
+        self, key: str, device: str, *, since: str | None = None, kind: str | None = None
     ) -> Record | None:
-        """The newest ok record of the cell on the device of that name, or on `any_device`; None if
-        it was started before `since`."""
+        """The newest ok record of the cell on the device of that name, or on any of that `kind`
+        (`cuda`); none that was started before `since`."""
         self._read()
-        devices = self._devices if any_device else [device]
+        devices = {device} | {name for name, its in self._devices.items() if its == kind}
         found = [self._newest_ok[key, name] for name in devices if (key, name) in self._newest_ok]
-        newest = max(found, key=lambda record: record.ended, default=None)
-        return None if newest and since and newest.started < since else newest
+        in_time = [record for record in found if since is None or record.started >= since]
+        return max(in_time, key=lambda record: record.ended, default=None)
 
     def append(self, *records: Record) -> None:
         """Add all of them or none: when this returns, they are on the disk.
@@ -184,9 +184,10 @@ class Records:
         """Where the cell keeps what it needs to resume on that device."""
         return self.folder / "checkpoints" / f"{_file_name(key, device)}.pt"
 
-    def drop_stale_checkpoint(self, record: Record) -> None:
-        """Remove the checkpoint that a cell left which was killed right after its record."""
-        path = self.checkpoint(record.key, record.device)
+    def drop_stale_checkpoint(self, record: Record, device: str) -> None:
+        """Remove the checkpoint on that device which is older than the cell's record: it was killed
+        right after, or another device was faster."""
+        path = self.checkpoint(record.key, device)
         with suppress(FileNotFoundError):
             if utc(datetime.fromtimestamp(path.stat().st_mtime, UTC)) <= record.ended:
                 path.unlink()
@@ -257,7 +258,7 @@ class Records:
 
     def _add(self, record: Record) -> None:
         self._rows.append(record)
-        self._devices.add(record.device)
+        self._devices[record.device] = str(record.env.get("device_type"))
         cell = record.key, record.device
         kinds = [self._newest, self._newest_ok] if record.status == "ok" else [self._newest]
         for newest in kinds:

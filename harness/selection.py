@@ -68,4 +68,4 @@ def drop_stale_checkpoints(cells: Sequence[Cell], options: Options) -> None:
     records = Records(options.results / cells[0].grid)
     for cell in cells:
         if record := settled(cell, records, options):
-            records.drop_stale_checkpoint(record)
+            records.drop_stale_checkpoint(record, options.machine.device_name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal
 
 import pandas as pd
 
@@ -16,21 +17,25 @@ MOST_LINES = 8
 
 
 def with_series(
-    table: pd.DataFrame, axes: Sequence[str], *, apart: Sequence[str] = ()
+    table: pd.DataFrame,
+    axes: Sequence[str],
+    *,
+    apart: Sequence[str] = (),
+    devices: Literal["device", "device_type"] = "device",
 ) -> pd.DataFrame:
     """The frame with two more columns: `series`, a line's label, and `variant`, its number among
     the lines of the same (mixer, impl). Sorted by series, then as before.
 
     `axes` are the columns that the figure shows, pools or selects by. Whatever else differs between
     cells of one mixer that agree in all of them makes lines of their own, as do the columns in
-    `apart` wherever they differ: cells that are not alike are never drawn over one another.
+    `apart` wherever they differ: cells that are not alike are never drawn over one another. Nor are
+    those of several devices, or of a CPU and a GPU where `devices` says that no more tells them
+    apart.
     """
     known = ["mixer", "impl"]
     shown = [name for name in axes if name in table]
     others = [
-        name
-        for name in (*settings(table), "device")
-        if name not in ("task", *known, *shown, *apart)
+        name for name in (*settings(table), devices) if name not in ("task", *known, *shown, *apart)
     ]
     alike = table.groupby([*known, *shown, *apart], dropna=False)
     varied = [name for name in others if alike[name].nunique(dropna=False).gt(1).any()]
@@ -76,7 +81,7 @@ def _line(row: Iterable[object]) -> tuple[object, ...]:
 
 
 def _setting(name: str, value: object) -> str:
-    if name in ("device", "protocol"):
+    if name in ("device", "device_type", "protocol"):
         return str(value)
     return f"{name} {value}" if isinstance(value, str | bool) else f"{name} {significant(value)}"
 

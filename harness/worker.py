@@ -47,6 +47,8 @@ OUT_OF_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_S
 # some containers, it is one of the others.
 OTHER_PROCESS = re.compile(r"Process \d+ has (\d+\.\d+) ([MG])iB memory in use")
 THIS_PROCESS = "this process has"
+NO_SIZE_GIB = 1e6
+"""Where the driver knows no sizes, torch tells of 2^34 GiB."""
 OTHERS_MAY_HOLD_GIB = 1.0
 """A desktop takes that much; beyond it a cell that finds no room says nothing of the GPU."""
 
@@ -180,7 +182,7 @@ def measure(payload: bytes, context: Context) -> Generator[None, None, Outcome |
     except Exception as error:
         if _is_out_of_memory(error):
             told = f"{type(error).__name__}: {_told(error)}"
-            others_gib = _held_by_others_gib(told)
+            others_gib = _held_by_others_gib(str(error))
             if others_gib < OTHERS_MAY_HOLD_GIB:
                 return "oom", {}, told
             return "error", {}, f"other processes held {others_gib:.1f} GiB of the GPU: {told}"
@@ -206,8 +208,9 @@ def _held_by_others_gib(told: str) -> float:
     """As far as torch says it; its messages that name no process say nothing."""
     if THIS_PROCESS not in told:
         return 0.0
-    sizes = OTHER_PROCESS.findall(told)
-    return sum(float(size) / (1024 if unit == "M" else 1) for size, unit in sizes)
+    found = OTHER_PROCESS.findall(told)
+    sizes = [float(size) / (1024 if unit == "M" else 1) for size, unit in found]
+    return sum(size for size in sizes if size < NO_SIZE_GIB)
 
 
 def _told(error: Exception) -> str:

@@ -77,6 +77,8 @@ class Task(Frozen):
 
     timed: ClassVar[bool] = False
     """True: run alone on the device, in a fresh process."""
+    any_device: ClassVar[bool] = False
+    """True: the outcome is the model's, whichever device of a kind (CPU, GPU) has trained it."""
     packs: ClassVar[bool] = False
     """True: may run side by side with others in one process, by `turns`."""
 

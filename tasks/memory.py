@@ -10,8 +10,8 @@ from tasks.workload import WorkloadTask
 
 
 class Memory(WorkloadTask):
-    """MiB at the peak of one call, inputs not counted; out of memory is a result too, where no
-    other process holds the GPU."""
+    """MiB at the peak of one call, inputs not counted; out of memory is a result too, unless
+    torch names other processes that hold the GPU."""
 
     name: Literal["memory"] = "memory"
 

@@ -34,6 +34,7 @@ class LRAStep(LRA):
     """Time spent on repetitions."""
 
     timed: ClassVar[bool] = True
+    any_device: ClassVar[bool] = False
     packs: ClassVar[bool] = False
 
     def _check_source(self) -> None:

@@ -50,6 +50,7 @@ class LRA(Task):
     """Of the parameters and of everything drawn in training."""
 
     later: ClassVar[tuple[str, ...]] = ("sort_pool",)
+    any_device: ClassVar[bool] = True
     packs: ClassVar[bool] = True
 
     @model_validator(mode="after")

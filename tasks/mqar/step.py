@@ -29,6 +29,7 @@ class MQARStep(MQAR):
     """Time spent on repetitions."""
 
     timed: ClassVar[bool] = True
+    any_device: ClassVar[bool] = False
     packs: ClassVar[bool] = False
 
     @model_validator(mode="after")

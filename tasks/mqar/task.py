@@ -55,6 +55,7 @@ class MQAR(Task):
     over_lr: Literal["max", "mean"] = "max"
     """How a report chooses among learning rates."""
 
+    any_device: ClassVar[bool] = True
     packs: ClassVar[bool] = True
 
     @model_validator(mode="after")

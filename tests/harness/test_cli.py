@@ -166,7 +166,7 @@ def test_timeout(mixerbench: Mixerbench) -> None:
         (["run", toy("fine"), "--results", str(TOYS)], "cannot read .*records.jsonl"),
         (["run", toy("fine"), "--fresh-since", "noon"], "--fresh-since 'noon': write a time as"),
         (["run", toy("fine"), "--fresh", "--fresh-since", "2026-01-01"], "use one of them"),
-        (["run", toy("mixed"), "--any-device"], r"3 of the cells, such as [0-9a-f]{12} of mixed,"),
+        (["run", toy("mixed"), "--any-device"], r"6 of the cells, such as [0-9a-f]{12} of mixed,"),
         (["run", toy("fine"), "--jobs", "0"], "--jobs"),
         (["run", toy("fine"), "--ray", "auto", "--jobs", "2"], "--jobs 2: with --ray every GPU"),
         (["run", toy("fine"), "--pack", "0"], "--pack"),

@@ -26,6 +26,17 @@ def test_cells_that_differ_in_a_setting_are_never_one_line():
     assert looks[0].fill != looks[1].fill
 
 
+def test_two_gpus_are_one_line_where_their_kind_alone_tells_apart():
+    h100 = "NVIDIA H100"
+    cells = ((16, 1e-3, GPU), (64, 1e-3, h100), (16, 1e-4, h100))
+    made = [record(hgrn2(e, training={"lr": lr}), {}, device=gpu) for e, lr, gpu in cells]
+    assert with_series(tidy(made), AXES)["series"].nunique() == 3
+    by_kind = with_series(tidy(made), AXES, devices="device_type")
+    assert set(by_kind["series"]) == {"HGRN2, expand 16", "HGRN2, expand 64"}
+    made.append(record(hgrn2(16, training={"lr": 1e-3}), {}, device=CPU))
+    assert with_series(tidy(made), AXES, devices="device_type")["series"].nunique() == 3
+
+
 def test_a_setting_that_goes_with_an_axis_makes_no_line_of_its_own():
     made = [
         record(hgrn2(expand, seq_len=seq_len), {"accuracy": 0.5})

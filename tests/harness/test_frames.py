@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
-from harness.frames import LATER, PROVENANCE, cautions, flatten, frame, settings, tidy
+from harness.frames import ANY_DEVICE, LATER, PROVENANCE, cautions, flatten, frame, settings, tidy
+from harness.grids import GRIDS
 from tasks.backbone import Backbone
 from tasks.decode import Decode
 from tasks.lra.step import LRAStep
@@ -114,6 +116,14 @@ def test_several_devices_are_refused_unless_asked_for(tmp_path):
     assert set(frame("speed", tmp_path, only_device="H200")["device"]) == {GPU}
     with pytest.raises(ValueError, match=rf"called 'H100'; it has those of {CPU} \(20 cells\)"):
         frame("speed", tmp_path, only_device="H100")
+
+
+def test_the_tasks_that_pool_devices_are_those_that_say_so():
+    device = torch.device("cpu")
+    tasks = {type(task) for grid in GRIDS for task in grid(device)}
+    assert {kind.model_fields["name"].default for kind in tasks if kind.any_device} == set(
+        ANY_DEVICE
+    )
 
 
 @pytest.mark.parametrize("make", [False, True], ids=["absent", "empty"])

@@ -25,7 +25,7 @@ FOUR = Machine(("cuda:0", "cuda:1", "cuda:2", "cuda:3"), "NVIDIA H100", 64, {})
 
 
 def cell(key: str, cost: float) -> Cell:
-    return Cell(key, "toy", {}, b"", timed=False, packs=False, cost=cost)
+    return Cell(key, "toy", {}, b"", timed=False, any_device=False, packs=False, cost=cost)
 
 
 def test_every_gpu_has_one_worker_and_its_share_of_the_cores() -> None:

@@ -91,12 +91,27 @@ def test_settled_is_per_key_and_device_and_only_when_ok(records: Records) -> Non
     records.append(record("b", status="error"))
     assert records.settled("a", CPU)
     assert records.settled("a", "NVIDIA H200") is None
-    assert records.settled("a", "NVIDIA H200", any_device=True)
-    assert records.settled("b", "NVIDIA H200", any_device=True) is None
     assert records.settled("b", CPU) is None
     newest = records.newest("b", CPU)
     assert newest
     assert newest.status == "error"
+
+
+def test_a_record_of_another_device_of_a_kind_settles_where_asked(records: Records) -> None:
+    at = "2026-01-0{}T00:00:00.000Z".format
+    h100, h200 = ({"device": name, "device_type": "cuda"} for name in ("H100", "H200"))
+    records.append(record("a", env=h100, started=at(1), ended=at(5)))
+    records.append(record("a", env=h200, started=at(2), ended=at(4)))
+    records.append(record("b", env=h100, status="error"))
+    found = records.settled("a", "H300", kind="cuda")
+    assert found
+    assert found.device == "H100"
+    later = records.settled("a", "H300", kind="cuda", since=at(2))
+    assert later
+    assert later.device == "H200"
+    assert records.settled("a", "H300", kind="cuda", since=at(3)) is None
+    assert records.settled("a", CPU, kind="cpu") is None
+    assert records.settled("b", "H300", kind="cuda") is None
 
 
 def test_the_newest_ok_record_wins_whatever_the_order_of_a_merged_file(records: Records) -> None:

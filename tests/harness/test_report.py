@@ -12,7 +12,7 @@ import pytest
 
 from harness.frames import tidy
 from harness.report import coverage, failures, markdown, provenance, write_report
-from tests.harness.synthetic import CPU, GPU, record, write
+from tests.harness.synthetic import GPU, record, write
 from tests.harness.synthetic_kernels import speed_records
 from tests.harness.synthetic_recall import mqar_records, mqar_task
 
@@ -99,17 +99,18 @@ def test_what_to_beware_of_is_in_the_report_and_on_stderr(tmp_path, capsys):
 
 def test_several_devices_are_refused_unless_asked_for(tmp_path):
     made = mqar_records(grid="recall", cells=((64, 4),), lrs=(1e-3,), seeds=(0,))
-    moved = [
-        one.model_copy(update={"env": one.env | {"device": CPU, "device_type": "cpu"}})
-        for one in made
-    ]
-    write(tmp_path, "recall", made + moved[1:])
+    moved = [one.model_copy(update={"env": one.env | {"device": "NVIDIA H100"}}) for one in made]
+    lost = {"status": "error", "metrics": {}, "error": "lost", "ended": "2030-01-01T00:00:00.000Z"}
+    write(tmp_path, "recall", [*made[1:], moved[0], moved[1].model_copy(update=lost)])
     with pytest.raises(ValueError, match="2 devices"):
         write_report("recall", tmp_path)
     assert not (tmp_path / "recall" / "report.md").exists()
     text = write_report("recall", tmp_path, any_device=True).read_text()
     assert "**Note.** The cells come from 2 devices." in text
-    assert f"Device: {CPU} and {GPU}." in text
+    # One row a cell: an error elsewhere does not hide its result.
+    assert f"{len(made)} cells: " in text
+    assert "lost" not in text
+    assert f"Device: NVIDIA H100 and {GPU}." in text
 
 
 def test_coverage_counts_cells_by_mixer_and_implementation():

@@ -11,9 +11,21 @@ import torch
 from filelock import FileLock, Timeout
 
 from harness import exclusive
-from harness.records import Record, Records
+from harness.claims import ANY_DEVICE
+from harness.records import Record, Records, utc_now
 from harness.runner import GRACE_S
 from tests.harness.toy_runs import Run, rows
+
+
+def test_runs_of_other_devices_share_cells_where_their_records_count(
+    run: Run, tmp_path: Path
+) -> None:
+    run("fine")
+    held, *_ = rows(tmp_path, "fine")
+    with Records(tmp_path / "fine").claim(held.key, ANY_DEVICE):
+        stopped = time.monotonic() + 3
+        summary = run("fine", fresh_since=utc_now(), any_device=True, deadline=stopped)
+    assert (summary.statuses, summary.left) == ({"ok": 5}, 1)
 
 
 def test_a_cell_that_another_process_holds_is_waited_for(
