@@ -133,6 +133,8 @@ class Slot:
     worker: Worker | None = None
     env: dict[str, Any] | None = None
     """What the worker said when it was ready."""
+    served: bool = False
+    """Whether the worker had a cell before: one that dies before it begins may have died of it."""
     cell: Cell | None = None
     given_at: float = 0.0
     started: str | None = None
@@ -141,6 +143,7 @@ class Slot:
     timed_out: bool = False
 
     def give(self, cell: Cell, worker: Worker) -> None:
+        self.served = worker is self.worker
         self.worker, self.cell, self.given_at = worker, cell, time.monotonic()
         worker.give(cell)
 

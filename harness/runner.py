@@ -232,6 +232,9 @@ class _Run:
             self._clear(slot)
         elif self.pack > 1:
             self._try_alone(slot, "overdue" if slot.timed_out else how)
+        elif slot.served and slot.started is None:
+            self.queue.appendleft(slot.cell)
+            self._clear(slot)
         elif slot.timed_out:
             limit = duration(self.options.timeout_s or 0)
             self._record_loss(slot, env, "timeout", f"not done after --timeout {limit}")

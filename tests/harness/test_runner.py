@@ -47,6 +47,11 @@ def test_every_end_is_a_row_and_costs_its_own_cell(run: Run, tmp_path: Path) -> 
     assert by_end["ok"].env["threads"] == 1
 
 
+def test_a_worker_that_dies_between_cells_costs_none(run: Run, tmp_path: Path) -> None:
+    assert run("outlived", jobs=1).statuses == {"ok": 4}
+    assert [row.status for row in rows(tmp_path, "outlived")] == ["ok"] * 4
+
+
 def test_a_second_run_measures_only_what_is_not_ok(run: Run, tmp_path: Path) -> None:
     run("every_end")
     first = rows(tmp_path, "every_end")

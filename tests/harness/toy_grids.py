@@ -26,6 +26,12 @@ def every_end(device: torch.device) -> list[Task]:
     return [Toy(ends=ends) for ends in ENDS]
 
 
+def outlived(device: torch.device) -> list[Task]:
+    """Cells whose process dies once they have their records, each before one that is well."""
+    del device
+    return [Toy(ends="ok" if seed % 2 else "dies_after", seed=seed) for seed in range(4)]
+
+
 def hanging(device: torch.device) -> list[Task]:
     """A cell that never ends between two that do."""
     del device

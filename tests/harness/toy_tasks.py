@@ -34,6 +34,9 @@ class Toy(Task):
             case "ok":
                 print(f"cell {self.seed} is at work")
                 return {"accuracy": self.seed / 10, "pid": os.getpid()}
+            case "dies_after":
+                _Deadly.cycle()
+                return {"accuracy": 1.0}
             case "raises":
                 raise KeyError("no such thing")
             case "killed":
@@ -59,6 +62,20 @@ class Toy(Task):
             case "hangs":
                 time.sleep(600)
         raise AssertionError(self.ends)
+
+
+class _Deadly:
+    """Its collection ends the process."""
+
+    itself: object
+
+    @classmethod
+    def cycle(cls) -> None:
+        deadly = cls()
+        deadly.itself = deadly
+
+    def __del__(self) -> None:
+        os._exit(3)
 
 
 def _full_gpu(*holders: str) -> torch.OutOfMemoryError:
