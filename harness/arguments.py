@@ -23,6 +23,9 @@ Device = Annotated[
 AnyDevice = Annotated[
     bool, typer.Option("--any-device", help="Put records of different devices side by side")
 ]
+Trained = Annotated[
+    bool, typer.Option("--any-device", help="A cell that another kind of GPU has trained is done")
+]
 OnlyDevice = Annotated[
     str | None, typer.Option(help="Only records of devices with this in their name, as H100")
 ]

@@ -15,6 +15,7 @@ from harness.arguments import (
     OnlyDevice,
     Results,
     Timeout,
+    Trained,
     Where,
     seconds,
 )
@@ -48,6 +49,7 @@ def submit(
     cpus: Annotated[int, typer.Option(min=1, help="Cores of a job")] = 8,
     where: Where = None,
     timeout: Timeout = None,
+    any_device: Trained = False,
     results: Results = RESULTS,
 ) -> None:
     """Submit an array of Slurm jobs that share a grid: each runs `mixerbench run` on one folder.
@@ -63,11 +65,12 @@ def submit(
 
     budget_s = seconds("--budget", budget) or 0.0
     seconds("--timeout", timeout)
-    check(grids, where, "cuda" if gpus else "cpu")
+    check(grids, where, "cuda" if gpus else "cpu", any_device)
     command = ["run", *grids, "--budget", budget, "--results", str(results.resolve())]
     command += ["--device", "cuda" if gpus else "cpu"]
     for option, value in (("--where", where), ("--timeout", timeout)):
         command += [option, value] if value else []
+    command += ["--any-device"] if any_device else []
     for job in slurm.submit(
         command,
         partition=partition,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from harness.arguments import RESULTS, Device, Grids, Results, Timeout, Where, seconds
+from harness.arguments import RESULTS, Device, Grids, Results, Timeout, Trained, Where, seconds
 
 if TYPE_CHECKING:
     from harness.cells import Cell, Options
@@ -48,10 +48,7 @@ def run(
         str | None,
         typer.Option(help="Go on with a --fresh run of that time: what is older does not count"),
     ] = None,
-    any_device: Annotated[
-        bool,
-        typer.Option("--any-device", help="A cell that another kind of GPU has trained is done"),
-    ] = False,
+    any_device: Trained = False,
     ray: Annotated[
         str | None,
         typer.Option(help="Run on the GPUs of this Ray cluster: auto or HOST:PORT; see README"),
@@ -105,11 +102,8 @@ def run(
             cells = selection.select(cells, where)
             if not cells:
                 raise ValueError(f"--where {where!r} chooses none of the cells")
-        if any_device and (bound := [cell for cell in cells if not cell.any_device]):
-            raise ValueError(
-                f"--any-device: {len(bound)} of the cells, such as {bound[0].key} of "
-                f"{bound[0].grid}, measure the device itself: leave it out"
-            )
+        if any_device:
+            _check_trained(cells)
         by_grid = {name: [cell for cell in cells if cell.grid == name] for name in plan.grids}
         if dry_run:
             for name, chosen in by_grid.items():
@@ -118,17 +112,28 @@ def run(
         raise typer.Exit(_run_all(by_grid, options, fleet))
 
 
-def check(grids: list[str], where: str | None, device: str) -> None:
-    """Raise the ValueError of a run elsewhere, on `device`, that would find no such grid or could
-    not read `where`."""
+def _check_trained(cells: "list[Cell]") -> None:
+    if bound := [cell for cell in cells if not cell.any_device]:
+        raise ValueError(
+            f"--any-device: {len(bound)} of the cells, such as {bound[0].key} of "
+            f"{bound[0].grid}, measure the device itself: leave it out"
+        )
+
+
+def check(grids: list[str], where: str | None, device: str, any_device: bool) -> None:
+    """Raise the ValueError of a run elsewhere, on `device`, that would find no such grid, could not
+    read `where` or could not go by another device's records."""
     _start_server(grids)
     from harness import processes, selection
     from harness.cells import Machine
 
     there = Machine((device,), device_name=device, cores=1, checkout={})
-    cells = processes.make_plan(grids, None, there).grids.values()
+    planned = processes.make_plan(grids, None, there).grids.values()
+    cells = [cell for grid in planned for cell in grid]
     if where is not None:
-        selection.select([cell for grid in cells for cell in grid], where)
+        cells = selection.select(cells, where)
+    if any_device:
+        _check_trained(cells)
 
 
 def _start_server(grids: list[str]) -> list[Path]:

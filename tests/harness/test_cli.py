@@ -177,6 +177,10 @@ def test_timeout(mixerbench: Mixerbench) -> None:
         (["submit", "mqar_quick", "--budget", "1h"], "--partition"),
         (["submit", "mqar_quick", "--partition", "gpu"], "--budget"),
         (["submit", "mqar_quick", "--partition", "p", "--budget", "1"], "--budget '1': write a"),
+        (
+            ["submit", "speed_quick", "--partition", "p", "--budget", "1h", "--any-device"],
+            r"--any-device: \d+ of the cells, such as [0-9a-f]{12} of speed_quick, measure",
+        ),
         (["submit", "mqar_quik", "--partition", "p", "--budget", "1h"], "Did you mean mqar_quick"),
     ],
 )
