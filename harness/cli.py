@@ -65,7 +65,7 @@ def submit(
 
     budget_s = seconds("--budget", budget) or 0.0
     seconds("--timeout", timeout)
-    check(grids, where, "cuda" if gpus else "cpu", any_device)
+    check(grids, where, "cuda" if gpus else "cpu", any_device=any_device)
     command = ["run", *grids, "--budget", budget, "--results", str(results.resolve())]
     command += ["--device", "cuda" if gpus else "cpu"]
     for option, value in (("--where", where), ("--timeout", timeout)):

@@ -120,7 +120,7 @@ def _check_trained(cells: "list[Cell]") -> None:
         )
 
 
-def check(grids: list[str], where: str | None, device: str, any_device: bool) -> None:
+def check(grids: list[str], where: str | None, device: str, *, any_device: bool = False) -> None:
     """Raise the ValueError of a run elsewhere, on `device`, that would find no such grid, could not
     read `where` or could not go by another device's records."""
     _start_server(grids)
