@@ -21,7 +21,10 @@ Device = Annotated[
     typer.Option(help="cpu, cuda (every GPU) or some, as cuda:0,cuda:2; default: cuda, else cpu"),
 ]
 AnyDevice = Annotated[
-    bool, typer.Option("--any-device", help="Put records of different devices side by side")
+    bool,
+    typer.Option(
+        "--any-device", help="Records of every device: times apart, what is trained in one"
+    ),
 ]
 Trained = Annotated[
     bool, typer.Option("--any-device", help="A cell that another kind of GPU has trained is done")

@@ -11,6 +11,7 @@ from harness.processes import Message
 from harness.records import Record, Records, utc
 
 ANY_DEVICE = "any device"
+"""Whose claim runs with `any_device` hold besides their own device's."""
 LONGEST_HEADLINE = 160
 
 
@@ -21,7 +22,6 @@ def claimed(cell: Cell, records: Records, setup: Setup) -> Iterator[Message | No
     """
     options = setup.options
     device = options.machine.device_name
-    # Of runs on other devices too, where their records count.
     others = records.claim(cell.key, ANY_DEVICE) if options.any_device else nullcontext(True)
     with records.claim(cell.key, device) as mine, others as ours:
         if not (mine and ours):

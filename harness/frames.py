@@ -36,8 +36,8 @@ LATER: dict[str, dict[str, Leaf]] = {
 """Task, or part of one -> fields that came after records had been made, as those records had them.
 The JSON leaves them out at that value (`Frozen.later`)."""
 
-ANY_DEVICE = ("mqar", "lra")
-"""Tasks whose outcome is the model's, as their `Task.any_device` says."""
+TRAINED = ("mqar", "lra")
+"""Tasks whose outcome is the model's: those with `Task.any_device`, by name."""
 
 PROVENANCE = ("device", "device_type", "commit", "dirty", "key", "env")
 """A frame's last columns; `env` holds the whole environment of the record."""
@@ -127,7 +127,7 @@ def _devices(table: pd.DataFrame) -> str:
 
 def tidy(records: Iterable[Record], *, pool: bool = False) -> pd.DataFrame:
     """One row a cell and device: the newest of its records, in the order they first appear. With
-    `pool`, of tasks in ANY_DEVICE one row a cell and kind of device: the newest ok record, else the
+    `pool`, of tasks in TRAINED one row a cell and kind of device: the newest ok record, else the
     newest.
 
     Columns: the settings (see `flatten`), then `status` and `error`, then the metrics (lists stay
@@ -136,7 +136,7 @@ def tidy(records: Iterable[Record], *, pool: bool = False) -> pd.DataFrame:
     """
     newest: dict[tuple[str, str], Record] = {}
     for record in records:
-        pooled = pool and record.task.get("name") in ANY_DEVICE
+        pooled = pool and record.task.get("name") in TRAINED
         device = str(record.env.get("device_type")) if pooled else record.device
         cell = record.key, device
         if cell not in newest or _rank(newest[cell], pooled) <= _rank(record, pooled):

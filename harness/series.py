@@ -28,9 +28,8 @@ def with_series(
 
     `axes` are the columns that the figure shows, pools or selects by. Whatever else differs between
     cells of one mixer that agree in all of them makes lines of their own, as do the columns in
-    `apart` wherever they differ: cells that are not alike are never drawn over one another. Nor are
-    those of several devices, or of a CPU and a GPU where `devices` says that no more tells them
-    apart.
+    `apart` wherever they differ: cells that are not alike are never drawn over one another.
+    `devices`: the column that tells devices apart: each, or a CPU from a GPU alone.
     """
     known = ["mixer", "impl"]
     shown = [name for name in axes if name in table]
