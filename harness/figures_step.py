@@ -12,7 +12,7 @@ from harness.published import published
 from harness.series import origin, spoken
 
 KIND = ["precision", "seq_len", "kv_pairs"]
-WAY = ["engine", "pack", "compiled", "steps_together"]
+WAY = ["engine", "pack", "compiled", "steps_together", "fused_loss"]
 AXES = [*KIND, *WAY, "batch", "test_batch", "d_model", "expand_ratio", "seed", "trial"]
 THEIRS = "zoology"
 COSTS = {
@@ -28,9 +28,10 @@ def mqar_step(table: pd.DataFrame) -> dict[str, Plot]:
     """For each way to train (engine, models side by side, compiled, steps launched at once) every
     cost that was measured."""
     plots: dict[str, Plot] = {}
-    for (engine, pack, compiled, together), cells in table.groupby(WAY):
+    for (engine, pack, compiled, together, fused), cells in table.groupby(WAY):
         way = f"{engine}_{pack}{'_compiled' if compiled else ''}"
         way += "" if together == 1 else f"_{together}_steps"
+        way += "_fused_loss" if fused else ""
         if not cells["status"].eq("ok").any():
             continue
         beside = pd.concat([cells, _theirs(cells)], ignore_index=True)
@@ -48,6 +49,7 @@ def _plot(table: pd.DataFrame, cost: Cost) -> Plot:
     engine, pack = ours["engine"].iloc[0], int(ours["pack"].iloc[0])
     alone = "one model alone" if pack == 1 else f"{pack} models side by side"
     compiled = ", the loss compiled" if ours["compiled"].iloc[0] else ""
+    compiled += ", head and cross-entropy fused" if ours["fused_loss"].iloc[0] else ""
     together = int(ours["steps_together"].iloc[0])
     together = f", {together} steps launched at once" if together > 1 else ""
     sentences = [

@@ -30,6 +30,8 @@ LATER: dict[str, dict[str, Leaf]] = {
         "steps_together": 1,
     },
     "backbone": {"first": None, "branch_dropout": 0.0, "embed_std": None},
+    "mqar": {"fused_loss": False},
+    "mqar_step": {"fused_loss": False},
     "lra": {"sort_pool": 64},
     "lra_step": {"sort_pool": 64},
 }

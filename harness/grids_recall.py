@@ -29,14 +29,18 @@ STEP_WIDTHS = (64, 256, 512)
 STEPS_TOGETHER = 8
 STEP_PRECISIONS = ("fp32", "tf32", "bf16_autocast")
 STEP_WAYS = (
-    ("graph", 1, True),
-    ("graph", 7, True),
-    ("graph", 1, False),
-    ("graph", 7, False),
-    ("graph", 4, False),
-    ("eager", 1, False),
+    ("graph", 1, True, True),
+    ("graph", 1, True, False),
+    ("graph", 7, True, True),
+    ("graph", 7, True, False),
+    ("graph", 1, False, False),
+    ("graph", 7, False, False),
+    ("graph", 4, False, False),
+    ("eager", 1, False, False),
 )
-"""(engine, pack, compiled)"""
+"""(engine, pack, compiled, fused_loss)"""
+WIDEST_FUSED_LOSS = 128
+"""What `mixers.cross_entropy` has kernels for."""
 
 
 def mqar_quick(device: torch.device) -> list[Task]:
@@ -197,7 +201,8 @@ def mqar_step(device: torch.device) -> list[Task]:
     """Time of a training step at three lengths and widths, alone and side by side.
 
     Batches and model of zoology's protocol of 2024, in fp32 without TF32, in TF32, which sums in
-    fp32 too, and in bf16 autocast. HGRN2, HGRN1 and attention also through torch.compile.
+    fp32 too, and in bf16 autocast. HGRN2, HGRN1 and attention also through torch.compile, and at
+    width 64 with the fused loss.
     """
     return [
         step_of(
@@ -208,24 +213,30 @@ def mqar_step(device: torch.device) -> list[Task]:
                 ),
             ),
             pack,
+            fused_loss=fused_loss,
             engine=engine,
             precision=precision,
             compiled=compiled,
             steps_together=STEPS_TOGETHER if engine == "graph" else 1,
         )
-        for (engine, pack, compiled), precision, (seq_len, kv_pairs), d_model in product(
-            STEP_WAYS, STEP_PRECISIONS, STEP_SHAPES, STEP_WIDTHS
-        )
+        for (engine, pack, compiled, fused_loss), precision, (
+            seq_len,
+            kv_pairs,
+        ), d_model in product(STEP_WAYS, STEP_PRECISIONS, STEP_SHAPES, STEP_WIDTHS)
         for mixer in recall_mixers(d_model, device, init="zoology")
-        if not compiled or mixer.impl not in UNCOMPILED
+        if not (compiled and mixer.impl in UNCOMPILED)
+        if not (fused_loss and d_model > WIDEST_FUSED_LOSS)
     ]
 
 
-def step_of(task: MQAR, pack: int, **training_fields: object) -> MQARStep:
+def step_of(
+    task: MQAR, pack: int, *, fused_loss: bool = False, **training_fields: object
+) -> MQARStep:
     """The time of a training step of this cell, with other settings of its training."""
     same = {name: getattr(task, name) for name in MQAR.model_fields if name != "name"}
     training = task.training.model_copy(update=training_fields)
-    return MQARStep.model_validate(same | {"training": training, "pack": pack})
+    other = {"training": training, "pack": pack, "fused_loss": fused_loss}
+    return MQARStep.model_validate(same | other)
 
 
 def on(device: torch.device, task: MQAR) -> MQAR:

@@ -18,7 +18,13 @@ MAY_IMPORT = {
     "mixers.base": set(),
     "mixers.layers": set(),
     "mixers.directions": {"mixers.base", "mixers.layers"},
-    "tasks": {"tasks", "mixers.base", "mixers.layers", "mixers.directions"},
+    "tasks": {
+        "tasks",
+        "mixers.base",
+        "mixers.layers",
+        "mixers.directions",
+        "mixers.cross_entropy",
+    },
     "tasks.mqar.data": set(),
     "harness": {"harness", "tasks.base"},
     "harness.grids": {

@@ -115,6 +115,9 @@ class MQARStep(MQAR):
 
     @property
     def logits_bytes(self) -> int:
-        """Of a batch's logits at its labelled positions, in the type of the head's product."""
+        """Of a batch's logits at its labelled positions, in the type of the head's product; the
+        fused loss keeps none."""
+        if self.fused_loss:
+            return 0
         labelled = self.training.batch * self.train[0].kv_pairs
         return labelled * self.vocab_size * self.compute_dtype.itemsize

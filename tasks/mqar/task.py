@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import PositiveInt, computed_field, model_validator
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
-from mixers.base import Frozen, Mixer
+from mixers.base import Frozen
 from tasks.backbone import Backbone, LanguageModel
 from tasks.base import Context, Metrics, Task, Unsupported
-from tasks.graphs import Function
-from tasks.mqar.data import UNLABELLED, check_mqar, mqar_batch
+from tasks.mqar.data import check_mqar
+from tasks.mqar.recall import Recall, loss_kernels
 from tasks.recipe import Training, autocast, matmul_precision
 from tasks.training import Trainer, seeded, steps_for_a_profiler
 from tasks.workload import expect_close, relative_error
@@ -54,7 +53,11 @@ class MQAR(Task):
     """Of the rows. They are drawn on the device: a CPU and a GPU see different ones."""
     over_lr: Literal["max", "mean"] = "max"
     """How a report chooses among learning rates."""
+    fused_loss: bool = False
+    """The head and its cross-entropy in training by a kernel of ours that keeps no logits, on a GPU
+    and at widths up to 128; evaluation is torch's."""
 
+    later: ClassVar[tuple[str, ...]] = ("fused_loss",)
     any_device: ClassVar[bool] = True
     packs: ClassVar[bool] = True
 
@@ -77,6 +80,8 @@ class MQAR(Task):
             )
         for mixer in (self.mixer, first or self.mixer):
             mixer.check_width(self.backbone.d_model)
+        if self.fused_loss:
+            loss_kernels().expect_width(self.backbone.d_model)
         return self
 
     @computed_field
@@ -116,16 +121,18 @@ class MQAR(Task):
     def trainer(self, context: Context) -> Trainer:
         """The model at its start, with its data. Raises Unsupported as the mixer says."""
         reason = self.mixer.unsupported(context.device, self.compute_dtype)
+        if reason is None and self.fused_loss:
+            reason = loss_kernels().unsupported(context.device)
         if reason is not None:
             raise Unsupported(reason)
-        model = self.model(self.mixer, context.device)
+        model = self.model(context.device)
         problem = Recall(self, context.device)
         return Trainer(model, self.training, problem, seed=self.seed, context=context)
 
-    def model(self, mixer: Mixer, device: torch.device) -> LanguageModel:
-        """The backbone around `mixer`, a function of the seed alone."""
+    def model(self, device: torch.device) -> LanguageModel:
+        """The backbone around the mixer, a function of the seed alone."""
         model = self.backbone.build(
-            mixer,
+            self.mixer,
             vocab_size=self.vocab_size,
             max_len=max(segment.seq_len for segment in self.train + self.test),
             # Drawn on the CPU: the same start on every device.
@@ -137,20 +144,19 @@ class MQAR(Task):
         """Raise Wrong where the implementation's gradients, over the mixers' parameters, differ
         from fp64's by more than twice what the reference's do in the cell's precision, plus
         TOLERANCE; on four rows without dropout."""
-        if self.mixer.impl == "reference":
+        if self.mixer.impl == "reference" and not self.fused_loss:
             return
-        reference = self.mixer.model_copy(update={"impl": "reference"})
-        exact = self._gradients(reference, device, torch.float64)
-        baseline, ours = (
-            self._gradients(mixer, device, torch.float32) for mixer in (reference, self.mixer)
-        )
+        mixer = self.mixer.model_copy(update={"impl": "reference"})
+        reference = self.model_copy(update={"mixer": mixer, "fused_loss": False})
+        exact = reference.gradients(device, torch.float64)
+        baseline, ours = (task.gradients(device, torch.float32) for task in (reference, self))
         what = f"the gradient in {self.training.precision}"
         allowed = 2 * relative_error(baseline, exact) + TOLERANCE
         expect_close(what, self.mixer, relative_error(ours, exact), allowed)
 
-    def _gradients(self, mixer: Mixer, device: torch.device, dtype: torch.dtype) -> Tensor:
+    def gradients(self, device: torch.device, dtype: torch.dtype) -> Tensor:
         """Of the loss by the mixers' parameters, in a row; in fp64 without autocast."""
-        model = self.model(mixer, device).to(dtype).eval()
+        model = self.model(device).to(dtype).eval()
         few = self.train[0].model_copy(update={"examples": CHECKED_ROWS})
         problem = Recall(self.model_copy(update={"train": (few,), "test": (few,)}), device)
         problem.start_epoch(0)
@@ -166,113 +172,3 @@ class MQAR(Task):
         """The type that the mixer's operator sees."""
         autocast = self.training.precision == "bf16_autocast"
         return torch.bfloat16 if autocast else torch.float32
-
-
-class Rows(NamedTuple):
-    """The rows of a segment with their labelled positions gathered."""
-
-    inputs: Tensor
-    """[n t] int64"""
-    positions: Tensor
-    """[n kv_pairs] int64, increasing"""
-    targets: Tensor
-    """[n kv_pairs] int64"""
-
-    def slice(self, rows: slice | Tensor) -> Rows:
-        return Rows(self.inputs[rows], self.positions[rows], self.targets[rows])
-
-    def count(self, rows: slice | Tensor) -> int:
-        if isinstance(rows, Tensor):
-            return len(rows)
-        return len(range(*rows.indices(len(self.inputs))))
-
-    def batches(self, size: int) -> list[slice]:
-        """Of `size` rows in order; the last one may be smaller."""
-        return [slice(start, start + size) for start in range(0, len(self.inputs), size)]
-
-
-class Recall:
-    """The `Problem` of one cell: its data on the device, loss and accuracy at the queries."""
-
-    def __init__(self, task: MQAR, device: torch.device) -> None:
-        self.task, self.device = task, device
-        self.train = [self._rows(segment, "train", i) for i, segment in enumerate(task.train)]
-        self.test = [self._rows(segment, "test", i) for i, segment in enumerate(task.test)]
-        self.batches: list[tuple[Rows, slice | Tensor]] = []
-
-    def _rows(self, segment: Segment, split: str, index: int) -> Rows:
-        task = self.task
-        inputs, labels = mqar_batch(
-            segment.examples,
-            segment.seq_len,
-            segment.kv_pairs,
-            task.vocab_size,
-            task.power_a,
-            task.random_non_queries,
-            generator=seeded(self.device, task.data_seed, split, index),
-            device=self.device,
-        )
-        # Every row has exactly kv_pairs labels, so the gather is a rectangle.
-        positions = (labels != UNLABELLED).nonzero()[:, 1].view(-1, segment.kv_pairs)
-        return Rows(inputs, positions, labels.gather(1, positions))
-
-    def start_epoch(self, epoch: int) -> list[tuple[int, int, int]]:
-        size = self.task.training.batch
-        batches: list[tuple[Rows, slice | Tensor]] = []
-        if self.task.training.order == "fixed":
-            batches = [(rows, part) for rows in self.train for part in rows.batches(size)]
-        else:
-            generator = seeded("cpu", self.task.seed, "order", epoch)
-            for rows in self.train:
-                shuffled = torch.randperm(len(rows.inputs), generator=generator)
-                parts = shuffled.to(self.device).split(size)
-                batches += [(rows, part) for part in parts]
-            order = torch.randperm(len(batches), generator=generator).tolist()
-            batches = [batches[i] for i in order]
-        self.batches = batches
-        return [
-            (rows.count(part), rows.inputs.shape[1], rows.targets.shape[1])
-            for rows, part in batches
-        ]
-
-    def batch(self, step: int) -> Rows:
-        rows, part = self.batches[step]
-        return rows.slice(part)
-
-    def loss(self, model: nn.Module, *batch: Tensor) -> Tensor:
-        rows = Rows(*batch)
-        return F.cross_entropy(query_logits(model, rows).flatten(0, 1), rows.targets.flatten())
-
-    def score(self, model: nn.Module, *batch: Tensor) -> Tensor:
-        """How many queries are answered rightly."""
-        rows = Rows(*batch)
-        return (query_logits(model, rows).argmax(-1) == rows.targets).sum()
-
-    def evaluate(self, score: Function) -> dict[str, Tensor]:
-        """`accuracy` is the mean over examples; with several segments, each one's too."""
-        per_segment = [self._accuracy(score, rows) for rows in self.test]
-        examples = [segment.examples for segment in self.task.test]
-        weighted = torch.stack([a * n for a, n in zip(per_segment, examples, strict=True)])
-        scores = {"accuracy": weighted.sum() / sum(examples)}
-        if len(self.test) > 1:
-            for segment, accuracy in zip(self.task.test, per_segment, strict=True):
-                scores[f"accuracy_{segment.seq_len}_{segment.kv_pairs}"] = accuracy
-        return scores
-
-    def _accuracy(self, score: Function, rows: Rows) -> Tensor:
-        correct = torch.zeros((), dtype=torch.int64, device=self.device)
-        for part in rows.batches(self.task.test_batch):
-            correct += score(*rows.slice(part))
-        return correct.double() / rows.targets.numel()
-
-
-def query_logits(model: nn.Module, batch: Rows) -> Tensor:
-    """[b kv_pairs vocab]: the head at the labelled positions only.
-
-    Same loss and gradients as over all positions, since unlabelled ones are not scored; at
-    (64, 4) it is a sixteenth of the head's work.
-    """
-    assert isinstance(model, LanguageModel)
-    hidden = model.hidden(batch.inputs)
-    index = batch.positions[..., None].expand(-1, -1, hidden.shape[-1])
-    return model.logits(hidden.gather(1, index))

@@ -56,3 +56,11 @@ def test_steps_launched_together_are_a_way_of_their_own():
     assert {"step_time_graph_1_8_steps", "step_time_graph_7"} <= set(plots)
     assert "step_time_graph_1" not in plots
     assert "8 steps launched at once" in plots["step_time_graph_1_8_steps"].caption
+
+
+def test_the_fused_loss_is_a_way_of_its_own():
+    table = tidy(step_records())
+    plots = draw(table.assign(fused_loss=table["pack"] == 1))
+    assert {"step_time_graph_1_fused_loss", "step_time_graph_7"} <= set(plots)
+    assert "head and cross-entropy fused" in plots["step_time_graph_1_fused_loss"].caption
+    assert "fused" not in plots["step_time_graph_7"].caption

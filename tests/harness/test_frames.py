@@ -47,6 +47,7 @@ def test_flatten_names_leaves_by_their_own_name_where_it_is_unique():
         "rates_lr": None,
         "steps_together": 1,
         "segments": '[{"kv_pairs":4,"seq_len":64}]',
+        "fused_loss": False,
         "seed": 1,
     }
 

@@ -121,3 +121,6 @@ def test_steps_are_timed_at_the_published_shapes():
     assert {cell.pack for cell in cells} == {1, 4, 7}
     assert {cell.training.precision for cell in cells} == {"fp32", "tf32", "bf16_autocast"}
     assert all(cell.timed and not cell.packs for cell in cells)
+    fused = [cell for cell in cells if cell.fused_loss]
+    assert {cell.backbone.d_model for cell in fused} == {64}
+    assert all(cell.training.compiled for cell in fused)

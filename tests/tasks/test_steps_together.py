@@ -7,7 +7,8 @@ import torch
 
 from tasks.base import Context, Paused
 from tasks.graphs import compiled
-from tasks.mqar.task import Recall, Segment
+from tasks.mqar.recall import Recall
+from tasks.mqar.task import Segment
 from tasks.problem import runs
 from tasks.training import Trainer
 from tests.tasks.test_training import CPU, StopAfter, tiny, without_times

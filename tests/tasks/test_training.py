@@ -14,7 +14,8 @@ from mixers import Attention
 from tasks.backbone import Backbone, LanguageModel
 from tasks.base import Context, Metrics, Paused, Unsupported
 from tasks.mqar import UNLABELLED, mqar_batch
-from tasks.mqar.task import MQAR, Recall, Segment, query_logits
+from tasks.mqar.recall import Recall, query_logits
+from tasks.mqar.task import MQAR, Segment
 from tasks.recipe import Training, adamw, learning_rate
 from tasks.training import seeded
 

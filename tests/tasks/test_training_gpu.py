@@ -11,6 +11,7 @@ import torch
 
 from mixers import GLA, HGRN1, HGRN2, Attention, Mamba
 from tasks.base import Context, Metrics, Paused
+from tasks.mqar import recall
 from tasks.mqar import task as mqar
 from tasks.mqar.task import MQAR, Segment
 from tasks.recipe import Training
@@ -85,6 +86,16 @@ def test_a_compiled_run_equals_an_eager_one():
     expect_same(graphed(compiled=True).run(Context(GPU)), eager)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16_autocast"])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_run_with_the_fused_loss_equals_one_without(compiled, precision):
+    fields = {"compiled": compiled, "precision": precision}
+    apart = graphed(**fields)
+    expect_same(
+        apart.model_copy(update={"fused_loss": True}).run(Context(GPU)), apart.run(Context(GPU))
+    )
+
+
 @pytest.mark.parametrize("stops", [[1], [9, 9], [20]])
 def test_a_graphed_run_goes_on_where_it_stopped(tmp_path: Path, stops):
     whole = graphed().run(Context(GPU))
@@ -121,7 +132,7 @@ def test_a_pack_gives_what_each_gives_alone(engine):
 @pytest.mark.filterwarnings("ignore:.*ynchronization debug mode")
 @pytest.mark.parametrize("engine", ["graph", "eager"])
 def test_the_host_never_waits_inside_an_epoch(engine, monkeypatch):
-    class Watched(mqar.Recall):
+    class Watched(recall.Recall):
         watched = 0
 
         def start_epoch(self, epoch: int) -> list[tuple[int, int, int]]:
@@ -129,7 +140,7 @@ def test_the_host_never_waits_inside_an_epoch(engine, monkeypatch):
             self.epoch, self.steps = epoch, len(shapes)
             return shapes
 
-        def batch(self, step: int) -> mqar.Rows:
+        def batch(self, step: int) -> recall.Rows:
             # From the third epoch on every shape is captured; after the last step the host may.
             watch = self.epoch >= 3 and step < self.steps - 1
             torch.cuda.set_sync_debug_mode("error" if watch else "default")

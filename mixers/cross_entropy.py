@@ -1,0 +1,141 @@
+"""Cross-entropy behind a linear head in Triton, for autograd, without the logits: no graph break,
+no host synchronisation.
+
+torch.compile sees custom operators; eager calls go around their dispatch, as attention's do.
+"""
+
+from __future__ import annotations
+
+from typing import Any, no_type_check
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from triton import knobs
+
+from mixers.cross_entropy_kernels import WIDTHS, gradients_of, losses_of
+
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+# On a CPU, with TRITON_INTERPRET = 1 from the start.
+INTERPRETED = bool(knobs.runtime.interpret)
+
+
+def linear_cross_entropy(
+    hidden: Float[Tensor, "n d"], weight: Float[Tensor, "vocab d"], target: Int[Tensor, " n"]
+) -> Float[Tensor, ""]:
+    """The mean of cross_entropy(hidden @ weight.T, target), in fp32.
+
+    Products have operands of hidden's dtype (bf16, fp16 or fp32), or of autocast's where that is
+    on, and fp32's follow torch.set_float32_matmul_precision; all sums are in fp32. `target`: int64,
+    each a row of `weight`; none is left out. Raises ValueError for another dtype or width, or
+    without a GPU.
+    """
+    kind = hidden.device.type
+    if torch.is_autocast_enabled(kind):
+        hidden = hidden.to(torch.get_autocast_dtype(kind))
+    _check(hidden, weight)
+    x = _rows(hidden), _rows(weight), target.contiguous()
+    if torch.compiler.is_compiling():
+        loss, _ = _compiled_forward(*x)
+    elif torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):
+        loss = _Eager.apply(*x)
+    else:
+        loss, _ = _forward(*x)
+    return loss.mean()
+
+
+def expect_width(d_model: int) -> None:
+    """Raise ValueError, naming field, value and remedy, unless the kernels take this width."""
+    if d_model not in WIDTHS:
+        raise ValueError(
+            f"fused_loss = True takes d_model = {', '.join(map(str, WIDTHS))}, not {d_model}: use "
+            "fused_loss = False"
+        )
+
+
+def unsupported(device: torch.device) -> str | None:
+    """Why `linear_cross_entropy` cannot run there, or None."""
+    if device.type == "cuda" or INTERPRETED:
+        return None
+    return f"fused_loss = True needs a CUDA device, not {device}: use fused_loss = False"
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _check(hidden: Tensor, weight: Tensor) -> None:
+    if hidden.dtype not in DTYPES or weight.dtype not in DTYPES:
+        raise ValueError(
+            f"hidden, weight are {hidden.dtype}, {weight.dtype}; the fused loss takes one of "
+            "torch.bfloat16, torch.float16, torch.float32 for each"
+        )
+    expect_width(hidden.shape[-1])
+    if reason := unsupported(hidden.device):
+        raise ValueError(reason)
+
+
+# `no_type_check`: torch reads an operator's schema off a function that nothing wraps.
+@no_type_check
+def _forward(hidden: Tensor, weight: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """loss and lse, fp32 [n]"""
+    with torch.cuda.device_of(hidden):
+        return losses_of(hidden, weight, target)
+
+
+@no_type_check
+def _backward(
+    hidden: Tensor, weight: Tensor, target: Tensor, lse: Tensor, dloss: Tensor
+) -> tuple[Tensor, Tensor]:
+    with torch.cuda.device_of(hidden):
+        return gradients_of(hidden, weight, target, lse, dloss)
+
+
+_compiled_forward = torch.library.custom_op(
+    "mixers::linear_cross_entropy", _forward, mutates_args=()
+)
+_compiled_backward = torch.library.custom_op(
+    "mixers::linear_cross_entropy_backward", _backward, mutates_args=()
+)
+
+
+@_compiled_forward.register_fake
+def _forward_fake(hidden: Tensor, weight: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    del weight, target
+    loss = hidden.new_empty(len(hidden), dtype=torch.float32)
+    return loss, torch.empty_like(loss)
+
+
+@_compiled_backward.register_fake
+def _backward_fake(
+    hidden: Tensor, weight: Tensor, target: Tensor, lse: Tensor, dloss: Tensor
+) -> tuple[Tensor, Tensor]:
+    del target, lse, dloss
+    return hidden.new_empty(hidden.shape), weight.new_empty(weight.shape)
+
+
+def _save(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(*inputs, output[1])
+
+
+class _Eager(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *x: Tensor) -> Tensor:
+        output = _forward(*x)
+        _save(ctx, x, output)
+        return output[0]
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, dloss: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        hidden, weight, target, lse = ctx.saved_tensors
+        return *_backward(hidden, weight, target, lse, dloss), None
+
+
+_compiled_forward.register_autograd(
+    lambda ctx, dloss, _: (*_compiled_backward(*ctx.saved_tensors, dloss), None),
+    setup_context=lambda ctx, inputs, output: _save(ctx, inputs, output),
+)

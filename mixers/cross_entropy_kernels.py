@@ -1,0 +1,284 @@
+"""Kernels of cross-entropy behind a linear head: the logits never leave the chip.
+
+Of each row the forward pass keeps the logarithm of its softmax's sum, from which the backward pass
+forms the probabilities again, as Cut Cross-Entropy does (arXiv 2411.09009).
+
+    S_ij = h_i w_j      lse_i = log sum_j exp(S_ij)      loss_i = lse_i - S_i,target_i
+    P_ij = exp(S_ij - lse_i)      dS_ij = dloss_i (P_ij - [j = target_i])
+    dh_i = sum_j dS_ij w_j      dw_j = sum_i dS_ij h_i
+
+No number is summed by two programs: results are the same bits every time. Axes: n rows, v
+vocabulary, d width. A program has C rows of one of the first two and walks over a part of the
+other, STEP at a time.
+
+`no_type_check`: Triton compiles a function's text where it stands, so nothing may wrap it.
+"""
+
+from __future__ import annotations
+
+from typing import no_type_check
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from hgrn2.kernels.first_call import enqueue
+from hgrn2.kernels.settings import cdiv, dot_type
+from mixers.attention_kernels import as_operand, load_rows, store_rows
+from mixers.attention_settings import Launch, Products
+
+WIDTHS = (16, 32, 64, 128)
+PROGRAMS = 132
+"""The multiprocessors of a Hopper GPU: where programs are fewer, each walk is cut in parts."""
+MOST_PARTS = 8
+LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
+
+
+def parts_of(rows: int, block: int) -> int:
+    """In how many parts, a power of two, the walk over the other axis is cut."""
+    parts = 1
+    while parts < MOST_PARTS and cdiv(rows, block) * parts < PROGRAMS:
+        parts *= 2
+    return parts
+
+
+_WIDE, _HALF, _FLAT = Launch(64, 64, 4, 2), Launch(64, 32, 4, 2), Launch(64, 32, 4, 1)
+# (most width, products) -> the forward pass, the gradients of hidden rows, those of the weight
+_TABLE: dict[tuple[int, Products], tuple[Launch, Launch, Launch]] = {
+    (64, "bf16"): (_WIDE, _WIDE, _WIDE),
+    (128, "bf16"): (_WIDE, _WIDE, _HALF),
+    (64, "tf32"): (_WIDE, _HALF, _HALF),
+    (128, "tf32"): (_WIDE, _HALF, _HALF),
+    (64, "tf32x3"): (_HALF, _FLAT, _FLAT),
+    (128, "tf32x3"): (_HALF, _FLAT, _FLAT),
+}
+
+
+@triton.jit
+@no_type_check
+def part_of(part, length, PARTS: tl.constexpr, STEP: tl.constexpr):
+    """Where the walk over a part of `length` rows begins and ends: whole steps but for the last."""
+    each = tl.cdiv(tl.cdiv(length, PARTS), STEP) * STEP
+    return tl.minimum(part * each, length), tl.minimum((part + 1) * each, length)
+
+
+@triton.jit(do_not_specialize=["N", "V"])
+@no_type_check
+def cross_entropy_fwd_kernel(
+    hidden,
+    weight,
+    target,
+    lse,
+    chosen,
+    hidden_stride,
+    weight_stride,
+    N,
+    V,
+    D: tl.constexpr,
+    C: tl.constexpr,
+    STEP: tl.constexpr,
+    PARTS: tl.constexpr,
+    DOT: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """lse and the target's score, 0 where it is in another part: [parts n], of C rows over a part
+    of the vocabulary."""
+    start = (tl.program_id(0) // PARTS) * C
+    part = tl.program_id(0) % PARTS
+    row = start + tl.arange(0, C)
+    aim = tl.load(target + row, mask=row < N, other=-1)
+    h = as_operand(load_rows(hidden, start, hidden_stride, N, D, C), DOT, PRECISION)
+    highest = tl.full([C], float("-inf"), tl.float32)
+    total = tl.zeros([C], tl.float32)
+    score = tl.zeros([C], tl.float32)
+    begin, end = part_of(part, V, PARTS, STEP)
+    for first in range(begin, end, STEP):
+        column = first + tl.arange(0, STEP)
+        w = as_operand(load_rows(weight, first, weight_stride, V, D, STEP), DOT, PRECISION)
+        S = tl.dot(h, tl.trans(w), input_precision=PRECISION)
+        score += tl.sum(tl.where(column[None, :] == aim[:, None], S, 0.0), 1)
+        S = tl.where((column < V)[None, :], S, float("-inf"))
+        higher = tl.maximum(highest, tl.max(S, 1))
+        total = total * tl.exp2((highest - higher) * LOG2E)
+        total += tl.sum(tl.exp2((S - higher[:, None]) * LOG2E), 1)
+        highest = higher
+    place = part.to(tl.int64) * N + row
+    tl.store(lse + place, highest + tl.log2(total) / LOG2E, mask=row < N)
+    tl.store(chosen + place, score, mask=row < N)
+
+
+@triton.jit(do_not_specialize=["N"])
+@no_type_check
+def cross_entropy_sum_kernel(
+    parts_lse, parts_chosen, lse, loss, N, C: tl.constexpr, PARTS: tl.constexpr
+):
+    """lse [n] and loss [n] of their parts [parts n]."""
+    row = tl.program_id(0) * C + tl.arange(0, C)
+    place = tl.arange(0, PARTS).to(tl.int64)[:, None] * N + row[None, :]
+    there = (row < N)[None, :]
+    part = tl.load(parts_lse + place, mask=there, other=0.0)
+    highest = tl.max(part, 0)
+    total = highest + tl.log2(tl.sum(tl.exp2((part - highest[None, :]) * LOG2E), 0)) / LOG2E
+    score = tl.sum(tl.load(parts_chosen + place, mask=there, other=0.0), 0)
+    tl.store(lse + row, total, mask=row < N)
+    tl.store(loss + row, total - score, mask=row < N)
+
+
+@triton.jit(do_not_specialize=["N", "V"])
+@no_type_check
+def cross_entropy_bwd_hidden_kernel(
+    hidden,
+    weight,
+    target,
+    lse,
+    dloss,
+    dhidden,
+    hidden_stride,
+    weight_stride,
+    dloss_stride,
+    N,
+    V,
+    D: tl.constexpr,
+    C: tl.constexpr,
+    STEP: tl.constexpr,
+    PARTS: tl.constexpr,
+    DOT: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """dhidden [parts n d] of C rows, from a part of the vocabulary."""
+    start = (tl.program_id(0) // PARTS) * C
+    part = tl.program_id(0) % PARTS
+    row = start + tl.arange(0, C)
+    aim = tl.load(target + row, mask=row < N, other=-1)
+    own = tl.load(lse + row, mask=row < N, other=0.0)
+    h = as_operand(load_rows(hidden, start, hidden_stride, N, D, C), DOT, PRECISION)
+    acc = tl.zeros([C, D], tl.float32)
+    begin, end = part_of(part, V, PARTS, STEP)
+    for first in range(begin, end, STEP):
+        column = first + tl.arange(0, STEP)
+        # Zeros past the vocabulary: what P is there counts for nothing.
+        w = as_operand(load_rows(weight, first, weight_stride, V, D, STEP), DOT, PRECISION)
+        S = tl.dot(h, tl.trans(w), input_precision=PRECISION)
+        P = tl.exp2((S - own[:, None]) * LOG2E)
+        P = tl.where(column[None, :] == aim[:, None], P - 1.0, P)
+        acc = tl.dot(as_operand(P, DOT, PRECISION), w, acc, input_precision=PRECISION)
+    scale = tl.load(dloss + row * dloss_stride, mask=row < N, other=0.0)
+    dhidden += part.to(tl.int64) * N * D
+    store_rows(dhidden, acc * scale[:, None], start, D, N, D, C)
+
+
+@triton.jit(do_not_specialize=["N", "V"])
+@no_type_check
+def cross_entropy_bwd_weight_kernel(
+    hidden,
+    weight,
+    target,
+    lse,
+    dloss,
+    dweight,
+    hidden_stride,
+    weight_stride,
+    dloss_stride,
+    N,
+    V,
+    D: tl.constexpr,
+    C: tl.constexpr,
+    STEP: tl.constexpr,
+    PARTS: tl.constexpr,
+    DOT: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """dweight [parts v d] of C rows of the vocabulary, from a part of the hidden rows."""
+    start = (tl.program_id(0) // PARTS) * C
+    part = tl.program_id(0) % PARTS
+    word = start + tl.arange(0, C)
+    w = as_operand(load_rows(weight, start, weight_stride, V, D, C), DOT, PRECISION)
+    acc = tl.zeros([C, D], tl.float32)
+    begin, end = part_of(part, N, PARTS, STEP)
+    for first in range(begin, end, STEP):
+        row = first + tl.arange(0, STEP)
+        aim = tl.load(target + row, mask=row < N, other=-1)
+        own = tl.load(lse + row, mask=row < N, other=0.0)
+        scale = tl.load(dloss + row * dloss_stride, mask=row < N, other=0.0)
+        h = as_operand(load_rows(hidden, first, hidden_stride, N, D, STEP), DOT, PRECISION)
+        S = tl.dot(w, tl.trans(h), input_precision=PRECISION)
+        P = tl.exp2((S - own[None, :]) * LOG2E)
+        P = tl.where(word[:, None] == aim[None, :], P - 1.0, P) * scale[None, :]
+        acc = tl.dot(as_operand(P, DOT, PRECISION), h, acc, input_precision=PRECISION)
+    dweight += part.to(tl.int64) * V * D
+    store_rows(dweight, acc, start, D, V, D, C)
+
+
+def products_of(dtype: torch.dtype, width: int) -> tuple[tuple[Launch, ...], dict[str, object]]:
+    """The three launches, and the constants that all kernels share."""
+    dot, precision = dot_type(dtype, width, width)
+    constants = {"D": width, "DOT": dot, "PRECISION": precision}
+    return _TABLE[max(width, 64), "bf16" if dot == tl.bfloat16 else precision], constants
+
+
+def losses_of(hidden: Tensor, weight: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """loss and lse, fp32 [n], of hidden [n d], weight [v d] and target int64 [n]; the last axes of
+    hidden and weight, and target, are contiguous."""
+    (n, width), vocabulary = hidden.shape, len(weight)
+    (launch, *_), constants = products_of(hidden.dtype, width)
+    parts = parts_of(n, launch.block)
+    parts_lse = hidden.new_empty((parts, n), dtype=torch.float32)
+    parts_chosen = torch.empty_like(parts_lse)
+    loss, lse = (hidden.new_empty(n, dtype=torch.float32) for _ in range(2))
+    enqueue(
+        cross_entropy_fwd_kernel,
+        cdiv(n, launch.block) * parts,
+        *(hidden, weight, target, parts_lse, parts_chosen),
+        *(hidden.stride(0), weight.stride(0), n, vocabulary),
+        **constants,
+        **_tile(launch, parts),
+    )
+    rows = 256
+    enqueue(
+        cross_entropy_sum_kernel,
+        cdiv(n, rows),
+        *(parts_lse, parts_chosen, lse, loss, n),
+        C=rows,
+        PARTS=parts,
+    )
+    return loss, lse
+
+
+def gradients_of(
+    hidden: Tensor, weight: Tensor, target: Tensor, lse: Tensor, dloss: Tensor
+) -> tuple[Tensor, Tensor]:
+    """dhidden and dweight in their tensors' dtypes, of what `losses_of` took and gave and dloss,
+    fp32 [n] of any stride."""
+    (n, width), vocabulary = hidden.shape, len(weight)
+    (_, *launches), constants = products_of(hidden.dtype, width)
+    found = []
+    for kernel, launch, like in zip(
+        (cross_entropy_bwd_hidden_kernel, cross_entropy_bwd_weight_kernel),
+        launches,
+        (hidden, weight),
+        strict=True,
+    ):
+        parts = parts_of(len(like), launch.block)
+        dtype = like.dtype if parts == 1 else torch.float32
+        gradient = like.new_empty((parts, *like.shape), dtype=dtype)
+        enqueue(
+            kernel,
+            cdiv(len(like), launch.block) * parts,
+            *(hidden, weight, target, lse, dloss, gradient),
+            *(hidden.stride(0), weight.stride(0), dloss.stride(0), n, vocabulary),
+            **constants,
+            **_tile(launch, parts),
+        )
+        found.append(gradient[0] if parts == 1 else gradient.sum(0).to(like.dtype))
+    return found[0], found[1]
+
+
+def _tile(launch: Launch, parts: int) -> dict[str, int]:
+    return {
+        "C": launch.block,
+        "STEP": launch.step,
+        "PARTS": parts,
+        "num_warps": launch.num_warps,
+        "num_stages": launch.num_stages,
+    }

@@ -1,0 +1,19 @@
+"""What the fused loss launches, forward and backward, noted on meta tensors for compilation."""
+
+from __future__ import annotations
+
+import torch
+
+from hgrn2.kernels.first_call import Enqueued, noted
+from mixers.cross_entropy_kernels import gradients_of, losses_of
+
+
+def launches(width: int, dtype: torch.dtype, rows: int = 2048) -> list[Enqueued]:
+    """At `rows` labels of 8,192 words; products as torch is told now."""
+    hidden = torch.empty(rows, width, dtype=dtype, device="meta")
+    weight = torch.empty(8192, width, device="meta")
+    target = torch.empty(rows, dtype=torch.int64, device="meta")
+    with noted() as found:
+        loss, lse = losses_of(hidden, weight, target)
+        gradients_of(hidden, weight, target, lse, loss)
+    return found

@@ -1,0 +1,146 @@
+"""The fused loss's kernels under Triton's interpreter, against the fp64 oracle.
+
+Run by test_cross_entropy.py with TRITON_INTERPRET=1, which must be set before triton is imported.
+fp32 only: the interpreter's bf16 is wrong. cross_entropy_inputs.py derives the bar.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+from mixers import HGRN2
+from mixers.cross_entropy import linear_cross_entropy
+from mixers.cross_entropy_kernels import MOST_PARTS, gradients_of, losses_of, parts_of
+from tasks.base import Context
+from tasks.mqar.task import Segment
+from tests.mixers.cross_entropy_inputs import check, draw, results, separate
+from tests.tasks.test_training import tiny
+
+assert os.environ.get("TRITON_INTERPRET") == "1"
+
+# log2 of what is empty: a part of the vocabulary that has no word in it.
+pytestmark = pytest.mark.filterwarnings("ignore:divide by zero encountered in log2:RuntimeWarning")
+
+
+@pytest.mark.parametrize("d", [16, 32, 64, 128])
+@pytest.mark.parametrize(("n", "v"), [(1, 2), (5, 33), (64, 64), (130, 300), (257, 400)])
+def test_loss_and_gradients(n, v, d):
+    check(linear_cross_entropy, *draw(n, v, d), "fp32")
+
+
+def test_large_scores():
+    """Up to 300: one word has it all, and no sum of exponentials overflows."""
+    hidden, weight, target = draw(70, 130, 32)
+    weight = 60 * weight
+    assert (hidden @ weight.T).max() > 200
+    check(linear_cross_entropy, hidden, weight, target, "fp32")
+
+
+def test_the_first_and_the_last_word():
+    hidden, weight, target = draw(70, 129, 16)
+    for word in (0, 128):
+        check(linear_cross_entropy, hidden, weight, torch.full_like(target, word), "fp32")
+
+
+def test_every_number_of_parts():
+    """More rows, fewer parts; each the same result."""
+    assert [parts_of(n, 64) for n in (1, 4_000, 5_000, 9_000)] == [MOST_PARTS, 4, 2, 1]
+    for n in (600, 4_300):
+        check(linear_cross_entropy, *draw(n, 70, 16), "fp32")
+
+
+def test_buffers_are_written_whole_and_nothing_beyond(monkeypatch):
+    """Fresh memory holds NaN, and what lies behind it stays."""
+    hidden, weight, target = draw(67, 70, 16)
+    fresh = []
+
+    def poisoned(_, *shape, **options):
+        size = shape[0] if isinstance(shape[0], tuple | torch.Size) else shape
+        whole = torch.full((torch.Size(size).numel() + 512,), torch.nan, **options)
+        fresh.append(whole)
+        return whole[:-512].view(size)
+
+    monkeypatch.setattr(torch.Tensor, "new_empty", poisoned)
+    monkeypatch.setattr(torch, "empty_like", lambda x: poisoned(x, *x.shape, dtype=x.dtype))
+    loss, lse = losses_of(hidden, weight, target)
+    found = gradients_of(hidden, weight, target, lse, torch.ones_like(loss))
+    assert all(x.isfinite().all() for x in (loss, lse, *found))
+    # The interpreter's own among them.
+    assert len(fresh) >= 6
+    assert all(x[-512:].isnan().all() for x in fresh)
+
+
+def test_a_gradient_of_any_size_and_stride():
+    hidden, weight, target = draw(70, 130, 16)
+    _, lse = losses_of(hidden, weight, target)
+    dloss = torch.randn(3, 70).T
+    exact = torch.autograd.grad(
+        torch.nn.functional.cross_entropy(
+            (h := hidden.double().requires_grad_()) @ (w := weight.double().requires_grad_()).T,
+            target,
+            reduction="none",
+        ),
+        (h, w),
+        dloss[:, 1].double(),
+    )
+    found = gradients_of(hidden, weight, target, lse, dloss[:, 1])
+    for ours, theirs in zip(found, exact, strict=True):
+        torch.testing.assert_close(ours, theirs.float(), rtol=1e-5, atol=1e-6)
+
+
+def test_views_and_the_same_bits_every_time():
+    hidden, weight, target = draw(70, 130, 16)
+    expected = results(linear_cross_entropy, hidden, weight, target)
+    wide = torch.cat([hidden, hidden], 1)[:, :16]
+    turned = weight.T.contiguous().T
+    for again in (
+        results(linear_cross_entropy, hidden, weight, target),
+        results(linear_cross_entropy, wide, turned, torch.stack([target, target], 1)[:, 0]),
+    ):
+        assert all(torch.equal(x, again[name]) for name, x in expected.items())
+
+
+def test_a_gradient_of_one_input_alone():
+    hidden, weight, target = draw(20, 30, 16)
+    expected = results(linear_cross_entropy, hidden, weight, target)
+    leaf = weight.clone().requires_grad_()
+    linear_cross_entropy(hidden, leaf, target).backward()
+    assert torch.equal(leaf.grad, expected["dweight"])
+    with torch.no_grad():
+        assert torch.equal(linear_cross_entropy(hidden, weight, target), expected["loss"])
+
+
+def test_compiled_it_is_the_same():
+    hidden, weight, target = draw(70, 130, 16)
+    fast = torch.compile(linear_cross_entropy, backend="aot_eager", fullgraph=True)
+    expected = results(linear_cross_entropy, hidden, weight, target)
+    found = results(fast, hidden, weight, target)
+    for name, x in expected.items():
+        torch.testing.assert_close(found[name], x)
+
+
+def test_recall_learns_the_same_with_it():
+    rows = (Segment(seq_len=16, kv_pairs=2, examples=64),)
+    task = tiny(epochs=2).model_copy(update={"train": rows, "test": rows})
+    fused = task.model_copy(update={"fused_loss": True})
+    assert fused.key != task.key
+    one, other = (x.run(Context(torch.device("cpu"))) for x in (task, fused))
+    assert other["loss_by_epoch"] == pytest.approx(one["loss_by_epoch"], rel=1e-4)
+
+
+def test_wrong_gradients_of_it_are_refused(monkeypatch):
+    """A cell checks them before it trains, whatever its mixer."""
+    from mixers import cross_entropy
+    from tasks.workload import Wrong
+
+    task = tiny().model_copy(update={"fused_loss": True, "mixer": HGRN2(expand_ratio=16)})
+    cpu = torch.device("cpu")
+    task.check(cpu)
+    monkeypatch.setattr(
+        cross_entropy, "linear_cross_entropy", lambda h, w, t: separate(1.05 * h, w, t)
+    )
+    with pytest.raises(Wrong):
+        task.check(cpu)
