@@ -54,11 +54,20 @@ def labels(cells: Sequence[Cell]) -> dict[str, str]:
 
 
 def pending(cells: Sequence[Cell], options: Options) -> list[Cell]:
-    """The cells that a run would measure: those without an ok record that counts."""
+    """The cells that a run would measure: those without an ok record that counts.
+
+    What failed before comes last: a run that stops when its time is up would else come to the same
+    failures again, and never past them.
+    """
     if not cells:
         return []
-    records = Records(options.results / cells[0].grid)
-    return [cell for cell in cells if not settled(cell, records, options)]
+    records, device = Records(options.results / cells[0].grid), options.machine.device_name
+
+    def failed(cell: Cell) -> bool:
+        newest = records.newest(cell.key, device)
+        return newest is not None and newest.status != "ok"
+
+    return sorted((c for c in cells if not settled(c, records, options)), key=failed)
 
 
 def drop_stale_checkpoints(cells: Sequence[Cell], options: Options) -> None:

@@ -61,6 +61,18 @@ def test_a_second_run_measures_only_what_is_not_ok(run: Run, tmp_path: Path) -> 
     assert {row.task["ends"] for row in again} == {row.task["ends"] for row in first} - {"ok"}
 
 
+def test_what_failed_before_comes_last(run: Run, tmp_path: Path) -> None:
+    grid = "every_end"
+    run(grid)
+    kept = [row for row in rows(tmp_path, grid) if row.task["ends"] not in ("ok", "bad_metrics")]
+    file = tmp_path / grid / "records.jsonl"
+    file.write_bytes(b"".join(row.line() for row in kept))
+    run(grid, jobs=1)
+    again = [row.task["ends"] for row in rows(tmp_path, grid)[len(kept) :]]
+    assert set(again[:2]) == {"ok", "bad_metrics"}
+    assert len(again) == 9
+
+
 def test_nothing_is_measured_twice_unless_fresh(run: Run, tmp_path: Path) -> None:
     assert run("fine").statuses == {"ok": 6}
     before = (tmp_path / "fine" / "records.jsonl").read_bytes()
