@@ -23,7 +23,8 @@ Device = Annotated[
 AnyDevice = Annotated[
     bool,
     typer.Option(
-        "--any-device", help="Records of every device: times apart, what is trained in one"
+        "--any-device",
+        help="Records of every device: a line each for times, one for what was trained",
     ),
 ]
 Trained = Annotated[

@@ -48,11 +48,7 @@ def profile(
     if len(cells) != 1:
         some = "\n".join(f"  {name}" for name in list(selection.labels(cells).values())[:10])
         chosen = f"--where {where!r} chooses" if where else f"{grid} has"
-        raise ValueError(
-            f"{chosen} {len(cells)} cells; choose one by --where, as of\n{some}"
-            if cells
-            else f"{chosen} none of the cells"
-        )
+        raise ValueError(f"{chosen} {len(cells)} cells; choose one by --where, as of\n{some}")
     task = pickle.loads(cells[0].payload)
     where_it_runs = plan.find_devices(found.machine.devices[0])[0]
     try:

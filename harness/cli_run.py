@@ -36,7 +36,7 @@ def run(
         int | None,
         typer.Option(
             min=1,
-            help="Cells side by side in one process, where they can (default: 1 on the CPU, 4)",
+            help="Cells side by side in one process, where they can (default: 4 on a GPU, else 1)",
         ),
     ] = None,
     timeout: Timeout = None,
@@ -46,7 +46,10 @@ def run(
     ] = False,
     fresh_since: Annotated[
         str | None,
-        typer.Option(help="Go on with a --fresh run of that time: what is older does not count"),
+        typer.Option(
+            help="Go on with a --fresh run that began then, as 2024-04-11T09:00:00Z: older records "
+            "do not count"
+        ),
     ] = None,
     any_device: Trained = False,
     ray: Annotated[
@@ -100,8 +103,6 @@ def run(
         cells = [cell for grid in plan.grids.values() for cell in grid]
         if where is not None:
             cells = selection.select(cells, where)
-            if not cells:
-                raise ValueError(f"--where {where!r} chooses none of the cells")
         if any_device:
             _check_trained(cells)
         by_grid = {name: [cell for cell in cells if cell.grid == name] for name in plan.grids}

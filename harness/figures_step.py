@@ -25,8 +25,8 @@ COSTS = {
 
 
 def mqar_step(table: pd.DataFrame) -> dict[str, Plot]:
-    """For each way to train (engine, models side by side, compiled, steps launched at once) every
-    cost that was measured."""
+    """For each way to train (engine, models side by side, compiled, fused loss, steps launched at
+    once) every cost that was measured."""
     plots: dict[str, Plot] = {}
     for (engine, pack, compiled, together, fused), cells in table.groupby(WAY):
         way = f"{engine}_{pack}{'_compiled' if compiled else ''}"
@@ -49,11 +49,11 @@ def _plot(table: pd.DataFrame, cost: Cost) -> Plot:
     engine, pack = ours["engine"].iloc[0], int(ours["pack"].iloc[0])
     alone = "one model alone" if pack == 1 else f"{pack} models side by side"
     compiled = ", the loss compiled" if ours["compiled"].iloc[0] else ""
-    compiled += ", head and cross-entropy fused" if ours["fused_loss"].iloc[0] else ""
+    fused = ", head and cross-entropy fused" if ours["fused_loss"].iloc[0] else ""
     together = int(ours["steps_together"].iloc[0])
     together = f", {together} steps launched at once" if together > 1 else ""
     sentences = [
-        f"{cost.y_name} over model width, engine {engine}{compiled}{together}, {alone}.",
+        f"{cost.y_name} over model width, engine {engine}{compiled}{fused}{together}, {alone}.",
         f"Batch by length: {_batches(ours)}. Two layers, vocabulary 8192; a training is 64 epochs "
         "of 100,000 rows, evaluations included, none stopped early.",
         _faster(lines) if cost.y == "step_ms_per_model" else "",

@@ -11,6 +11,7 @@ import torch
 from harness.grids_speed import UNCOMPILED, hgrn2_impl
 from mixers import GLA, HGRN1, HGRN2, Attention, Mamba, Mixer
 from mixers.base_conv import BaseConv
+from mixers.cross_entropy_settings import WIDTHS
 from mixers.layers import Init
 from tasks.backbone import Backbone
 from tasks.base import Task
@@ -29,18 +30,16 @@ STEP_WIDTHS = (64, 256, 512)
 STEPS_TOGETHER = 8
 STEP_PRECISIONS = ("fp32", "tf32", "bf16_autocast")
 STEP_WAYS = (
-    ("graph", 1, True, True),
     ("graph", 1, True, False),
-    ("graph", 7, True, True),
+    ("graph", 1, True, True),
     ("graph", 7, True, False),
+    ("graph", 7, True, True),
     ("graph", 1, False, False),
     ("graph", 7, False, False),
     ("graph", 4, False, False),
     ("eager", 1, False, False),
 )
 """(engine, pack, compiled, fused_loss)"""
-WIDEST_FUSED_LOSS = 128
-"""What `mixers.cross_entropy` has kernels for."""
 
 
 def mqar_quick(device: torch.device) -> list[Task]:
@@ -206,37 +205,33 @@ def mqar_step(device: torch.device) -> list[Task]:
     """
     return [
         step_of(
-            on(
-                device,
-                protocols.iclr2024(
-                    mixer, seq_len=seq_len, kv_pairs=kv_pairs, d_model=d_model, lr=1e-3
-                ),
-            ),
+            on(device, task.model_copy(update={"fused_loss": fused_loss})),
             pack,
-            fused_loss=fused_loss,
             engine=engine,
             precision=precision,
             compiled=compiled,
             steps_together=STEPS_TOGETHER if engine == "graph" else 1,
         )
-        for (engine, pack, compiled, fused_loss), precision, (
-            seq_len,
-            kv_pairs,
-        ), d_model in product(STEP_WAYS, STEP_PRECISIONS, STEP_SHAPES, STEP_WIDTHS)
-        for mixer in recall_mixers(d_model, device, init="zoology")
-        if not (compiled and mixer.impl in UNCOMPILED)
-        if not (fused_loss and d_model > WIDEST_FUSED_LOSS)
+        for engine, pack, compiled, fused_loss in STEP_WAYS
+        for precision, task in product(STEP_PRECISIONS, _timed_recall(device))
+        if not (compiled and task.mixer.impl in UNCOMPILED)
+        if not (fused_loss and task.backbone.d_model not in WIDTHS)
     ]
 
 
-def step_of(
-    task: MQAR, pack: int, *, fused_loss: bool = False, **training_fields: object
-) -> MQARStep:
+def _timed_recall(device: torch.device) -> list[MQAR]:
+    return [
+        protocols.iclr2024(mixer, seq_len=seq_len, kv_pairs=kv_pairs, d_model=d_model, lr=1e-3)
+        for (seq_len, kv_pairs), d_model in product(STEP_SHAPES, STEP_WIDTHS)
+        for mixer in recall_mixers(d_model, device, init="zoology")
+    ]
+
+
+def step_of(task: MQAR, pack: int, **training_fields: object) -> MQARStep:
     """The time of a training step of this cell, with other settings of its training."""
     same = {name: getattr(task, name) for name in MQAR.model_fields if name != "name"}
     training = task.training.model_copy(update=training_fields)
-    other = {"training": training, "pack": pack, "fused_loss": fused_loss}
-    return MQARStep.model_validate(same | other)
+    return MQARStep.model_validate(same | {"training": training, "pack": pack})
 
 
 def on(device: torch.device, task: MQAR) -> MQAR:

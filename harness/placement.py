@@ -178,9 +178,13 @@ def slots(places: Sequence[Place], pack: int) -> list[Slot]:
     ]
 
 
-def in_order(cells: Iterable[Cell], slots: Sequence[Slot]) -> list[Cell]:
+def in_order(cells: Iterable[Cell], slots: Sequence[Slot], failed: set[str]) -> list[Cell]:
     """Longest first, so that no long one is begun when the other slots run dry; on one slot, as
-    the grid has them."""
-    if len(slots) == 1:
-        return list(cells)
-    return sorted(cells, key=lambda cell: cell.cost, reverse=True)
+    the grid has them.
+
+    Those whose key is in `failed` come last: a run that stops when its time is up would else come
+    to the same failures again, and never past them.
+    """
+    if len(slots) > 1:
+        cells = sorted(cells, key=lambda cell: cell.cost, reverse=True)
+    return sorted(cells, key=lambda cell: cell.key in failed)

@@ -20,7 +20,7 @@ from harness.placement import Fleet, Place, Slot, ThisMachine, Workers, in_order
 from harness.processes import Message, on_interrupt
 from harness.progress import Display, duration
 from harness.records import FAILURES, Record, Records, Status, utc_now
-from harness.selection import drop_stale_checkpoints, labels, pending
+from harness.selection import drop_stale_checkpoints, failed, labels, pending
 
 GRACE_S = 10.0
 """How long cells get to save a checkpoint once they are asked to stop."""
@@ -84,6 +84,7 @@ class _Run:
         self.records = Records(options.results / cells[0].grid)
         self.slots: list[Slot] = []
         self.workers = Workers(fleet, cells[0].grid, options)
+        self.failed_before = failed(cells, options)
         self.lost: set[str] = set()
         self.overdue: set[Place] = set()
         """Where a cell was overdue, and others had to end with its process."""
@@ -116,7 +117,7 @@ class _Run:
         # Timed cells are alone on the machine: a neighbour shares its host, its bus and its power.
         places = places[:1] if timed else places
         self.slots = slots(places, pack)
-        self.queue.extend(in_order(cells, self.slots))
+        self.queue.extend(in_order(cells, self.slots, self.failed_before))
         self.pack, self.fresh_process = pack, timed
         while True:
             self._notice_a_stop()

@@ -22,7 +22,8 @@ def columns(cells: Sequence[Cell]) -> list[dict[str, Any]]:
 def select(cells: Sequence[Cell], where: str) -> list[Cell]:
     """The cells for which the pandas query `where` is true.
 
-    Raises ValueError, showing the columns, for a query that pandas cannot answer.
+    Raises ValueError, showing the columns, for a query that pandas cannot answer or that chooses
+    none.
     """
     frame = pd.DataFrame(columns(cells))
     try:
@@ -33,7 +34,12 @@ def select(cells: Sequence[Cell], where: str) -> list[Cell]:
         chosen, problem = None, str(error).splitlines()[0]
     if not isinstance(chosen, pd.Series) or chosen.dtype != bool:
         raise ValueError(f"--where {where!r}: {problem}. Columns: {', '.join(frame.columns)}")
-    return [cell for cell, wanted in zip(cells, chosen, strict=True) if wanted]
+    found = [cell for cell, wanted in zip(cells, chosen, strict=True) if wanted]
+    if not found:
+        raise ValueError(
+            f"--where {where!r} chooses none of the cells. Columns: {', '.join(frame.columns)}"
+        )
+    return found
 
 
 def labels(cells: Sequence[Cell]) -> dict[str, str]:
@@ -54,20 +60,20 @@ def labels(cells: Sequence[Cell]) -> dict[str, str]:
 
 
 def pending(cells: Sequence[Cell], options: Options) -> list[Cell]:
-    """The cells that a run would measure: those without an ok record that counts.
-
-    What failed before comes last: a run that stops when its time is up would else come to the same
-    failures again, and never past them.
-    """
+    """The cells that a run would measure: those without an ok record that counts."""
     if not cells:
         return []
+    records = Records(options.results / cells[0].grid)
+    return [cell for cell in cells if not settled(cell, records, options)]
+
+
+def failed(cells: Sequence[Cell], options: Options) -> set[str]:
+    """The keys of those whose newest record on this device is not ok."""
+    if not cells:
+        return set()
     records, device = Records(options.results / cells[0].grid), options.machine.device_name
-
-    def failed(cell: Cell) -> bool:
-        newest = records.newest(cell.key, device)
-        return newest is not None and newest.status != "ok"
-
-    return sorted((c for c in cells if not settled(c, records, options)), key=failed)
+    newest = [records.newest(cell.key, device) for cell in cells]
+    return {record.key for record in newest if record and record.status != "ok"}
 
 
 def drop_stale_checkpoints(cells: Sequence[Cell], options: Options) -> None:

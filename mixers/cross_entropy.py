@@ -14,7 +14,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from triton import knobs
 
-from mixers.cross_entropy_kernels import WIDTHS, gradients_of, losses_of
+from hgrn2.kernels.chunks import rows
+from mixers.cross_entropy_kernels import gradients_of, losses_of
+from mixers.cross_entropy_settings import expect_width, needs_cuda
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 # On a CPU, with TRITON_INTERPRET = 1 from the start.
@@ -28,14 +30,14 @@ def linear_cross_entropy(
 
     Products have operands of hidden's dtype (bf16, fp16 or fp32), or of autocast's where that is
     on, and fp32's follow torch.set_float32_matmul_precision; all sums are in fp32. `target`: int64,
-    each a row of `weight`; none is left out. Raises ValueError for another dtype or width, or
-    without a GPU.
+    each a row of `weight`, or the loss is NaN. Raises ValueError for another dtype, shape or width,
+    or without a GPU.
     """
     kind = hidden.device.type
     if torch.is_autocast_enabled(kind):
         hidden = hidden.to(torch.get_autocast_dtype(kind))
-    _check(hidden, weight)
-    x = _rows(hidden), _rows(weight), target.contiguous()
+    _check(hidden, weight, target)
+    x = hidden, weight, target
     if torch.compiler.is_compiling():
         loss, _ = _compiled_forward(*x)
     elif torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):
@@ -45,35 +47,22 @@ def linear_cross_entropy(
     return loss.mean()
 
 
-def expect_width(d_model: int) -> None:
-    """Raise ValueError, naming field, value and remedy, unless the kernels take this width."""
-    if d_model not in WIDTHS:
-        raise ValueError(
-            f"fused_loss = True takes d_model = {', '.join(map(str, WIDTHS))}, not {d_model}: use "
-            "fused_loss = False"
-        )
-
-
-def unsupported(device: torch.device) -> str | None:
-    """Why `linear_cross_entropy` cannot run there, or None."""
-    if device.type == "cuda" or INTERPRETED:
-        return None
-    return f"fused_loss = True needs a CUDA device, not {device}: use fused_loss = False"
-
-
-def _rows(x: Tensor) -> Tensor:
-    return x if x.stride(-1) == 1 else x.contiguous()
-
-
-def _check(hidden: Tensor, weight: Tensor) -> None:
+def _check(hidden: Tensor, weight: Tensor, target: Tensor) -> None:
     if hidden.dtype not in DTYPES or weight.dtype not in DTYPES:
         raise ValueError(
             f"hidden, weight are {hidden.dtype}, {weight.dtype}; the fused loss takes one of "
             "torch.bfloat16, torch.float16, torch.float32 for each"
         )
-    expect_width(hidden.shape[-1])
-    if reason := unsupported(hidden.device):
-        raise ValueError(reason)
+    fits = hidden.ndim == 2 and weight.ndim == 2 and hidden.shape[1] == weight.shape[1]
+    if not fits or target.shape != hidden.shape[:1] or target.dtype != torch.int64:
+        raise ValueError(
+            f"hidden, weight, target have shapes {list(hidden.shape)}, {list(weight.shape)}, "
+            f"{list(target.shape)}, the last is {target.dtype}; the fused loss takes [n d], "
+            "[vocab d] and int64 [n]"
+        )
+    expect_width(hidden.shape[1])
+    if not (hidden.is_cuda or INTERPRETED):
+        raise ValueError(needs_cuda(hidden.device))
 
 
 # `no_type_check`: torch reads an operator's schema off a function that nothing wraps.
@@ -81,7 +70,7 @@ def _check(hidden: Tensor, weight: Tensor) -> None:
 def _forward(hidden: Tensor, weight: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """loss and lse, fp32 [n]"""
     with torch.cuda.device_of(hidden):
-        return losses_of(hidden, weight, target)
+        return losses_of(rows(hidden), rows(weight), target.contiguous())
 
 
 @no_type_check
@@ -89,7 +78,7 @@ def _backward(
     hidden: Tensor, weight: Tensor, target: Tensor, lse: Tensor, dloss: Tensor
 ) -> tuple[Tensor, Tensor]:
     with torch.cuda.device_of(hidden):
-        return gradients_of(hidden, weight, target, lse, dloss)
+        return gradients_of(rows(hidden), rows(weight), target.contiguous(), lse, dloss)
 
 
 _compiled_forward = torch.library.custom_op(
@@ -103,7 +92,7 @@ _compiled_backward = torch.library.custom_op(
 @_compiled_forward.register_fake
 def _forward_fake(hidden: Tensor, weight: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     del weight, target
-    loss = hidden.new_empty(len(hidden), dtype=torch.float32)
+    loss = hidden.new_empty(hidden.shape[:1], dtype=torch.float32)
     return loss, torch.empty_like(loss)
 
 

@@ -26,33 +26,22 @@ from torch import Tensor
 from hgrn2.kernels.first_call import enqueue
 from hgrn2.kernels.settings import cdiv, dot_type
 from mixers.attention_kernels import as_operand, load_rows, store_rows
-from mixers.attention_settings import Launch, Products
+from mixers.attention_settings import Launch
+from mixers.cross_entropy_settings import settings
 
-WIDTHS = (16, 32, 64, 128)
 PROGRAMS = 132
 """The multiprocessors of a Hopper GPU: where programs are fewer, each walk is cut in parts."""
 MOST_PARTS = 8
 LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
 
 
-def parts_of(rows: int, block: int) -> int:
+def parts_of(rows: int, others: int, launch: Launch) -> int:
     """In how many parts, a power of two, the walk over the other axis is cut."""
+    most = min(MOST_PARTS, cdiv(others, launch.step))
     parts = 1
-    while parts < MOST_PARTS and cdiv(rows, block) * parts < PROGRAMS:
+    while 2 * parts <= most and cdiv(rows, launch.block) * parts < PROGRAMS:
         parts *= 2
     return parts
-
-
-_WIDE, _HALF, _FLAT = Launch(64, 64, 4, 2), Launch(64, 32, 4, 2), Launch(64, 32, 4, 1)
-# (most width, products) -> the forward pass, the gradients of hidden rows, those of the weight
-_TABLE: dict[tuple[int, Products], tuple[Launch, Launch, Launch]] = {
-    (64, "bf16"): (_WIDE, _WIDE, _WIDE),
-    (128, "bf16"): (_WIDE, _WIDE, _HALF),
-    (64, "tf32"): (_WIDE, _HALF, _HALF),
-    (128, "tf32"): (_WIDE, _HALF, _HALF),
-    (64, "tf32x3"): (_HALF, _FLAT, _FLAT),
-    (128, "tf32x3"): (_HALF, _FLAT, _FLAT),
-}
 
 
 @triton.jit
@@ -61,6 +50,17 @@ def part_of(part, length, PARTS: tl.constexpr, STEP: tl.constexpr):
     """Where the walk over a part of `length` rows begins and ends: whole steps but for the last."""
     each = tl.cdiv(tl.cdiv(length, PARTS), STEP) * STEP
     return tl.minimum(part * each, length), tl.minimum((part + 1) * each, length)
+
+
+@triton.jit
+@no_type_check
+def factor(x, DOT: tl.constexpr, PRECISION: tl.constexpr):
+    """`as_operand`, and a NaN stays one: a GPU's own, all bits but the sign, wraps to 0 where
+    TF32 is rounded."""
+    y = as_operand(x, DOT, PRECISION)
+    if PRECISION == "tf32" and DOT.is_fp32():
+        y = tl.where(x == x, y, float("nan"))
+    return y
 
 
 @triton.jit(do_not_specialize=["N", "V"])
@@ -88,14 +88,14 @@ def cross_entropy_fwd_kernel(
     part = tl.program_id(0) % PARTS
     row = start + tl.arange(0, C)
     aim = tl.load(target + row, mask=row < N, other=-1)
-    h = as_operand(load_rows(hidden, start, hidden_stride, N, D, C), DOT, PRECISION)
+    h = factor(load_rows(hidden, start, hidden_stride, N, D, C), DOT, PRECISION)
     highest = tl.full([C], float("-inf"), tl.float32)
     total = tl.zeros([C], tl.float32)
     score = tl.zeros([C], tl.float32)
     begin, end = part_of(part, V, PARTS, STEP)
     for first in range(begin, end, STEP):
         column = first + tl.arange(0, STEP)
-        w = as_operand(load_rows(weight, first, weight_stride, V, D, STEP), DOT, PRECISION)
+        w = factor(load_rows(weight, first, weight_stride, V, D, STEP), DOT, PRECISION)
         S = tl.dot(h, tl.trans(w), input_precision=PRECISION)
         score += tl.sum(tl.where(column[None, :] == aim[:, None], S, 0.0), 1)
         S = tl.where((column < V)[None, :], S, float("-inf"))
@@ -108,12 +108,12 @@ def cross_entropy_fwd_kernel(
     tl.store(chosen + place, score, mask=row < N)
 
 
-@triton.jit(do_not_specialize=["N"])
+@triton.jit(do_not_specialize=["N", "V"])
 @no_type_check
 def cross_entropy_sum_kernel(
-    parts_lse, parts_chosen, lse, loss, N, C: tl.constexpr, PARTS: tl.constexpr
+    parts_lse, parts_chosen, target, lse, loss, N, V, C: tl.constexpr, PARTS: tl.constexpr
 ):
-    """lse [n] and loss [n] of their parts [parts n]."""
+    """lse [n] and loss [n] of their parts [parts n]; NaN for a target that is no word."""
     row = tl.program_id(0) * C + tl.arange(0, C)
     place = tl.arange(0, PARTS).to(tl.int64)[:, None] * N + row[None, :]
     there = (row < N)[None, :]
@@ -122,7 +122,9 @@ def cross_entropy_sum_kernel(
     total = highest + tl.log2(tl.sum(tl.exp2((part - highest[None, :]) * LOG2E), 0)) / LOG2E
     score = tl.sum(tl.load(parts_chosen + place, mask=there, other=0.0), 0)
     tl.store(lse + row, total, mask=row < N)
-    tl.store(loss + row, total - score, mask=row < N)
+    aim = tl.load(target + row, mask=row < N, other=0)
+    found = tl.where((aim >= 0) & (aim < V), total - score, float("nan"))
+    tl.store(loss + row, found, mask=row < N)
 
 
 @triton.jit(do_not_specialize=["N", "V"])
@@ -152,17 +154,17 @@ def cross_entropy_bwd_hidden_kernel(
     row = start + tl.arange(0, C)
     aim = tl.load(target + row, mask=row < N, other=-1)
     own = tl.load(lse + row, mask=row < N, other=0.0)
-    h = as_operand(load_rows(hidden, start, hidden_stride, N, D, C), DOT, PRECISION)
+    h = factor(load_rows(hidden, start, hidden_stride, N, D, C), DOT, PRECISION)
     acc = tl.zeros([C, D], tl.float32)
     begin, end = part_of(part, V, PARTS, STEP)
     for first in range(begin, end, STEP):
         column = first + tl.arange(0, STEP)
-        # Zeros past the vocabulary: what P is there counts for nothing.
-        w = as_operand(load_rows(weight, first, weight_stride, V, D, STEP), DOT, PRECISION)
+        w = factor(load_rows(weight, first, weight_stride, V, D, STEP), DOT, PRECISION)
         S = tl.dot(h, tl.trans(w), input_precision=PRECISION)
-        P = tl.exp2((S - own[:, None]) * LOG2E)
+        # Past the vocabulary S is 0, whatever the scores are: exp may overflow there.
+        P = tl.where((column < V)[None, :], tl.exp2((S - own[:, None]) * LOG2E), 0.0)
         P = tl.where(column[None, :] == aim[:, None], P - 1.0, P)
-        acc = tl.dot(as_operand(P, DOT, PRECISION), w, acc, input_precision=PRECISION)
+        acc = tl.dot(factor(P, DOT, PRECISION), w, acc, input_precision=PRECISION)
     scale = tl.load(dloss + row * dloss_stride, mask=row < N, other=0.0)
     dhidden += part.to(tl.int64) * N * D
     store_rows(dhidden, acc * scale[:, None], start, D, N, D, C)
@@ -193,7 +195,7 @@ def cross_entropy_bwd_weight_kernel(
     start = (tl.program_id(0) // PARTS) * C
     part = tl.program_id(0) % PARTS
     word = start + tl.arange(0, C)
-    w = as_operand(load_rows(weight, start, weight_stride, V, D, C), DOT, PRECISION)
+    w = factor(load_rows(weight, start, weight_stride, V, D, C), DOT, PRECISION)
     acc = tl.zeros([C, D], tl.float32)
     begin, end = part_of(part, N, PARTS, STEP)
     for first in range(begin, end, STEP):
@@ -201,11 +203,11 @@ def cross_entropy_bwd_weight_kernel(
         aim = tl.load(target + row, mask=row < N, other=-1)
         own = tl.load(lse + row, mask=row < N, other=0.0)
         scale = tl.load(dloss + row * dloss_stride, mask=row < N, other=0.0)
-        h = as_operand(load_rows(hidden, first, hidden_stride, N, D, STEP), DOT, PRECISION)
+        h = factor(load_rows(hidden, first, hidden_stride, N, D, STEP), DOT, PRECISION)
         S = tl.dot(w, tl.trans(h), input_precision=PRECISION)
         P = tl.exp2((S - own[None, :]) * LOG2E)
         P = tl.where(word[:, None] == aim[None, :], P - 1.0, P) * scale[None, :]
-        acc = tl.dot(as_operand(P, DOT, PRECISION), h, acc, input_precision=PRECISION)
+        acc = tl.dot(factor(P, DOT, PRECISION), h, acc, input_precision=PRECISION)
     dweight += part.to(tl.int64) * V * D
     store_rows(dweight, acc, start, D, V, D, C)
 
@@ -214,7 +216,7 @@ def products_of(dtype: torch.dtype, width: int) -> tuple[tuple[Launch, ...], dic
     """The three launches, and the constants that all kernels share."""
     dot, precision = dot_type(dtype, width, width)
     constants = {"D": width, "DOT": dot, "PRECISION": precision}
-    return _TABLE[max(width, 64), "bf16" if dot == tl.bfloat16 else precision], constants
+    return settings(width, "bf16" if dot == tl.bfloat16 else precision), constants
 
 
 def losses_of(hidden: Tensor, weight: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -222,7 +224,7 @@ def losses_of(hidden: Tensor, weight: Tensor, target: Tensor) -> tuple[Tensor, T
     hidden and weight, and target, are contiguous."""
     (n, width), vocabulary = hidden.shape, len(weight)
     (launch, *_), constants = products_of(hidden.dtype, width)
-    parts = parts_of(n, launch.block)
+    parts = parts_of(n, vocabulary, launch)
     parts_lse = hidden.new_empty((parts, n), dtype=torch.float32)
     parts_chosen = torch.empty_like(parts_lse)
     loss, lse = (hidden.new_empty(n, dtype=torch.float32) for _ in range(2))
@@ -238,7 +240,7 @@ def losses_of(hidden: Tensor, weight: Tensor, target: Tensor) -> tuple[Tensor, T
     enqueue(
         cross_entropy_sum_kernel,
         cdiv(n, rows),
-        *(parts_lse, parts_chosen, lse, loss, n),
+        *(parts_lse, parts_chosen, target, lse, loss, n, vocabulary),
         C=rows,
         PARTS=parts,
     )
@@ -253,13 +255,14 @@ def gradients_of(
     (n, width), vocabulary = hidden.shape, len(weight)
     (_, *launches), constants = products_of(hidden.dtype, width)
     found = []
-    for kernel, launch, like in zip(
+    for kernel, launch, like, others in zip(
         (cross_entropy_bwd_hidden_kernel, cross_entropy_bwd_weight_kernel),
         launches,
         (hidden, weight),
+        (vocabulary, n),
         strict=True,
     ):
-        parts = parts_of(len(like), launch.block)
+        parts = parts_of(len(like), others, launch)
         dtype = like.dtype if parts == 1 else torch.float32
         gradient = like.new_empty((parts, *like.shape), dtype=dtype)
         enqueue(

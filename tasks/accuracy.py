@@ -11,8 +11,9 @@ from torch import Tensor
 
 from mixers.base import Mixer, Operator
 from tasks.base import Context, Metrics, Task, Unsupported
+from tasks.check import relative_error
 from tasks.training import seeded
-from tasks.workload import DTYPES, relative_error
+from tasks.workload import DTYPES
 
 Regime = Literal["ordinary", "spread", "open", "closed", "mixed", "resets"]
 """Of the forget gate's raw logits. `ordinary`: N(0, 1). `spread`: N(0, 16). `open`: N(6, 1).

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from mixers.base import Mixer, MixerLayer, Operator
 from tasks.base import Context, Metrics, Task, Unsupported
+from tasks.check import expect_as_close, of
 from tasks.timing import ceilings, host_ms, replayed, spread, times_ms
 from tasks.training import seeded
-from tasks.workload import DTYPES, expect_close, relative_error, token_by_token
+from tasks.workload import DTYPES, token_by_token
 
 CHECKED_BATCH, CHECKED_LEN = 16, 32
 
@@ -156,9 +157,8 @@ class Decode(Task):
         exact = self._layer(oracle_mixer, device, torch.float64)(x.double())
         same = self._layer(oracle_mixer, device, dtype)(x)
         mine = token_by_token(self._layer(self.mixer, device, dtype), x)
-        allowed = 2 * relative_error(same, exact) + torch.finfo(dtype).eps
-        error = relative_error(mine, exact)
-        expect_close(f"decoding in {self.dtype}", self.mixer, error, allowed)
+        what = f"decoding in {self.dtype} {of(self.mixer)}"
+        expect_as_close(what, mine, same, exact, torch.finfo(dtype).eps)
 
     def _check_operator(self, device: torch.device) -> None:
         """As `_check_layer`, of one token's output and of the state after it."""
@@ -178,9 +178,8 @@ class Decode(Task):
         )
         names = ("the output", "the state")
         for what, exact, same, mine in zip(names, *results, strict=False):
-            allowed = 2 * relative_error(same, exact) + torch.finfo(DTYPES[self.dtype]).eps
-            what = f"{what} of a step in {self.dtype}"
-            expect_close(what, self.mixer, relative_error(mine, exact), allowed)
+            what = f"{what} of a step in {self.dtype} {of(self.mixer)}"
+            expect_as_close(what, mine, same, exact, torch.finfo(DTYPES[self.dtype]).eps)
 
 
 def _bytes(x: Tensor) -> int:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from mixers.base import Mixer, MixerLayer
 from tasks.backbone import Backbone, Block
-from tasks.base import Task, Unsupported, Wrong
+from tasks.base import Task, Unsupported
+from tasks.check import expect_as_close, expect_close, of, relative_error
 from tasks.training import seeded
 
 DTYPES = {
@@ -110,15 +111,16 @@ class WorkloadTask(Task):
         if whole.stepped is not None:
             # Two ways to the same fp64 numbers part by fp64's rounding; a fault by far more.
             error = relative_error(exact[0], whole.stepped())
-            expect_close("the fp64 output", oracle_mixer, error, torch.finfo(torch.float32).eps)
+            what = f"the fp64 output {of(oracle_mixer)}"
+            expect_close(what, error, torch.finfo(torch.float32).eps)
         baseline, ours = (
             self._prepare(mixer, device, dtype, 1, seq_len).outputs()
             for mixer in (oracle_mixer, self.mixer)
         )
         for index, (e, same, mine) in enumerate(zip(exact, baseline, ours, strict=True)):
             what = "the output" if index == 0 else f"gradient {index}"
-            allowed = 2 * relative_error(same, e) + torch.finfo(dtype).eps
-            expect_close(f"{what} in {self.dtype}", self.mixer, relative_error(mine, e), allowed)
+            what = f"{what} in {self.dtype} {of(self.mixer)}"
+            expect_as_close(what, mine, same, e, torch.finfo(dtype).eps)
 
     def _prepare(
         self, mixer: Mixer, device: torch.device, dtype: torch.dtype, batch: int, seq_len: int
@@ -217,19 +219,3 @@ def token_by_token(layer: MixerLayer, x: Tensor) -> Tensor:
             y, state = layer.step(token, state)
             outputs.append(y)
         return torch.stack(outputs, dim=1)
-
-
-def relative_error(x: Tensor, exact: Tensor) -> float:
-    """|x - exact| / |exact|, over the whole tensor, in fp64."""
-    exact = exact.double()
-    scale = exact.norm()
-    return float((x.double() - exact).norm() / (scale if scale > 0 else 1.0))
-
-
-def expect_close(what: str, mixer: Mixer, error: float, allowed: float) -> None:
-    """Raise Wrong where the error is above what is allowed, or NaN."""
-    if not error <= allowed:
-        raise Wrong(
-            f"{what} of {mixer.name} ({mixer.impl}) is off by {error:.2e} against fp64; "
-            f"at most {allowed:.2e} is allowed"
-        )

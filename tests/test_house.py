@@ -24,6 +24,7 @@ MAY_IMPORT = {
         "mixers.layers",
         "mixers.directions",
         "mixers.cross_entropy",
+        "mixers.cross_entropy_settings",
     },
     "tasks.mqar.data": set(),
     "harness": {"harness", "tasks.base"},

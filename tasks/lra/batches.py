@@ -128,19 +128,23 @@ def varied(images: Shaped[Tensor, "b n"], generator: torch.Generator) -> Shaped[
     return pixels[image, rows[:, :, None], columns[:, None, :]].reshape(count, -1)
 
 
+LARGEST = {
+    "listops": (10, 18, 2048),
+    "text": (2, 135, 4096),
+    "retrieval": (2, 98, 4000),
+    "image": (10, 256, 1024),
+    "pathfinder32": (2, 256, 1024),
+    "pathfinder64": (2, 256, 4096),
+    "path_x": (2, 256, 16_384),
+    "path_256": (2, 256, 65_536),
+}
+"""Classes, vocabulary and most tokens of each task."""
+
+
 def noise(data: Data, rows: int, length: int | None = None) -> Dataset:
     """Random examples of the task's largest shape, or of `length` tokens, on the CPU, to time a
     step."""
-    classes, vocab_size, longest = {
-        "listops": (10, 18, 2048),
-        "text": (2, 135, 4096),
-        "retrieval": (2, 98, 4000),
-        "image": (10, 256, 1024),
-        "pathfinder32": (2, 256, 1024),
-        "pathfinder64": (2, 256, 4096),
-        "path_x": (2, 256, 16_384),
-        "path_256": (2, 256, 65_536),
-    }[data.arena]
+    classes, vocab_size, longest = LARGEST[data.arena]
     length = length or longest
     image = data.arena.startswith(("image", "path"))
     scale = COLOUR_SCALE if data.colour else CENTRED

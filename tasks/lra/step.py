@@ -11,13 +11,13 @@ from torch import Tensor
 
 from mixers.base import Mixer
 from tasks.base import Context, Metrics
+from tasks.check import expect_as_close, of
 from tasks.graphs import WARM_UP_CALLS
 from tasks.lra.batches import noise
 from tasks.lra.examples import Dataset
 from tasks.lra.task import LRA, Classification
 from tasks.recipe import autocast
 from tasks.timing import spread, synchronize, wall_ms
-from tasks.workload import expect_close, relative_error
 
 CHECKED_LEN = 256
 """A square, of which a scan over an image makes rows."""
@@ -97,9 +97,8 @@ class LRAStep(LRA):
         baseline, ours = (
             self._gradients(mixer, device, torch.float32) for mixer in (reference, self.mixer)
         )
-        allowed = 2 * relative_error(baseline, exact) + torch.finfo(self.compute_dtype).eps
-        what = f"the gradient in {self.training.precision}"
-        expect_close(what, self.mixer, relative_error(ours, exact), allowed)
+        what = f"the gradient in {self.training.precision} {of(self.mixer)}"
+        expect_as_close(what, ours, baseline, exact, torch.finfo(self.compute_dtype).eps)
 
     def _gradients(self, mixer: Mixer, device: torch.device, dtype: torch.dtype) -> Tensor:
         """Of the loss by every parameter, in a row; parameters in fp64 run without autocast."""

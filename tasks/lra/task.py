@@ -15,7 +15,7 @@ from mixers.directions import Directions
 from tasks.backbone import Backbone
 from tasks.base import Context, Metrics, Task, Unsupported
 from tasks.graphs import Function
-from tasks.lra.batches import Batch, Split, channels, tokens_of, varied, width_of
+from tasks.lra.batches import LARGEST, Batch, Split, channels, tokens_of, varied, width_of
 from tasks.lra.data import TEXTS, Data
 from tasks.lra.examples import Dataset
 from tasks.lra.listops import root_operators
@@ -79,6 +79,13 @@ class LRA(Task):
     def _check_source(self) -> None:
         if self.data.source == "random":
             raise ValueError("source = 'random' is for timing a step: use LRAStep")
+
+    @property
+    def cost(self) -> float:
+        """Epochs times tokens of the longest example times layers times width."""
+        *_, longest = LARGEST[self.data.arena]
+        size = self.backbone.n_layers * self.backbone.d_model
+        return float(self.training.epochs * longest * size)
 
     def turns(self, context: Context) -> Generator[None, None, Metrics]:
         """`accuracy` is the test set's at the epoch that `training.report` says, where the best one

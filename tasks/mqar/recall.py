@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from types import ModuleType
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -16,6 +16,10 @@ from tasks.training import seeded
 
 if TYPE_CHECKING:
     from tasks.mqar.task import MQAR, Segment
+
+
+HeadLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""The mean cross-entropy of hidden [n d] @ weight [vocab d] at target [n]."""
 
 
 class Rows(NamedTuple):
@@ -49,6 +53,7 @@ class Recall:
         self.train = [self._rows(segment, "train", i) for i, segment in enumerate(task.train)]
         self.test = [self._rows(segment, "test", i) for i, segment in enumerate(task.test)]
         self.batches: list[tuple[Rows, slice | Tensor]] = []
+        self.head_loss = head_loss(fused=task.fused_loss)
 
     def _rows(self, segment: Segment, split: str, index: int) -> Rows:
         task = self.task
@@ -90,13 +95,10 @@ class Recall:
         return rows.slice(part)
 
     def loss(self, model: nn.Module, *batch: Tensor) -> Tensor:
-        rows = Rows(*batch)
-        targets = rows.targets.flatten()
-        if not self.task.fused_loss:
-            return F.cross_entropy(query_logits(model, rows).flatten(0, 1), targets)
         assert isinstance(model, LanguageModel)
+        rows = Rows(*batch)
         hidden = query_hidden(model, rows).flatten(0, 1)
-        return loss_kernels().linear_cross_entropy(hidden, model.head.weight, targets)
+        return self.head_loss(hidden, model.head.weight, rows.targets.flatten())
 
     def score(self, model: nn.Module, *batch: Tensor) -> Tensor:
         """How many queries are answered rightly."""
@@ -121,6 +123,20 @@ class Recall:
         return correct.double() / rows.targets.numel()
 
 
+def head_loss(*, fused: bool) -> HeadLoss:
+    if not fused:
+        return separate
+    # Imported where it is asked for: triton is not everywhere.
+    from mixers.cross_entropy import linear_cross_entropy
+
+    return linear_cross_entropy
+
+
+def separate(hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor:
+    """By torch, the logits kept."""
+    return F.cross_entropy(F.linear(hidden, weight), target)
+
+
 def query_logits(model: nn.Module, batch: Rows) -> Tensor:
     """[b kv_pairs vocab]: the head at the labelled positions only.
 
@@ -136,10 +152,3 @@ def query_hidden(model: LanguageModel, batch: Rows) -> Tensor:
     hidden = model.hidden(batch.inputs)
     index = batch.positions[..., None].expand(-1, -1, hidden.shape[-1])
     return hidden.gather(1, index)
-
-
-def loss_kernels() -> ModuleType:
-    """The kernels, imported when first asked for: triton is not everywhere."""
-    from mixers import cross_entropy
-
-    return cross_entropy

@@ -56,8 +56,11 @@ def test_the_longest_go_first_and_equals_stay_in_the_grids_order() -> None:
     cells = [cell("a", 1), cell("b", 5), cell("c", 1), cell("d", 9), cell("e", 5)]
     two = places(FOUR, None, timed=False)[:2]
     for several in (slots(two, 1), slots(two[:1], 3)):
-        assert [one.key for one in in_order(cells, several)] == ["d", "b", "e", "a", "c"]
-    assert in_order(cells, slots(two[:1], 1)) == cells
+        assert [one.key for one in in_order(cells, several, set())] == ["d", "b", "e", "a", "c"]
+        tried = in_order(cells, several, {"d", "c"})
+        assert [one.key for one in tried] == ["b", "e", "a", "d", "c"]
+    assert in_order(cells, slots(two[:1], 1), set()) == cells
+    assert [one.key for one in in_order(cells, slots(two[:1], 1), {"b"})] == list("acdeb")
 
 
 def test_every_place_has_a_cell_before_any_has_two() -> None:

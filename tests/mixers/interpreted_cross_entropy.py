@@ -10,11 +10,13 @@ import os
 
 import pytest
 import torch
+from torch import Tensor
 
-from mixers import HGRN2
+from mixers import cross_entropy, cross_entropy_kernels
+from mixers.attention_settings import Launch
 from mixers.cross_entropy import linear_cross_entropy
 from mixers.cross_entropy_kernels import MOST_PARTS, gradients_of, losses_of, parts_of
-from tasks.base import Context
+from tasks.base import Context, Wrong
 from tasks.mqar.task import Segment
 from tests.mixers.cross_entropy_inputs import check, draw, results, separate
 from tests.tasks.test_training import tiny
@@ -45,11 +47,49 @@ def test_the_first_and_the_last_word():
         check(linear_cross_entropy, hidden, weight, torch.full_like(target, word), "fp32")
 
 
-def test_every_number_of_parts():
-    """More rows, fewer parts; each the same result."""
-    assert [parts_of(n, 64) for n in (1, 4_000, 5_000, 9_000)] == [MOST_PARTS, 4, 2, 1]
-    for n in (600, 4_300):
-        check(linear_cross_entropy, *draw(n, 70, 16), "fp32")
+def test_large_scores_that_are_all_negative():
+    """What a tile has past the vocabulary scores 0, a power of e above the others."""
+    hidden, weight, target = draw(70, 33, 16)
+    check(linear_cross_entropy, -hidden.abs(), 30 * weight.abs(), target, "fp32")
+
+
+@pytest.mark.parametrize("parts", [1, 2, 4, 8])
+def test_every_number_of_parts(parts, monkeypatch):
+    monkeypatch.setattr(cross_entropy_kernels, "PROGRAMS", 2 * parts)
+    hidden, weight, target = draw(300, 290, 16)
+    launch = Launch(64, 32, 4, 1)
+    assert parts_of(100, 290, launch) == parts
+    check(linear_cross_entropy, hidden[:100], weight, target[:100], "fp32")
+    check(linear_cross_entropy, hidden, weight[:100], target % 100, "fp32")
+
+
+def test_few_words_make_few_parts():
+    launch = Launch(64, 32, 4, 1)
+    assert [parts_of(1, v, launch) for v in (1, 33, 100, 8192)] == [1, 2, 4, MOST_PARTS]
+    assert [parts_of(n, 8192, launch) for n in (4_000, 5_000, 9_000)] == [4, 2, 1]
+
+
+def test_a_target_that_is_no_word_is_seen():
+    hidden, weight, target = draw(20, 30, 16)
+    for word in (-100, -1, 30, 2**32 + 3):
+        target[7] = word
+        assert linear_cross_entropy(hidden, weight, target).isnan()
+
+
+@pytest.mark.filterwarnings("ignore:(invalid value|All-NaN slice) encountered:RuntimeWarning")
+@pytest.mark.parametrize("bits", [0x7FFFFFFF, 0x7FC00000, -1])
+@pytest.mark.parametrize("precision", ["highest", "high"])
+def test_a_nan_comes_out_as_one(precision, bits):
+    """A GPU's own has all bits but the sign."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        hidden, weight, target = draw(20, 30, 16)
+        hidden[:] = torch.tensor(bits, dtype=torch.int32).view(torch.float32)
+        found = results(linear_cross_entropy, hidden, weight, target)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert all(x.isnan().all() for x in found.values())
 
 
 def test_buffers_are_written_whole_and_nothing_beyond(monkeypatch):
@@ -131,16 +171,20 @@ def test_recall_learns_the_same_with_it():
     assert other["loss_by_epoch"] == pytest.approx(one["loss_by_epoch"], rel=1e-4)
 
 
-def test_wrong_gradients_of_it_are_refused(monkeypatch):
-    """A cell checks them before it trains, whatever its mixer."""
-    from mixers import cross_entropy
-    from tasks.workload import Wrong
-
-    task = tiny().model_copy(update={"fused_loss": True, "mixer": HGRN2(expand_ratio=16)})
+@pytest.mark.parametrize("faulty", ["loss", "hidden gradient", "weight gradient"])
+def test_a_fault_of_it_is_refused(faulty, monkeypatch):
+    """A cell checks it before it trains, whatever its mixer."""
+    task = tiny().model_copy(update={"fused_loss": True})
     cpu = torch.device("cpu")
     task.check(cpu)
-    monkeypatch.setattr(
-        cross_entropy, "linear_cross_entropy", lambda h, w, t: separate(1.05 * h, w, t)
-    )
-    with pytest.raises(Wrong):
+
+    def wrong(hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor:
+        right = separate(hidden, weight, target)
+        if faulty == "loss":
+            return 1.01 * right
+        x = hidden if faulty == "hidden gradient" else weight
+        return right + 1e-3 * (x - x.detach()).sum()
+
+    monkeypatch.setattr(cross_entropy, "linear_cross_entropy", wrong)
+    with pytest.raises(Wrong, match=f"the {faulty} of the head with fused_loss = True"):
         task.check(cpu)

@@ -1,0 +1,56 @@
+"""Where the fused loss runs, and its kernels' launch settings: one small static table, never read
+by the number of rows. Imports no triton.
+"""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+
+import torch
+
+from mixers.attention_settings import Launch, Products
+
+WIDTHS = (16, 32, 64, 128)
+
+_WIDE, _HALF, _FLAT = Launch(64, 64, 4, 2), Launch(64, 32, 4, 2), Launch(64, 32, 4, 1)
+# (most width, products) -> the forward pass, the gradients of hidden rows, those of the weight
+_TABLE: dict[tuple[int, Products], tuple[Launch, Launch, Launch]] = {
+    (64, "bf16"): (_WIDE, _WIDE, _WIDE),
+    (128, "bf16"): (_WIDE, _WIDE, _HALF),
+    (64, "tf32"): (_WIDE, _HALF, _HALF),
+    (128, "tf32"): (_WIDE, _HALF, _HALF),
+    (64, "tf32x3"): (_HALF, _FLAT, _FLAT),
+    (128, "tf32x3"): (_HALF, _FLAT, _FLAT),
+}
+
+
+def settings(width: int, products: Products) -> tuple[Launch, Launch, Launch]:
+    """The table's entry for rows of `width` channels, one of WIDTHS."""
+    return _TABLE[max(width, 64), products]
+
+
+def expect_width(d_model: int) -> None:
+    """Raise ValueError, naming field, value and remedy, unless the kernels take this width."""
+    if d_model not in WIDTHS:
+        raise ValueError(
+            f"fused_loss = True takes d_model = {', '.join(map(str, WIDTHS))}, not {d_model}: use "
+            "fused_loss = False"
+        )
+
+
+def unsupported(device: torch.device) -> str | None:
+    """Why the kernels cannot run there, in words, or None."""
+    if find_spec("triton") is None:
+        return (
+            "fused_loss = True needs triton, which is not installed: pip install triton, or use "
+            "fused_loss = False"
+        )
+    # On a CPU, under Triton's interpreter.
+    if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        return needs_cuda(device)
+    return None
+
+
+def needs_cuda(device: torch.device) -> str:
+    return f"fused_loss = True needs a CUDA device, not {device}: use fused_loss = False"
