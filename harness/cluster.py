@@ -69,7 +69,7 @@ def _ray() -> ModuleType:
     try:
         return import_module("ray")
     except ImportError:
-        raise ValueError("--ray needs Ray: pip install 'mixerbench[ray]'") from None
+        raise ValueError("--ray needs Ray: pip install -e '.[ray]'") from None
 
 
 def _knock(address: str) -> None:

@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from harness.plot import LINE, Plot, at, draw_lines, summary
-from harness.series import marks, not_drawn
+from harness.series import joined, marks, not_drawn
 from harness.sheet import Sheet, binary_ticks, log_limits, plain_ticks, value_ticks
 from harness.style import styled
 
@@ -94,7 +94,7 @@ def curves(table: pd.DataFrame, lines: pd.DataFrame, cost: Cost, sentences: Sequ
             sheet.label(ax, [end for end in ends if end.at is not None])
         figure = sheet.finish()
     rows = summary(lines, table, [*cost.kind, cost.x], cost.y, rank=_rank)
-    return Plot(figure, " ".join(sentence for sentence in sentences if sentence), lines, rows)
+    return Plot(figure, joined(sentences), lines, rows)
 
 
 def panels(table: pd.DataFrame, cost: Cost) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 
 from harness.figures_speed import by_page
 from harness.plot import LINE, Plot, summary
-from harness.series import marks, not_drawn, origin, setting
+from harness.series import joined, marks, not_drawn, origin, setting
 from harness.sheet import End, Sheet, log_limits, plain_ticks
 from harness.style import GREY, significant, styled
 
@@ -65,7 +65,7 @@ def _errors(table: pd.DataFrame, column: str) -> Plot:
         setting(table, "d_model", "Width {}."),
         origin(table),
     ]
-    return Plot(figure, " ".join(part for part in said if part), found, rows)
+    return Plot(figure, joined(said), found, rows)
 
 
 def _panel(ax: Axes, points: pd.DataFrame, table: pd.DataFrame, column: str) -> list[End]:

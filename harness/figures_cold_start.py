@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from harness.curves import LEVELS
 from harness.figures_speed import by_page
 from harness.plot import LINE, Plot, summary
-from harness.series import marks, not_drawn, origin, setting
+from harness.series import joined, marks, not_drawn, origin, setting
 from harness.sheet import Sheet
 from harness.style import significant, styled
 
@@ -64,7 +64,7 @@ def _bars(table: pd.DataFrame) -> Plot:
         origin(table),
     ]
     rows = summary(found, table, ["level"], "cold_start_s", rank=list(LEVELS).index)
-    return Plot(figure, " ".join(part for part in said if part), found, rows)
+    return Plot(figure, joined(said), found, rows)
 
 
 def _panel(ax: Axes, bars: pd.DataFrame, table: pd.DataFrame) -> None:

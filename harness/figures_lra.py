@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 
 from harness.lra_published import TITLES, averages, compared, readable
 from harness.plot import LINE, Plot, at, summary
-from harness.series import marks, not_drawn, origin, setting, with_series
+from harness.series import joined, marks, not_drawn, origin, setting, with_series
 from harness.sheet import End, Sheet, value_ticks
 from harness.style import GREY, mixer_name, styled
 
@@ -63,7 +63,7 @@ def lra_step(table: pd.DataFrame) -> dict[str, Plot]:
             ax.set(title=names[cost], xscale="log")
             sheet.axis_names(i, x="", y="")
         figure = sheet.finish()
-    caption = " ".join(
+    caption = joined(
         [
             "A training step of the whole model by the wall, forward to optimiser, on noise.",
             f"Points: {int(lines['trials'].max())} processes, each a median of repetitions.",
@@ -98,7 +98,7 @@ def by_epoch(table: pd.DataFrame) -> Plot:
         ax.set(title=TITLES[arena])
         sheet.label(ax, ends)
         sheet.axis_names(i, x="Epoch", y="Test accuracy")
-    caption = " ".join(
+    caption = joined(
         [
             "Test accuracy by epoch: the mean over seeds, and thin the runs; one that ended early "
             "keeps its last accuracy.",
@@ -140,9 +140,8 @@ def next_to_published(table: pd.DataFrame) -> Plot:
                 ax.plot([row["published"]], [height], marker=kind, markersize=7, color=GREY)
         ax.set(title=TITLES[arena], xlim=(0, 100))
         sheet.axis_names(i, x="Accuracy (%)", y="")
-    caption = " ".join(
-        part
-        for part in [
+    caption = joined(
+        [
             "Test accuracy: points are runs; grey: Table 7 of the HGRN2 paper (arXiv 2404.07904), "
             "one run each, × where the two rows are not alike. `ours is` and `published is` say "
             "what keeps a number from standing beside plain ones of a mixer's own recipe; † marks "
@@ -158,7 +157,6 @@ def next_to_published(table: pd.DataFrame) -> Plot:
             setting(table, "report", "Accuracy of the {} epoch (best: by validation)."),
             *_common(table),
         ]
-        if part
     )
     return Plot(sheet.finish(), caption, rows, readable(rows))
 
@@ -178,7 +176,7 @@ def by_operator(table: pd.DataFrame) -> Plot:
         _dots(ax, table, at(long, {"operator": operator}), "percent")
         ax.set(title=operator, xlim=(0, 100))
         sheet.axis_names(i, x="Accuracy (%)", y="")
-    caption = " ".join(
+    caption = joined(
         ["ListOps: test accuracy by the operator at the root of an expression.", *_common(table)]
     )
     failed = pd.concat([table.assign(operator=name) for name in operators])

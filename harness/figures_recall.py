@@ -11,7 +11,7 @@ import seaborn
 from matplotlib.axes import Axes
 
 from harness.plot import LINE, Plot, at, draw_lines, summary
-from harness.series import marks, not_drawn, origin, pages, setting, spoken, with_series
+from harness.series import joined, marks, not_drawn, origin, pages, setting, spoken, with_series
 from harness.sheet import Sheet, binary_ticks, log_limits, rate_ticks, value_ticks
 from harness.style import GREY, styled
 
@@ -275,4 +275,4 @@ def _common(table: pd.DataFrame) -> str:
         setting(table, "vocab_size", "Vocabulary {}."),
         origin(table),
     ]
-    return " ".join(part for part in parts if part)
+    return joined(parts)

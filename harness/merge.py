@@ -34,7 +34,7 @@ def merge(grid: str, files: Iterable[Path], results: Path) -> Iterator[str]:
 
 def _rows(grid: str, source: Records) -> list[Record]:
     if not source.path.is_file():
-        raise ValueError(f"there is no file {source.path}")
+        raise ValueError(f"there is no file {source.path}: name a records.jsonl of another run")
     rows = source.rows()
     others = sorted({row.grid for row in rows} - {grid})
     if others:

@@ -147,6 +147,11 @@ def setting(table: pd.DataFrame, name: str, words: str) -> str:
     return words.format(spoken(values)) if len(values) else ""
 
 
+def joined(sentences: Iterable[str]) -> str:
+    """A caption of those that are not empty."""
+    return " ".join(sentence for sentence in sentences if sentence)
+
+
 def origin(table: pd.DataFrame) -> str:
     """The caption's last sentences: implementations, precision, device."""
     lines = table[["mixer", "impl"]].drop_duplicates().itertuples(index=False, name=None)
@@ -157,4 +162,4 @@ def origin(table: pd.DataFrame) -> str:
         setting(table, column, "Precision: {}."),
         setting(table, "device", "Device: {}."),
     ]
-    return " ".join(part for part in parts if part)
+    return joined(parts)

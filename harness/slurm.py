@@ -35,7 +35,7 @@ def submit(
     try:
         submitit = import_module("submitit")
     except ImportError:
-        raise ValueError("submit needs submitit: pip install 'mixerbench[slurm]'") from None
+        raise ValueError("submit needs submitit: pip install -e '.[slurm]'") from None
     try:
         executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
     except RuntimeError as error:

@@ -7,7 +7,7 @@ a cell is never measured twice at once, whichever process dies when. It says to 
     ready, env          started, time       progress, line      finished, status, headline
     settled, status, headline (another run was faster)          held (another run is at it)
     paused              fatal, reason (no record can be written)
-    alone, why (it failed beside others, which is no result)
+    alone, status, why (it failed beside others, which is no result)
 """
 
 from __future__ import annotations

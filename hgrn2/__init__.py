@@ -3,7 +3,6 @@
 from hgrn2.api import (
     IMPLS,
     Impl,
-    Operator,
     hgrn1,
     hgrn1_bidirectional,
     hgrn2,
@@ -18,7 +17,6 @@ __all__ = [
     "IMPLS",
     "Activations",
     "Impl",
-    "Operator",
     "hgrn1",
     "hgrn1_bidirectional",
     "hgrn2",

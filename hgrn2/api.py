@@ -28,23 +28,25 @@ from hgrn2.projection import Activations, split
 
 Impl = Literal["reference", "triton"]
 IMPLS: tuple[Impl, ...] = get_args(Impl)
-Operator = Literal["hgrn2", "hgrn1"]
 HAS_TRITON = find_spec("triton") is not None
 
 
-def unsupported(
-    operator: Operator, impl: Impl, device: torch.device, dtype: torch.dtype
-) -> str | None:
-    """Why the operator's `impl` cannot run there, in words; None when it can."""
-    del operator  # all of them run wherever one does
+def unsupported(impl: Impl, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why the operators' `impl` cannot run there, in words; None when it can."""
     if impl == "reference":
         return None
     if device.type != "cuda":
         return f"impl='triton' needs a CUDA device, not {device}: use impl='reference'"
     if dtype not in (torch.bfloat16, torch.float16, torch.float32):
-        return f"impl='triton' takes bfloat16, float16 or float32, not {dtype}"
+        return (
+            f"impl='triton' takes bfloat16, float16 or float32, not {dtype}: use one of them, or "
+            "impl='reference'"
+        )
     if not HAS_TRITON:
-        return "impl='triton' needs the package triton, which is not installed"
+        return (
+            "impl='triton' needs triton, which is not installed: pip install triton, or use "
+            "impl='reference'"
+        )
     return None
 
 
@@ -67,7 +69,7 @@ def hgrn2(
     Raises ValueError for shapes that do not fit and for an unknown or unsupported impl.
     """
     check_hgrn2(q, z, v, bound, state, lengths)
-    _check_impl("hgrn2", impl, q)
+    _check_impl(impl, q)
     if impl == "triton":
         if _is_narrow(q):
             return _triton_narrow().hgrn2_narrow(q, z, v, bound, state=state, lengths=lengths)
@@ -90,7 +92,7 @@ def hgrn2_bidirectional(
     returns y.
     """
     check_hgrn2(q, z, v, bound, None, lengths)
-    _check_impl("hgrn2", impl, q)
+    _check_impl(impl, q)
     if impl == "triton":
         if _is_narrow(q):
             return _triton_narrow().hgrn2_narrow_bidirectional(q, z, v, bound, lengths=lengths)
@@ -115,7 +117,7 @@ def hgrn2_projected(
     Raises ValueError as `hgrn2` does.
     """
     check_projection(x, bound, lengths)
-    _check_impl("hgrn2", impl, x)
+    _check_impl(impl, x)
     if impl == "triton" and not _is_narrow(x) and not torch.compiler.is_compiling():
         run = _triton_projected().hgrn2_projected
         return run(x, bound, activations, bidirectional=bidirectional, lengths=lengths)
@@ -140,7 +142,7 @@ def hgrn2_step(
     Raises ValueError for shapes that do not fit and for an unknown or unsupported impl.
     """
     check_step(q, z, v, bound, state)
-    _check_impl("hgrn2", impl, q)
+    _check_impl(impl, q)
     if impl == "triton":
         if _is_narrow(q):
             return _triton_narrow().hgrn2_narrow_step(q, z, v, bound, state)
@@ -168,7 +170,7 @@ def hgrn1(
     Raises ValueError for shapes that do not fit and for an unknown or unsupported impl.
     """
     check_hgrn1(v, z, bound, theta, state, lengths)
-    _check_impl("hgrn1", impl, v)
+    _check_impl(impl, v)
     if impl == "triton":
         return _triton_scan().hgrn1(v, z, bound, theta=theta, state=state, lengths=lengths)
     return reference.hgrn1_scan(v, z, bound, theta=theta, state=state, lengths=lengths)
@@ -194,7 +196,7 @@ def hgrn1_bidirectional(
     if theta_backward is not None and theta is None:
         raise ValueError("theta_backward is given, but theta is None; give both, or neither")
     expect("theta_backward", theta_backward, z.shape[-1:], "d")
-    _check_impl("hgrn1", impl, v)
+    _check_impl(impl, v)
     if impl == "triton":
         return _triton_scan().hgrn1_bidirectional(
             v, z, bound, theta=theta, theta_backward=theta_backward, lengths=lengths
@@ -204,10 +206,10 @@ def hgrn1_bidirectional(
     )
 
 
-def _check_impl(operator: Operator, impl: Impl, x: Tensor) -> None:
+def _check_impl(impl: Impl, x: Tensor) -> None:
     if impl not in IMPLS:
         raise ValueError(f"impl={impl!r} is unknown; it is one of {', '.join(IMPLS)}")
-    if (reason := unsupported(operator, impl, x.device, x.dtype)) is not None:
+    if (reason := unsupported(impl, x.device, x.dtype)) is not None:
         raise ValueError(reason)
 
 

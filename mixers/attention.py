@@ -77,7 +77,7 @@ class Attention(Mixer):
         if self.impl == "sdpa_flash" or self.impl == "sdpa_cudnn":
             return sdpa.unsupported(self.impl, device, dtype)
         # Where HGRN2's kernels run, attention's do.
-        return unsupported("hgrn2", "triton", device, dtype) if self.impl == "triton" else None
+        return unsupported("triton", device, dtype) if self.impl == "triton" else None
 
     def backend(
         self,

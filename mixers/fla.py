@@ -70,11 +70,11 @@ def unsupported(impl: str, device: torch.device, dtype: torch.dtype) -> str | No
     if device.type != "cuda":
         return f"impl={impl!r} needs a CUDA device, not {device}: use impl='reference'"
     if dtype not in (torch.bfloat16, torch.float16, torch.float32):
-        return f"impl={impl!r} takes bfloat16, float16 or float32, not {dtype}"
+        return f"impl={impl!r} takes bfloat16, float16 or float32, not {dtype}: use one of them"
     if find_spec("fla") is None:
         return f"impl={impl!r} needs FLA: pip install flash-linear-attention==0.6.0"
     if find_spec("triton") is None:
-        return f"impl={impl!r} needs the package triton, which is not installed"
+        return f"impl={impl!r} needs triton, which is not installed: pip install triton"
     return None
 
 

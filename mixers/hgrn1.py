@@ -66,7 +66,7 @@ class HGRN1(HGRN):
             if self.kind == "complex":
                 return f"impl={self.impl!r} scans real cells alone: use kind='real'"
             return fla.unsupported(self.impl, device, dtype)
-        return unsupported("hgrn1", self.impl, device, dtype)
+        return unsupported(self.impl, device, dtype)
 
     def stack(
         self, d_model: int, n_layers: int, *, causal: bool, generator: torch.Generator

@@ -71,7 +71,7 @@ class HGRN2(HGRN):
     def unsupported(self, device: torch.device, dtype: torch.dtype) -> str | None:
         if self.impl == "fla":
             return fla.unsupported(self.impl, device, dtype)
-        return unsupported("hgrn2", self.impl, device, dtype)
+        return unsupported(self.impl, device, dtype)
 
     def stack(
         self, d_model: int, n_layers: int, *, causal: bool, generator: torch.Generator

@@ -26,7 +26,7 @@ def unsupported(device: torch.device, dtype: torch.dtype) -> str | None:
     if device.type != "cuda":
         return f"impl='mamba_ssm' needs a CUDA device, not {device}: use impl='reference'"
     if dtype not in (torch.bfloat16, torch.float16, torch.float32):
-        return f"impl='mamba_ssm' takes bfloat16, float16 or float32, not {dtype}"
+        return f"impl='mamba_ssm' takes bfloat16, float16 or float32, not {dtype}: use one of them"
     missing = [package for name, package in INSTALL.items() if find_spec(name) is None]
     if missing:
         command = f"pip install --no-build-isolation {' '.join(missing)}"

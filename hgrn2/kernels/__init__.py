@@ -1,1 +1,10 @@
-"""HGRN2's operator in Triton. Import `hgrn2.kernels.ops`; this package needs triton."""
+"""The operators in Triton; this package needs triton. `hgrn2.api` calls four of its modules:
+
+ops         HGRN2 for autograd: `chunks` launches `states`, `output`, `intra`, `backward_value`,
+            `backward_gate`, and for closed gates `deep` and `deep_backward`
+projected   the same on a layer's projection, whose gradient `into` says where to write
+narrow      HGRN2 with few keys, on the diagonal scan (`scan_heads`)
+scan_ops    HGRN1 for autograd: `scan` launches `scan_walk` and `scan_backward` (`scan_rows`)
+
+`decode` is HGRN2's step. All of them share `gate`, `settings` (`scan_settings`) and `first_call`.
+"""

@@ -65,7 +65,10 @@ class MQAR(Task):
     @model_validator(mode="after")
     def _fits(self) -> MQAR:
         if not self.train or not self.test:
-            raise ValueError("train and test should each hold at least one segment")
+            raise ValueError(
+                f"train has {len(self.train)} segments and test {len(self.test)}: each needs one "
+                "at least"
+            )
         for segment in self.train + self.test:
             check_mqar(segment.seq_len, segment.kv_pairs, self.vocab_size, self.power_a)
         if self.training.compiled and all(s.examples < self.training.batch for s in self.train):

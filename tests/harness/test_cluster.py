@@ -164,7 +164,7 @@ def test_a_single_gpu_cannot_be_chosen(ray: StandIn, device: str) -> None:
 def test_without_ray_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with (
-        pytest.raises(ValueError, match=r"pip install 'mixerbench\[ray\]'"),
+        pytest.raises(ValueError, match=r"pip install -e '\.\[ray\]'"),
         cluster.connect("auto", None, [], None),
     ):
         pass

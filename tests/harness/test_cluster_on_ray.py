@@ -24,7 +24,7 @@ Start = Callable[..., "subprocess.Popen[str]"]
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[Any]:
     """Ray itself: two nodes of two cores on this machine, beside a head that takes no cells."""
-    pytest.importorskip("ray", reason="needs Ray: pip install 'mixerbench[ray]'")
+    pytest.importorskip("ray", reason="needs Ray: pip install -e '.[ray]'")
     from ray.cluster_utils import Cluster
 
     head = {"num_cpus": 0, "include_dashboard": False}

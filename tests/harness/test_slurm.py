@@ -19,13 +19,13 @@ def test_without_submitit_one_line_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "submitit", None)
-    with pytest.raises(ValueError, match=r"pip install 'mixerbench\[slurm\]'"):
+    with pytest.raises(ValueError, match=r"pip install -e '\.\[slurm\]'"):
         submit(["grids"], partition="gpu", array=1, gpus=1, cpus=1, budget_s=60, folder=tmp_path)
 
 
 @pytest.mark.cluster
 def test_the_jobs_of_an_array_share_the_cells(tmp_path: Path) -> None:
-    pytest.importorskip("submitit", reason="needs submitit: pip install 'mixerbench[slurm]'")
+    pytest.importorskip("submitit", reason="needs submitit: pip install -e '.[slurm]'")
     jobs = submit(
         ["run", f"{TOYS}:many", "--device", "cpu", "--jobs", "1", "--results", str(tmp_path)],
         partition="gpu",
@@ -50,7 +50,7 @@ def test_the_array_asks_slurm_for_what_was_given(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With an `sbatch` that keeps what it is handed."""
-    pytest.importorskip("submitit", reason="needs submitit: pip install 'mixerbench[slurm]'")
+    pytest.importorskip("submitit", reason="needs submitit: pip install -e '.[slurm]'")
     programs = tmp_path / "programs"
     programs.mkdir()
     kept = tmp_path / "kept.sh"
