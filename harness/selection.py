@@ -68,12 +68,13 @@ def pending(cells: Sequence[Cell], options: Options) -> list[Cell]:
 
 
 def failed(cells: Sequence[Cell], options: Options) -> set[str]:
-    """The keys of those whose newest record on this device is not ok."""
+    """The keys of those whose newest record on this device, of those that count, is not ok."""
     if not cells:
         return set()
     records, device = Records(options.results / cells[0].grid), options.machine.device_name
     newest = [records.newest(cell.key, device) for cell in cells]
-    return {record.key for record in newest if record and record.status != "ok"}
+    since = options.fresh_since or ""
+    return {r.key for r in newest if r and r.status != "ok" and r.started >= since}
 
 
 def drop_stale_checkpoints(cells: Sequence[Cell], options: Options) -> None:

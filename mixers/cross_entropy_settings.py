@@ -1,10 +1,9 @@
 """Where the fused loss runs, and its kernels' launch settings: one small static table, never read
-by the number of rows. Imports no triton.
+by the number of rows. Imports no triton before it is known to be there.
 """
 
 from __future__ import annotations
 
-import os
 from importlib.util import find_spec
 
 import torch
@@ -46,10 +45,10 @@ def unsupported(device: torch.device) -> str | None:
             "fused_loss = True needs triton, which is not installed: pip install triton, or use "
             "fused_loss = False"
         )
+    from triton import knobs
+
     # On a CPU, under Triton's interpreter.
-    if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
-        return needs_cuda(device)
-    return None
+    return None if device.type == "cuda" or knobs.runtime.interpret else needs_cuda(device)
 
 
 def needs_cuda(device: torch.device) -> str:

@@ -84,7 +84,6 @@ class MQARStep(MQAR):
         together = trainers[0].steps_done - before
         synchronize(device)
         cold_start_s = time.perf_counter() - start
-        self.check(device)
         # The same call as two interleaved series: their difference is the noise floor.
         calls = max(1, 16 // together) if gpu else 1
         both = [ms / together for ms in wall_ms(step, device, budget_s=self.budget_s, calls=calls)]
@@ -111,6 +110,8 @@ class MQARStep(MQAR):
         if gpu:
             metrics["peak_mib"] = torch.cuda.max_memory_allocated(device) / 2**20
             metrics["reserved_mib"] = torch.cuda.max_memory_reserved(device) / 2**20
+        # Last: its memory is no training's. Nothing is told where it raises.
+        self.check(device)
         return metrics
 
     @property

@@ -161,7 +161,8 @@ class MQAR(Task):
         expect_as_close(what, ours, baseline, exact, TOLERANCE)
 
     def _check_head(self, device: torch.device) -> None:
-        rows, precision = self.training.batch * self.train[0].kv_pairs, self.training.precision
+        batch, precision = self.training.batch, self.training.precision
+        rows = max(min(batch, part.examples) * part.kv_pairs for part in self.train)
         generator = seeded(device, self.seed, "head")
         shape = (rows, self.backbone.d_model)
         hidden = torch.randn(shape, generator=generator, device=device)

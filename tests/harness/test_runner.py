@@ -63,14 +63,19 @@ def test_a_second_run_measures_only_what_is_not_ok(run: Run, tmp_path: Path) -> 
 
 def test_what_failed_before_comes_last(run: Run, tmp_path: Path) -> None:
     grid = "every_end"
-    run(grid)
-    kept = [row for row in rows(tmp_path, grid) if row.task["ends"] not in ("ok", "bad_metrics")]
+    run(grid, jobs=1)
+    first = rows(tmp_path, grid)
+    kept = [row for row in first if row.task["ends"] not in ("ok", "bad_metrics")]
     file = tmp_path / grid / "records.jsonl"
     file.write_bytes(b"".join(row.line() for row in kept))
     run(grid, jobs=1)
     again = [row.task["ends"] for row in rows(tmp_path, grid)[len(kept) :]]
     assert set(again[:2]) == {"ok", "bad_metrics"}
     assert len(again) == 9
+    before = len(rows(tmp_path, grid))
+    run(grid, jobs=1, fresh_since="9999-01-01T00:00:00.000Z")
+    fresh = [row.task["ends"] for row in rows(tmp_path, grid)[before:]]
+    assert fresh == [row.task["ends"] for row in first]
 
 
 def test_nothing_is_measured_twice_unless_fresh(run: Run, tmp_path: Path) -> None:
