@@ -3,12 +3,11 @@ import."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.interpreted import expect_passes
 
 pytest.importorskip("triton")
 
@@ -17,13 +16,4 @@ pytest.importorskip("triton")
     "name", ["interpreted_kernels", "interpreted_projection", "interpreted_scan"]
 )
 def test_the_interpreted_kernels_agree_with_the_oracle(name):
-    file = Path(__file__).with_name(f"{name}.py")
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(file)],
-        cwd=file.parent.parent.parent,
-        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    expect_passes(Path(__file__).with_name(f"{name}.py"))

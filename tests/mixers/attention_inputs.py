@@ -19,6 +19,12 @@ from torch import Tensor
 from mixers.attention import Eager
 from mixers.layers import seed_dropout
 
+DTYPES = {
+    **dict.fromkeys(("tf32x3", "tf32"), torch.float32),
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
+"""Precision of the products -> of the inputs."""
 # Of an operand. Three tf32 products leave out what is below 2^-24 of either factor, and the
 # product of what they leave of both.
 ROUNDING = {"fp32": 2**-24, "tf32x3": 2**-22, "tf32": 2**-11, "fp16": 2**-11, "bf16": 2**-9}

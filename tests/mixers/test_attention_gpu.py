@@ -5,7 +5,6 @@ attention_inputs.py derives the bar.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import partial
 
 import pytest
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 from mixers import Attention
 from mixers.layers import Dropout, hash_, seed_dropout
-from tests.mixers.attention_inputs import ROUNDING, check, draw, generator, results
+from tests.mixers.attention_inputs import DTYPES, ROUNDING, check, draw, generator, results
 
 pytestmark = [
     pytest.mark.gpu,
@@ -25,20 +24,6 @@ pytestmark = [
 
 # Batch and length of MQAR's training.
 SHAPES = ((512, 64), (512, 128), (256, 256), (128, 512))
-DTYPES = {
-    **dict.fromkeys(("tf32x3", "tf32"), torch.float32),
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
-}
-
-
-@pytest.fixture(params=list(DTYPES))
-def precision(request) -> Iterator[str]:
-    """How matrix products multiply, torch's in the eager form too; tf32x3: where fp32 is asked."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high" if request.param == "tf32" else "highest")
-    yield request.param
-    torch.set_float32_matmul_precision(before)
 
 
 def fused(p: float):

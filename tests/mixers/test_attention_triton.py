@@ -5,9 +5,6 @@ triton reads TRITON_INTERPRET on import, so interpreted_attention.py runs in a p
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +15,7 @@ pytest.importorskip("triton")
 from mixers import Attention
 from mixers.attention_settings import HEAD_SIZES
 from tests.hgrn2.triton_compilation import SHARED_BYTES, compile_for
+from tests.interpreted import expect_passes
 from tests.mixers.attention_compilation import launches
 from tests.mixers.test_contract import generator
 
@@ -42,16 +40,7 @@ SPILL_BYTES = {
 
 
 def test_the_interpreted_kernels_agree_with_the_oracle():
-    file = Path(__file__).with_name("interpreted_attention.py")
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(file)],
-        cwd=file.parent.parent.parent,
-        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    expect_passes(Path(__file__).with_name("interpreted_attention.py"))
 
 
 def entries():

@@ -6,8 +6,6 @@ own.
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -21,6 +19,7 @@ from mixers.cross_entropy import _check, linear_cross_entropy
 from tasks.base import Context, Unsupported
 from tasks.mqar.task import MQAR
 from tests.hgrn2.triton_compilation import SHARED_BYTES, compile_for
+from tests.interpreted import expect_passes
 from tests.mixers.cross_entropy_compilation import launches
 from tests.mixers.cross_entropy_inputs import draw
 from tests.tasks.test_training import tiny
@@ -36,16 +35,7 @@ SPILL_BYTES = {
 
 
 def test_the_interpreted_kernels_agree_with_the_oracle():
-    file = Path(__file__).with_name("interpreted_cross_entropy.py")
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(file)],
-        cwd=file.parent.parent.parent,
-        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    expect_passes(Path(__file__).with_name("interpreted_cross_entropy.py"))
 
 
 def entries():

@@ -5,13 +5,13 @@ cross_entropy_inputs.py derives the bar.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
-from tests.mixers.attention_inputs import ROUNDING
+from tests.mixers.attention_inputs import DTYPES, ROUNDING
 from tests.mixers.cross_entropy_inputs import check, draw, results
 
 pytestmark = [
@@ -20,21 +20,6 @@ pytestmark = [
     # fp32 without TF32 is what some of these compile on purpose.
     pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores:UserWarning"),
 ]
-
-DTYPES = {
-    **dict.fromkeys(("tf32x3", "tf32"), torch.float32),
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
-}
-
-
-@pytest.fixture(params=list(DTYPES))
-def precision(request) -> Iterator[str]:
-    """How matrix products multiply, torch's too; tf32x3: where fp32 is asked."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high" if request.param == "tf32" else "highest")
-    yield request.param
-    torch.set_float32_matmul_precision(before)
 
 
 @pytest.fixture
