@@ -87,6 +87,7 @@ def hgrn2_bwd_gate_kernel(
     states_reverse,
     dstates_reverse,
     dscores,
+    deep,
     constants,
     raw_q,
     dq,
@@ -120,13 +121,15 @@ def hgrn2_bwd_gate_kernel(
     PARTS: tl.constexpr,
     QUERY: tl.constexpr,
 ):
-    """dq, dz [C BK], and the chunk's part of dbound [BK]; of deep chunks, what `deep` replaces."""
+    """dq, dz [C BK], and the chunk's part of dbound [BK]; nothing of chunks that `deep` flags."""
     program = tl.program_id(0)
     k_tile = program % (K // BK)
     # int64: a stride of heads may be that of a whole sequence.
     head = (program // (K // BK) % H).to(tl.int64)
     chunk = program // (K // BK) // H % chunks
     batch = (program // (K // BK) // H // chunks).to(tl.int64)
+    place = (batch * chunks + chunk) * H + head
+    is_deep = tl.load(deep + place)
 
     token = tl.arange(0, C)
     start = chunk.to(tl.int64) * C
@@ -139,8 +142,13 @@ def hgrn2_bwd_gate_kernel(
     raw_q += to_chunk
     v += batch * v_stride_b + start * v_stride_t + head * v_stride_h
     dy += batch * dy_stride_b + start * dy_stride_t + head * dy_stride_h
-    place = (batch * chunks + chunk) * H + head
     border = place * K * V + k_tile * BK * V
+
+    # Loaded before the flag is looked at: one wait serves all three.
+    z_loaded = load_tile(z, token, k, z_stride_t, valid, OPEN)
+    q_loaded = load_tile(q, token, k, q_stride_t, valid)
+    if is_deep != 0:
+        return
 
     bound += head * K
     row, column = token[:, None], token[None, :]
@@ -169,15 +177,14 @@ def hgrn2_bwd_gate_kernel(
             DOT,
             PRECISION,
         )
-        z_tile = load_tile(z, token, k, z_stride_t, valid, OPEN)
         # A product with an infinity would be a NaN for the token's other channels too.
-        z_tile = as_products(limited(z_tile, FAST), constants, FAST)
+        z_tile = as_products(limited(z_loaded, FAST), constants, FAST)
         key, g = key_and_log2_gate(z_tile, tl.load(bound + k)[None, :], FAST)
         if FAST:
             up = constant(constants, 2 * direction, C)
         else:
             up = indicator(up_to(row, column, direction == 1), FAST)
-        # Rows below are of deep chunks: kept finite, and replaced.
+        # No chunk here goes below; without the bound, Hopper's registers spill twice as much.
         G = tl.maximum(sums(up, g, FAST), -MAX_BITS)
         key_start = operand(key * power(-G, FAST), DOT, PRECISION)
         from_start = power(G, FAST)
@@ -190,7 +197,7 @@ def hgrn2_bwd_gate_kernel(
         else:
             carry = whole * (tl.sum(through, 0) + tl.sum(both, 0))
         to_key *= whole[None, :]
-        q_tile = as_products(load_tile(q, token, k, q_stride_t, valid), constants, FAST)
+        q_tile = as_products(q_loaded, constants, FAST)
         q_start = operand(q_tile * from_start, DOT, PRECISION)
 
         dA_place = place * (LAST + 1) + direction
@@ -207,6 +214,7 @@ def hgrn2_bwd_gate_kernel(
         dkey += to_key * reciprocal(from_start, FAST)
         dlnf += carry[None, :] + sums(tl.trans(up), moved, FAST)
 
+    # Loaded anew: held until here, it would spill.
     z_tile = load_tile(z, token, k, z_stride_t, valid, OPEN)
     z_tile = as_products(limited(z_tile, FAST), constants, FAST)
     b = tl.load(bound + k)[None, :]
@@ -243,6 +251,7 @@ def gate_gradients(
     backward: tuple[Tensor, Tensor] | None,
     dscores: Tensor,
     lengths: Tensor | None,
+    deep: Tensor,
     settings: Settings,
     into: Into,
 ) -> Tensor:
@@ -270,6 +279,7 @@ def gate_gradients(
         *forward,
         *(forward if backward is None else backward),
         dscores,
+        deep,
         _constants(q) if dot == tl.bfloat16 else dscores,
         into.raw_q,
         into.dq,

@@ -166,9 +166,9 @@ def launch_backward(
         dreverse = walk(reverse=True)[0] if bidirectional else None
         dscores = value_gradient(z, v, dy, wide, scores, dstates, dreverse, lengths, table, into)
         reverse = None if dreverse is None else (states_reverse, dreverse)
-        shared = (q, z, v, dy, wide, (states, dstates), reverse, dscores, lengths)
+        shared = (q, z, v, dy, wide, (states, dstates), reverse, dscores, lengths, deep)
         dbound = gate_gradients(*shared, table, into)
-        deep_gradients(*shared, deep, dbound, table, into)
+        deep_gradients(*shared, dbound, table, into)
     return total(dbound, 0, 1).to(bound.dtype), dstate
 
 

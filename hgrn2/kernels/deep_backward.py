@@ -181,13 +181,14 @@ def deep_gradients(
     settings: Settings,
     into: Into,
 ) -> None:
-    """Replaces what `gate_gradients` has left in `into` and in dbound [b n h k] of deep chunks."""
+    """What `gate_gradients` leaves out: dq and dz `into` their places and dbound [b n h k] of deep
+    chunks."""
     b, t, h, k = q.shape
     width = v.shape[-1]
     chunks = cdiv(t, CHUNK)
     places = b * h * chunks
     per = chunks_each(places)
-    launch = settings.deep
+    launch = settings.bwd_deep
     dot, precision = dot_type(z.dtype, k, width)
     enqueue(
         hgrn2_bwd_deep_kernel,

@@ -33,6 +33,7 @@ class Settings:
     bwd_value: Launch
     bwd_gate: Launch
     deep: Launch
+    bwd_deep: Launch
     programs: int
     group: int
     """Consecutive tokens that a thread holds (`gate.rows_to_tokens`)."""
@@ -95,7 +96,9 @@ def settings(k: int, v: int, dtype: torch.dtype, capability: tuple[int, int]) ->
             output=Launch(bk, bv, 4, 2),
             bwd_value=Launch(bk, bv, 4, 3),
             bwd_gate=Launch(bk, min(v, 64), 4, 2),
-            deep=Launch(bk, min(v, 64), 8, 1),
+            # Of wider values, two tiles of 128 spill more.
+            deep=Launch(bk, bv if v <= 128 else 64, 4, 1),
+            bwd_deep=Launch(bk, min(v, 64), 8, 1),
             programs=264,
             # Of 64 x 64 channels, 8 a thread, four warps cover 16 rows at a time.
             group=4,
@@ -110,6 +113,7 @@ def settings(k: int, v: int, dtype: torch.dtype, capability: tuple[int, int]) ->
         bwd_value=Launch(bk, bv, 4, 1),
         bwd_gate=Launch(bk, min(v, 32), 4, 1),
         deep=Launch(bk, min(v, 32), 4, 1),
+        bwd_deep=Launch(bk, min(v, 32), 4, 1),
         programs=264,
         # Differences of sums would cost fp32 digits, and so would large exponents.
         group=1,
