@@ -12,7 +12,7 @@ from torch import Tensor
 from mixers.base import Mixer, Operator
 from tasks.base import Context, Metrics, Task, Unsupported
 from tasks.check import relative_error
-from tasks.training import seeded
+from tasks.seeds import seeded
 from tasks.workload import DTYPES
 
 Regime = Literal["ordinary", "spread", "open", "closed", "mixed", "resets"]
@@ -54,9 +54,7 @@ class Accuracy(Task):
 
     def run(self, context: Context) -> Metrics:
         device, dtype = context.device, DTYPES[self.dtype]
-        reason = self.mixer.unsupported(device, dtype)
-        if reason is not None:
-            raise Unsupported(reason)
+        self.refuse_unsupported(device, dtype)
         oracle = self.mixer.model_copy(update={"impl": "reference"})
         truth = self._results(oracle, device, exact=True)
         plain = self._results(oracle, device, exact=False)

@@ -96,6 +96,12 @@ class Task(Frozen):
         """`run`, interrupted wherever another cell may have its turn, where `packs` says so."""
         raise NotImplementedError
 
+    def refuse_unsupported(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Raise Unsupported with the mixer's reason, where it has one."""
+        reason = self.mixer.unsupported(device, dtype)
+        if reason is not None:
+            raise Unsupported(reason)
+
     def repeated(self, device: torch.device) -> Callable[[], int]:
         """What a profiler repeats: a call of what is timed, or the next training steps; it returns
         how many. Raises Unsupported where the task has nothing for it or cannot run there."""

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from mixers.base import Mixer, MixerLayer, Operator
 from tasks.base import Context, Metrics, Task, Unsupported
 from tasks.check import expect_as_close, of
+from tasks.seeds import seeded
 from tasks.timing import ceilings, host_ms, replayed, spread, times_ms
-from tasks.training import seeded
 from tasks.workload import DTYPES, token_by_token
 
 CHECKED_BATCH, CHECKED_LEN = 16, 32
@@ -60,9 +60,7 @@ class Decode(Task):
 
     def run(self, context: Context) -> Metrics:
         device, dtype = context.device, DTYPES[self.dtype]
-        reason = self.mixer.unsupported(device, dtype)
-        if reason is not None:
-            raise Unsupported(reason)
+        self.refuse_unsupported(device, dtype)
         with torch.no_grad():
             bare = self.level == "op"
             step = self._operator_step(device) if bare else self._layer_step(device)

@@ -71,6 +71,11 @@ class Training(Frozen):
         *("engine", "compiled", "schedule_steps", "rates_lr", "steps_together"),
     )
 
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """The type that a mixer's operator sees in training."""
+        return torch.bfloat16 if self.precision == "bf16_autocast" else torch.float32
+
     @model_validator(mode="after")
     def _has_an_end(self) -> Training:
         if self.schedule_steps is None:

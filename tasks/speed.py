@@ -25,7 +25,7 @@ class Speed(WorkloadTask):
     timed: ClassVar[bool] = True
 
     def run(self, context: Context) -> Metrics:
-        self.refuse_unsupported(context.device)
+        self.refuse_unsupported(context.device, DTYPES[self.dtype])
         start = time.perf_counter()
         work = self.prepare(context.device)
         work.call()

@@ -6,7 +6,6 @@ for the device inside an epoch, but to stay a few steps ahead of it and no more.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 import time
@@ -25,6 +24,7 @@ from tasks.base import Context, Metrics, Paused, Unsupported
 from tasks.graphs import Function, Graphs, Replayed, compiled
 from tasks.problem import Problem, runs
 from tasks.recipe import Training, adamw, autocast, learning_rate, matmul_precision
+from tasks.seeds import seeded
 
 CHECKPOINT_EVERY_S = 60.0
 CHECKPOINT_FORMAT = 3
@@ -34,12 +34,6 @@ CHECKPOINT_BEFORE_EVALUATION_S = 10.0
 STEPS_AHEAD = 16
 """How many steps the host may be ahead of the device: enough that the device never waits, few
 enough that a stop is not long in coming."""
-
-
-def seeded(device: torch.device | str, *parts: object) -> torch.Generator:
-    """A generator whose seed is a function of `parts` alone, so that streams never overlap."""
-    digest = hashlib.sha256(repr(parts).encode()).digest()
-    return torch.Generator(device).manual_seed(int.from_bytes(digest[:8]) >> 1)
 
 
 def steps_for_a_profiler(trainer: Trainer) -> Callable[[], int]:

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from mixers.base import Mixer, MixerLayer
 from tasks.backbone import Backbone, Block
-from tasks.base import Task, Unsupported
+from tasks.base import Task
 from tasks.check import expect_as_close, expect_close, of, relative_error
-from tasks.training import seeded
+from tasks.seeds import seeded
 
 DTYPES = {
     "fp32": torch.float32,
@@ -71,12 +71,6 @@ class WorkloadTask(Task):
         self.mixer.check_width(self.d_model)
         return self
 
-    def refuse_unsupported(self, device: torch.device) -> None:
-        """Raise Unsupported with the mixer's reason, where it has one."""
-        reason = self.mixer.unsupported(device, DTYPES[self.dtype])
-        if reason is not None:
-            raise Unsupported(reason)
-
     def backend(self, device: torch.device) -> str | None:
         """The mixer's, at the full size."""
         size = self.d_model, self.batch, self.seq_len
@@ -88,7 +82,7 @@ class WorkloadTask(Task):
         return self._prepare(self.mixer, device, DTYPES[self.dtype], self.batch, self.seq_len)
 
     def repeated(self, device: torch.device) -> Callable[[], int]:
-        self.refuse_unsupported(device)
+        self.refuse_unsupported(device, DTYPES[self.dtype])
         call = self.prepare(device).call
 
         def once() -> int:

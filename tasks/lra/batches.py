@@ -17,7 +17,7 @@ from tasks.lra.examples import (
 )
 from tasks.lra.image import COLOUR_SCALE
 from tasks.lra.pathfinder import CENTRED
-from tasks.training import seeded
+from tasks.seeds import seeded
 
 SIDE, BORDER = 32, 4
 """Of an image that is varied, and of the mirrored pixels around it."""

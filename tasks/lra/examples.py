@@ -16,7 +16,7 @@ from jaxtyping import Int, Shaped
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tasks.training import seeded
+from tasks.seeds import seeded
 
 Convention = Literal["s4", "google"]
 """How files become ids: as in state-spaces/s4 (and S5, LRU, HGRN), or in google-research/

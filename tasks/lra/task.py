@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from mixers.base import Mixer
 from mixers.directions import Directions
 from tasks.backbone import Backbone
-from tasks.base import Context, Metrics, Task, Unsupported
+from tasks.base import Context, Metrics, Task
 from tasks.graphs import Function
 from tasks.lra.batches import LARGEST, Batch, Split, channels, tokens_of, varied, width_of
 from tasks.lra.data import TEXTS, Data
@@ -21,7 +21,8 @@ from tasks.lra.examples import Dataset
 from tasks.lra.listops import root_operators
 from tasks.lra.model import Classifier, Pair, Pool
 from tasks.recipe import Training
-from tasks.training import Trainer, seeded, steps_for_a_profiler
+from tasks.seeds import seeded
+from tasks.training import Trainer, steps_for_a_profiler
 
 SORT_POOL = 64
 
@@ -130,9 +131,7 @@ class LRA(Task):
 
     def trainer(self, context: Context) -> Trainer:
         """The model at its start, with its data. Raises Unsupported as mixer or data say."""
-        reason = self.mixer.unsupported(context.device, self.compute_dtype)
-        if reason is not None:
-            raise Unsupported(reason)
+        self.refuse_unsupported(context.device, self.training.compute_dtype)
         dataset = self.dataset(context)
         model = self.model(self.mixer, dataset, context.device)
         problem = Classification(self, dataset, context.device)
@@ -157,12 +156,6 @@ class LRA(Task):
             generator=seeded("cpu", self.seed, "parameters"),
         )
         return model.to(device)
-
-    @property
-    def compute_dtype(self) -> torch.dtype:
-        """The type that the mixer's operator sees."""
-        autocast = self.training.precision == "bf16_autocast"
-        return torch.bfloat16 if autocast else torch.float32
 
 
 class Classification:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from tasks.backbone import LanguageModel
 from tasks.graphs import Function
 from tasks.mqar.data import UNLABELLED, mqar_batch
-from tasks.training import seeded
+from tasks.seeds import seeded
 
 if TYPE_CHECKING:
     from tasks.mqar.task import MQAR, Segment

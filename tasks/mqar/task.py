@@ -18,7 +18,8 @@ from tasks.check import expect_as_close, of
 from tasks.mqar.data import check_mqar
 from tasks.mqar.recall import HeadLoss, Recall, head_loss, separate
 from tasks.recipe import Training, autocast, matmul_precision
-from tasks.training import Trainer, seeded, steps_for_a_profiler
+from tasks.seeds import seeded
+from tasks.training import Trainer, steps_for_a_profiler
 
 CHECKED_ROWS = 4
 TOLERANCE = 2**-8
@@ -124,10 +125,8 @@ class MQAR(Task):
 
     def trainer(self, context: Context) -> Trainer:
         """The model at its start, with its data. Raises Unsupported as the mixer says."""
-        reason = self.mixer.unsupported(context.device, self.compute_dtype)
-        if reason is None and self.fused_loss:
-            reason = unsupported(context.device)
-        if reason is not None:
+        self.refuse_unsupported(context.device, self.training.compute_dtype)
+        if self.fused_loss and (reason := unsupported(context.device)) is not None:
             raise Unsupported(reason)
         model = self.model(context.device)
         problem = Recall(self, context.device)
@@ -195,9 +194,3 @@ class MQAR(Task):
         parameters = [p for name, p in model.named_parameters() if ".mixer." in name]
         gradients = torch.autograd.grad(loss, parameters)
         return torch.cat([gradient.flatten() for gradient in gradients])
-
-    @property
-    def compute_dtype(self) -> torch.dtype:
-        """The type that the mixer's operator sees."""
-        autocast = self.training.precision == "bf16_autocast"
-        return torch.bfloat16 if autocast else torch.float32

@@ -13,7 +13,7 @@ from hgrn2.reference import gated_recurrent
 from mixers import GLA, HGRN1, HGRN2, Attention
 from tasks.accuracy import Accuracy, Regime, logits
 from tasks.base import Context, Unsupported
-from tasks.training import seeded
+from tasks.seeds import seeded
 
 CPU = torch.device("cpu")
 

@@ -17,7 +17,7 @@ from tasks.mqar import UNLABELLED, mqar_batch
 from tasks.mqar.recall import Recall, query_logits
 from tasks.mqar.task import MQAR, Segment
 from tasks.recipe import Training, adamw, learning_rate
-from tasks.training import seeded
+from tasks.seeds import seeded
 
 CPU = torch.device("cpu")
 
