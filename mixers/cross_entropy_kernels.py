@@ -7,9 +7,9 @@ forms the probabilities again, as Cut Cross-Entropy does (arXiv 2411.09009).
     P_ij = exp(S_ij - lse_i)      dS_ij = dloss_i (P_ij - [j = target_i])
     dh_i = sum_j dS_ij w_j      dw_j = sum_i dS_ij h_i
 
-No number is summed by two programs: results are the same bits every time. Axes: n rows, v
-vocabulary, d width. A program has C rows of one of the first two and walks over a part of the
-other, STEP at a time.
+Logarithms are kept to base 2. No number is summed by two programs: results are the same bits every
+time. Axes: n rows, v vocabulary, d width. A program has C rows of one of the first two and walks
+over a part of the other, STEP at a time.
 
 `no_type_check`: Triton compiles a function's text where it stands, so nothing may wrap it.
 """
@@ -24,6 +24,7 @@ import triton.language as tl
 from torch import Tensor
 
 from hgrn2.kernels.first_call import enqueue
+from hgrn2.kernels.gate import load_tile
 from hgrn2.kernels.settings import cdiv, dot_type
 from mixers.attention_kernels import as_operand, load_rows, store_rows
 from mixers.attention_settings import Launch
@@ -32,6 +33,8 @@ from mixers.cross_entropy_settings import settings
 PROGRAMS = 132
 """The multiprocessors of a Hopper GPU: where programs are fewer, each walk is cut in parts."""
 MOST_PARTS = 8
+ROWS = 32
+"""Of a program that adds the parts up."""
 LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
 
 
@@ -68,9 +71,7 @@ def factor(x, DOT: tl.constexpr, PRECISION: tl.constexpr):
 def cross_entropy_fwd_kernel(
     hidden,
     weight,
-    target,
     lse,
-    chosen,
     hidden_stride,
     weight_stride,
     N,
@@ -79,51 +80,65 @@ def cross_entropy_fwd_kernel(
     C: tl.constexpr,
     STEP: tl.constexpr,
     PARTS: tl.constexpr,
+    WHOLE: tl.constexpr,
     DOT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """lse and the target's score, 0 where it is in another part: [parts n], of C rows over a part
-    of the vocabulary."""
+    """lse of C rows over a part of the vocabulary, [parts n]; WHOLE: which has whole steps."""
     start = (tl.program_id(0) // PARTS) * C
     part = tl.program_id(0) % PARTS
     row = start + tl.arange(0, C)
-    aim = tl.load(target + row, mask=row < N, other=-1)
     h = factor(load_rows(hidden, start, hidden_stride, N, D, C), DOT, PRECISION)
     highest = tl.full([C], float("-inf"), tl.float32)
     total = tl.zeros([C], tl.float32)
-    score = tl.zeros([C], tl.float32)
     begin, end = part_of(part, V, PARTS, STEP)
     for first in range(begin, end, STEP):
-        column = first + tl.arange(0, STEP)
         w = factor(load_rows(weight, first, weight_stride, V, D, STEP), DOT, PRECISION)
         S = tl.dot(h, tl.trans(w), input_precision=PRECISION)
-        score += tl.sum(tl.where(column[None, :] == aim[:, None], S, 0.0), 1)
-        S = tl.where((column < V)[None, :], S, float("-inf"))
-        higher = tl.maximum(highest, tl.max(S, 1))
-        total = total * tl.exp2((highest - higher) * LOG2E)
-        total += tl.sum(tl.exp2((S - higher[:, None]) * LOG2E), 1)
+        if not WHOLE:
+            there = first + tl.arange(0, STEP) < V
+            S = tl.where(there[None, :], S, float("-inf"))
+        higher = tl.maximum(highest, tl.max(S, 1) * LOG2E)
+        total = total * tl.exp2(highest - higher)
+        total += tl.sum(tl.exp2(S * LOG2E - higher[:, None]), 1)
         highest = higher
     place = part.to(tl.int64) * N + row
-    tl.store(lse + place, highest + tl.log2(total) / LOG2E, mask=row < N)
-    tl.store(chosen + place, score, mask=row < N)
+    tl.store(lse + place, highest + tl.log2(total), mask=row < N)
 
 
 @triton.jit(do_not_specialize=["N", "V"])
 @no_type_check
 def cross_entropy_sum_kernel(
-    parts_lse, parts_chosen, target, lse, loss, N, V, C: tl.constexpr, PARTS: tl.constexpr
+    hidden,
+    weight,
+    target,
+    parts_lse,
+    lse,
+    loss,
+    hidden_stride,
+    weight_stride,
+    N,
+    V,
+    D: tl.constexpr,
+    C: tl.constexpr,
+    PARTS: tl.constexpr,
+    DOT: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):
-    """lse [n] and loss [n] of their parts [parts n]; NaN for a target that is no word."""
-    row = tl.program_id(0) * C + tl.arange(0, C)
+    """lse [n] of its parts [parts n], and loss [n]; NaN for a target that is no word."""
+    start = tl.program_id(0) * C
+    row = start + tl.arange(0, C)
     place = tl.arange(0, PARTS).to(tl.int64)[:, None] * N + row[None, :]
-    there = (row < N)[None, :]
-    part = tl.load(parts_lse + place, mask=there, other=0.0)
+    part = tl.load(parts_lse + place, mask=(row < N)[None, :], other=0.0)
     highest = tl.max(part, 0)
-    total = highest + tl.log2(tl.sum(tl.exp2((part - highest[None, :]) * LOG2E), 0)) / LOG2E
-    score = tl.sum(tl.load(parts_chosen + place, mask=there, other=0.0), 0)
+    total = highest + tl.log2(tl.sum(tl.exp2(part - highest[None, :]), 0))
     tl.store(lse + row, total, mask=row < N)
-    aim = tl.load(target + row, mask=row < N, other=0)
-    found = tl.where((aim >= 0) & (aim < V), total - score, float("nan"))
+    aim = tl.load(target + row, mask=row < N, other=-1)
+    a_word = (aim >= 0) & (aim < V)
+    h = factor(load_rows(hidden, start, hidden_stride, N, D, C), DOT, PRECISION)
+    w = factor(load_tile(weight, aim, tl.arange(0, D), weight_stride, a_word), DOT, PRECISION)
+    score = tl.sum(h.to(tl.float32) * w.to(tl.float32), 1)
+    found = tl.where(a_word, total / LOG2E - score, float("nan"))
     tl.store(loss + row, found, mask=row < N)
 
 
@@ -145,6 +160,7 @@ def cross_entropy_bwd_hidden_kernel(
     C: tl.constexpr,
     STEP: tl.constexpr,
     PARTS: tl.constexpr,
+    WHOLE: tl.constexpr,
     DOT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
@@ -161,8 +177,10 @@ def cross_entropy_bwd_hidden_kernel(
         column = first + tl.arange(0, STEP)
         w = factor(load_rows(weight, first, weight_stride, V, D, STEP), DOT, PRECISION)
         S = tl.dot(h, tl.trans(w), input_precision=PRECISION)
-        # Past the vocabulary S is 0, whatever the scores are: exp may overflow there.
-        P = tl.where((column < V)[None, :], tl.exp2((S - own[:, None]) * LOG2E), 0.0)
+        P = tl.exp2(S * LOG2E - own[:, None])
+        if not WHOLE:
+            # Past the vocabulary S is 0, whatever the scores are: P may be infinite there.
+            P = tl.where((column < V)[None, :], P, 0.0)
         P = tl.where(column[None, :] == aim[:, None], P - 1.0, P)
         acc = tl.dot(factor(P, DOT, PRECISION), w, acc, input_precision=PRECISION)
     scale = tl.load(dloss + row * dloss_stride, mask=row < N, other=0.0)
@@ -205,7 +223,7 @@ def cross_entropy_bwd_weight_kernel(
         scale = tl.load(dloss + row * dloss_stride, mask=row < N, other=0.0)
         h = factor(load_rows(hidden, first, hidden_stride, N, D, STEP), DOT, PRECISION)
         S = tl.dot(w, tl.trans(h), input_precision=PRECISION)
-        P = tl.exp2((S - own[None, :]) * LOG2E)
+        P = tl.exp2(S * LOG2E - own[None, :])
         P = tl.where(word[:, None] == aim[None, :], P - 1.0, P) * scale[None, :]
         acc = tl.dot(factor(P, DOT, PRECISION), h, acc, input_precision=PRECISION)
     dweight += part.to(tl.int64) * V * D
@@ -220,28 +238,28 @@ def products_of(dtype: torch.dtype, width: int) -> tuple[tuple[Launch, ...], dic
 
 
 def losses_of(hidden: Tensor, weight: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """loss and lse, fp32 [n], of hidden [n d], weight [v d] and target int64 [n]; the last axes of
-    hidden and weight, and target, are contiguous."""
+    """loss and lse, the latter to base 2, fp32 [n], of hidden [n d], weight [v d] and target int64
+    [n]; the last axes of hidden and weight, and target, are contiguous."""
     (n, width), vocabulary = hidden.shape, len(weight)
     (launch, *_), constants = products_of(hidden.dtype, width)
     parts = parts_of(n, vocabulary, launch)
     parts_lse = hidden.new_empty((parts, n), dtype=torch.float32)
-    parts_chosen = torch.empty_like(parts_lse)
     loss, lse = (hidden.new_empty(n, dtype=torch.float32) for _ in range(2))
     enqueue(
         cross_entropy_fwd_kernel,
         cdiv(n, launch.block) * parts,
-        *(hidden, weight, target, parts_lse, parts_chosen),
-        *(hidden.stride(0), weight.stride(0), n, vocabulary),
+        *(hidden, weight, parts_lse, hidden.stride(0), weight.stride(0), n, vocabulary),
         **constants,
         **_tile(launch, parts),
+        WHOLE=vocabulary % launch.step == 0,
     )
-    rows = 256
     enqueue(
         cross_entropy_sum_kernel,
-        cdiv(n, rows),
-        *(parts_lse, parts_chosen, target, lse, loss, n, vocabulary),
-        C=rows,
+        cdiv(n, ROWS),
+        *(hidden, weight, target, parts_lse, lse, loss),
+        *(hidden.stride(0), weight.stride(0), n, vocabulary),
+        **constants,
+        C=ROWS,
         PARTS=parts,
     )
     return loss, lse
@@ -254,14 +272,10 @@ def gradients_of(
     fp32 [n] of any stride."""
     (n, width), vocabulary = hidden.shape, len(weight)
     (_, *launches), constants = products_of(hidden.dtype, width)
+    kernels = cross_entropy_bwd_hidden_kernel, cross_entropy_bwd_weight_kernel
+    walks = (hidden, vocabulary, {"WHOLE": vocabulary % launches[0].step == 0}), (weight, n, {})
     found = []
-    for kernel, launch, like, others in zip(
-        (cross_entropy_bwd_hidden_kernel, cross_entropy_bwd_weight_kernel),
-        launches,
-        (hidden, weight),
-        (vocabulary, n),
-        strict=True,
-    ):
+    for kernel, launch, (like, others, whole) in zip(kernels, launches, walks, strict=True):
         parts = parts_of(len(like), others, launch)
         dtype = like.dtype if parts == 1 else torch.float32
         gradient = like.new_empty((parts, *like.shape), dtype=dtype)
@@ -272,6 +286,7 @@ def gradients_of(
             *(hidden.stride(0), weight.stride(0), dloss.stride(0), n, vocabulary),
             **constants,
             **_tile(launch, parts),
+            **whole,
         )
         found.append(gradient[0] if parts == 1 else gradient.sum(0).to(like.dtype))
     return found[0], found[1]
