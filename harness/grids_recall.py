@@ -200,8 +200,7 @@ def mqar_step(device: torch.device) -> list[Task]:
     """Time of a training step at three lengths and widths, alone and side by side.
 
     Batches and model of zoology's protocol of 2024, in fp32 without TF32, in TF32, which sums in
-    fp32 too, and in bf16 autocast. HGRN2, HGRN1 and attention also through torch.compile, and at
-    width 64 with the fused loss.
+    fp32 too, and in bf16 autocast; also through torch.compile, and at width 64 with the fused loss.
     """
     return [
         step_of(
@@ -214,7 +213,6 @@ def mqar_step(device: torch.device) -> list[Task]:
         )
         for engine, pack, compiled, fused_loss in STEP_WAYS
         for precision, task in product(STEP_PRECISIONS, _timed_recall(device))
-        if not (compiled and task.mixer.impl in UNCOMPILED)
         if not (fused_loss and task.backbone.d_model not in WIDTHS)
     ]
 

@@ -22,7 +22,8 @@ from tasks.memory import Memory
 from tasks.speed import Speed
 
 UNCOMPILED = ("fla", "mamba_ssm")
-"""Implementations whose kernels are no operators that torch's compiler knows."""
+"""Implementations that are trained uncompiled: torch compiles what is around their kernels, part by
+part, and no GPU has run that yet (`mqar_step` times both)."""
 TRIALS = range(3)
 WIDTH, HEAD_DIM = 2048, 128
 TOKENS = 32_768

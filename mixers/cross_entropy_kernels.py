@@ -33,8 +33,7 @@ from mixers.cross_entropy_settings import settings
 PROGRAMS = 132
 """The multiprocessors of a Hopper GPU: where programs are fewer, each walk is cut in parts."""
 MOST_PARTS = 8
-ROWS = 32
-"""Of a program that adds the parts up."""
+ROWS = 32  # of a program that adds the parts up
 LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
 
 
@@ -96,8 +95,7 @@ def cross_entropy_fwd_kernel(
         w = factor(load_rows(weight, first, weight_stride, V, D, STEP), DOT, PRECISION)
         S = tl.dot(h, tl.trans(w), input_precision=PRECISION)
         if not WHOLE:
-            there = first + tl.arange(0, STEP) < V
-            S = tl.where(there[None, :], S, float("-inf"))
+            S = tl.where((first + tl.arange(0, STEP) < V)[None, :], S, float("-inf"))
         higher = tl.maximum(highest, tl.max(S, 1) * LOG2E)
         total = total * tl.exp2(highest - higher)
         total += tl.sum(tl.exp2(S * LOG2E - higher[:, None]), 1)

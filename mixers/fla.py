@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
@@ -27,6 +27,7 @@ from torch.nn import functional as F
 from hgrn2.gate import arithmetic_dtype
 from mixers.base import Mixer
 from mixers.layers import flip_valid
+from mixers.peers import not_compiled
 
 Gate = Literal["eager", "compiled"]
 Kernel = Literal["fla_chunk", "fla_recurrent"]
@@ -138,12 +139,13 @@ def chunk_gla(
 
     Scores are products of tf32 operands, and the rest rounds its operands to v's dtype.
     """
-    kernel = _load("fla.ops.gla").chunk_gla
-
-    def run(q: Tensor, key: Tensor, v: Tensor, log_f: Tensor) -> Tensor:
-        return kernel(q, key, v, log_f, scale=scale)[0]
-
+    run = partial(_chunk_gla, scale=scale)
     return _directions(run, q, key, v, log_f, causal=causal, lengths=lengths)
+
+
+@not_compiled
+def _chunk_gla(q: Tensor, key: Tensor, v: Tensor, log_f: Tensor, *, scale: float) -> Tensor:
+    return _load("fla.ops.gla").chunk_gla(q, key, v, log_f, scale=scale)[0]
 
 
 def step_gla(
@@ -208,13 +210,14 @@ def hgrn1(
     if v.shape != z.shape:
         raise ValueError(f"v has shape {list(v.shape)}; FLA scans real cells, as z {list(z.shape)}")
     log_f, gated = run_gate(gate, tied_input, z, bound, v)
+    return _directions(partial(_scan, kernel), gated, log_f, causal=causal, lengths=lengths)
+
+
+@not_compiled
+def _scan(kernel: Kernel, gated: Tensor, log_f: Tensor) -> Tensor:
     ops = _load("fla.ops.hgrn")
     scan = ops.chunk_hgrn if kernel == "fla_chunk" else ops.fused_recurrent_hgrn
-
-    def run(gated: Tensor, log_f: Tensor) -> Tensor:
-        return scan(gated, log_f)[0]
-
-    return _directions(run, gated, log_f, causal=causal, lengths=lengths)
+    return scan(gated, log_f)[0]
 
 
 def hgrn1_step(

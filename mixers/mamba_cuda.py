@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mixers.mamba import MambaLayer
+from mixers.peers import not_compiled
 
 INSTALL = {
     "mamba_ssm": "mamba-ssm==2.3.2.post1",
@@ -48,9 +49,20 @@ def selective_scan(
     D: Float[Tensor, " c"],
 ) -> Float[Tensor, "b t c"]:
     """`mixers.mamba.selective_scan` without states; what is not laid out so is copied first."""
-    scan = import_module("mamba_ssm.ops.selective_scan_interface").selective_scan_fn
     A = -torch.exp(A_log.float())
-    return scan(x.mT, dt.mT, A, B.mT, C.mT, D.float(), delta_softplus=True).mT
+    return _scan(x.mT, dt.mT, A, B.mT, C.mT, D.float()).mT
+
+
+@not_compiled
+def _scan(*inputs: Tensor) -> Tensor:
+    interface = import_module("mamba_ssm.ops.selective_scan_interface")
+    return interface.selective_scan_fn(*inputs, delta_softplus=True)
+
+
+@not_compiled
+def _inner(*inputs: Tensor | None, D: Tensor, delta_bias: Tensor) -> Tensor:
+    interface = import_module("mamba_ssm.ops.selective_scan_interface")
+    return interface.mamba_inner_fn(*inputs, D=D, delta_bias=delta_bias, delta_softplus=True)
 
 
 class FusedMambaLayer(MambaLayer):
@@ -66,10 +78,9 @@ class FusedMambaLayer(MambaLayer):
         self, x: Float[Tensor, "b t d"], *, lengths: Int[Tensor, " b"] | None = None
     ) -> Float[Tensor, "b t d"]:
         """No valid token sees the padding on its right, so that lengths change nothing."""
-        inner = import_module("mamba_ssm.ops.selective_scan_interface").mamba_inner_fn
         # The product comes out with the tokens innermost: no copy.
         xz = self.proj_in.weight @ x.flatten(0, 1).mT
-        return inner(
+        return _inner(
             xz.unflatten(1, x.shape[:2]).transpose(0, 1),
             self.conv_weight[:, None],
             self.conv_bias,
@@ -80,7 +91,6 @@ class FusedMambaLayer(MambaLayer):
             self._a(),
             D=self.D.float(),
             delta_bias=self.dt_bias.float(),
-            delta_softplus=True,
         )
 
     def start(self, batch: int, max_len: int) -> tuple[Tensor, ...]:

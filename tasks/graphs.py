@@ -84,7 +84,8 @@ class _Place:
 
 
 def compiled(function: Function, backend: str = "inductor") -> Function:
-    """By torch.compile, for static shapes; an error where it would give up and run eagerly."""
+    """By torch.compile, for static shapes; an error where it would give up and run eagerly. What is
+    `mixers.peers.not_compiled` runs as it is, between compiled parts."""
     fast = torch.compile(function, dynamic=False, backend=backend)
     limits = {
         "recompile_limit": MOST_COMPILATIONS,
@@ -95,6 +96,8 @@ def compiled(function: Function, backend: str = "inductor") -> Function:
     # for good: a backward pass is compiled when it is first run.
     warnings.filterwarnings("ignore", "TensorFloat32 tensor cores")
     warnings.filterwarnings("ignore", r"\s*Online softmax is disabled")
+    # The compiler itself looks at what one part hands to the next.
+    warnings.filterwarnings("ignore", r"The \.grad attribute of a Tensor that is not a leaf")
 
     def call(*args: Any) -> Tensor:
         with torch._dynamo.config.patch(limits):
