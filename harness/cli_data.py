@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -158,26 +157,15 @@ def show(
       mixerbench data show path_x --root lra_release
       mixerbench data show pathfinder --resolution 64 --difficulty easy
     """
-    from tasks.lra.image import load_image
-    from tasks.lra.listops import load_listops
-    from tasks.lra.pathfinder import load_pathfinder
-    from tasks.lra.retrieval import load_retrieval
-    from tasks.lra.text import load_text
+    from tasks.lra.data import RESOLUTIONS, Data, load
 
-    reading = convention.value
     drawn_at, hardness = _pathfinder_settings(name, resolution, difficulty)
-    drawn = partial(
-        load_pathfinder, root, resolution=drawn_at, difficulty=hardness, convention=reading
+    of_images = {side: arena for arena, side in RESOLUTIONS.items()}
+    arena = of_images[drawn_at] if name in (Name.pathfinder, Name.path_x) else name.value
+    data = Data.model_validate(
+        {"arena": arena, "convention": convention.value, "difficulty": hardness}
     )
-    loaders = {
-        Name.listops: lambda: load_listops(root, convention=reading),
-        Name.text: lambda: load_text(root, convention=reading),
-        Name.retrieval: lambda: load_retrieval(root, convention=reading),
-        Name.image: lambda: load_image(root, convention=reading),
-        Name.pathfinder: drawn,
-        Name.path_x: drawn,
-    }
-    for line in loaders[name]().describe():
+    for line in load(data, root).describe():
         print(line)
 
 

@@ -109,7 +109,7 @@ class Data(Frozen):
         try:
             if self.source == "generated":
                 root = self._generated(root, context)
-            dataset = _load(self, root)
+            dataset = load(self, root)
         except files.MissingData as error:
             raise Unsupported(str(error)) from error
         if dataset.provenance.kind != self.source:
@@ -196,7 +196,9 @@ def official_is_there(arena: str) -> bool:
         return False
 
 
-def _load(data: Data, root: Path) -> Dataset:
+def load(data: Data, root: Path | None) -> Dataset:
+    """What lies below the root (`files.data_root`). Raises MissingData and BadData as the loaders
+    do."""
     loaders: dict[str, Callable[[], Dataset]] = {
         "listops": lambda: load_listops(root, convention=data.convention),
         "text": lambda: load_text(root, convention=data.convention, validation=data.validation),
