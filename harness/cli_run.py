@@ -72,7 +72,7 @@ def run(
     Examples:
       mixerbench run mqar_quick --budget 9m
       mixerbench run speed_quick --where 'seq_len <= 256 and mixer == "hgrn2"'
-      mixerbench run mqar_fig3 --device cuda:0,cuda:1 --pack 7 --timeout 1h
+      mixerbench run mqar_fig3 --device cuda:0,cuda:1 --pack 1 --timeout 1h
       mixerbench run mqar_fig3 --ray auto --budget 2h
       mixerbench run mqar_fig3 --any-device    # what another kind of GPU has trained is done
     """

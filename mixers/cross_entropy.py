@@ -68,7 +68,7 @@ def _check(hidden: Tensor, weight: Tensor, target: Tensor) -> None:
 # `no_type_check`: torch reads an operator's schema off a function that nothing wraps.
 @no_type_check
 def _forward(hidden: Tensor, weight: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """loss and lse, fp32 [n]"""
+    """loss and lse to base 2, fp32 [n]"""
     with torch.cuda.device_of(hidden):
         return losses_of(rows(hidden), rows(weight), target.contiguous())
 

@@ -83,7 +83,7 @@ def cross_entropy_fwd_kernel(
     DOT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """lse of C rows over a part of the vocabulary, [parts n]; WHOLE: which has whole steps."""
+    """lse of C rows over a part of the vocabulary, [parts n]; WHOLE: V % STEP is 0."""
     start = (tl.program_id(0) // PARTS) * C
     part = tl.program_id(0) % PARTS
     row = start + tl.arange(0, C)
@@ -123,7 +123,8 @@ def cross_entropy_sum_kernel(
     DOT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """lse [n] of its parts [parts n], and loss [n]; NaN for a target that is no word."""
+    """lse [n] of its parts [parts n], and loss [n], rounded to 2^-22 of the score and so perhaps
+    below 0; NaN for a target that is no word."""
     start = tl.program_id(0) * C
     row = start + tl.arange(0, C)
     place = tl.arange(0, PARTS).to(tl.int64)[:, None] * N + row[None, :]

@@ -19,6 +19,6 @@ def not_compiled(function: Callable[P, T]) -> Callable[P, T]:
     """`function`, and all that it calls, as it is, where torch.compile comes to it.
 
     `torch.compiler.disable` in effect, which however imports the compiler at once: 1.2 s for
-    whoever imports a mixer.
+    whoever imports a mixer. Here the first call does.
     """
     return _disable_dynamo(function)

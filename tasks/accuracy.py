@@ -52,9 +52,13 @@ class Accuracy(Task):
         """Tokens times width."""
         return float(self.batch * self.seq_len * self.d_model)
 
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        return DTYPES[self.dtype]
+
     def run(self, context: Context) -> Metrics:
-        device, dtype = context.device, DTYPES[self.dtype]
-        self.refuse_unsupported(device, dtype)
+        device = context.device
+        self.refuse_unsupported(device)
         oracle = self.mixer.model_copy(update={"impl": "reference"})
         truth = self._results(oracle, device, exact=True)
         plain = self._results(oracle, device, exact=False)
@@ -71,7 +75,7 @@ class Accuracy(Task):
         leaves = [(x.double() if exact else x).requires_grad_() for x in operator.inputs]
         y = operator.run(*leaves)
         generator = seeded(device, self.seed, "output gradient")
-        dy = torch.randn(y.shape, generator=generator, device=device).to(DTYPES[self.dtype])
+        dy = torch.randn(y.shape, generator=generator, device=device).to(self.compute_dtype)
         gradients = torch.autograd.grad(y, leaves, dy.to(y.dtype))
         named = zip(operator.names, gradients, strict=True)
         return {"y": y.detach()} | {f"d{name}": x for name, x in named}
@@ -80,7 +84,7 @@ class Accuracy(Task):
         """With this regime's logits and bound. The bound stays in fp32, as a layer has it."""
         generator = seeded(device, self.seed, "inputs")
         operator = mixer.operator(
-            self.d_model, self.batch, self.seq_len, dtype=DTYPES[self.dtype], generator=generator
+            self.d_model, self.batch, self.seq_len, dtype=self.compute_dtype, generator=generator
         )
         named = dict(zip(operator.names, operator.inputs, strict=True))
         if "z" not in named:

@@ -96,9 +96,14 @@ class Task(Frozen):
         """`run`, interrupted wherever another cell may have its turn, where `packs` says so."""
         raise NotImplementedError
 
-    def refuse_unsupported(self, device: torch.device, dtype: torch.dtype) -> None:
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """The type that the mixer's operator sees."""
+        raise NotImplementedError
+
+    def refuse_unsupported(self, device: torch.device) -> None:
         """Raise Unsupported with the mixer's reason, where it has one."""
-        reason = self.mixer.unsupported(device, dtype)
+        reason = self.mixer.unsupported(device, self.compute_dtype)
         if reason is not None:
             raise Unsupported(reason)
 

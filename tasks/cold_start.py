@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import PositiveFloat, model_validator
 
 from tasks.base import Context, Metrics, Paused
-from tasks.workload import DTYPES, WorkloadTask
+from tasks.workload import WorkloadTask
 
 POLL_S = 0.2
 LONGEST_ERROR = 1500
@@ -48,7 +48,7 @@ class ColdStart(WorkloadTask):
         return self
 
     def run(self, context: Context) -> Metrics:
-        self.refuse_unsupported(context.device, DTYPES[self.dtype])
+        self.refuse_unsupported(context.device)
         with TemporaryDirectory() as folder:
             answer = self._first_calls(context, Path(folder))
         parts = {name: float(seconds) for name, seconds in answer.items()}

@@ -58,9 +58,13 @@ class Decode(Task):
         self.mixer.check_width(self.d_model)
         return self
 
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        return DTYPES[self.dtype]
+
     def run(self, context: Context) -> Metrics:
-        device, dtype = context.device, DTYPES[self.dtype]
-        self.refuse_unsupported(device, dtype)
+        device = context.device
+        self.refuse_unsupported(device)
         with torch.no_grad():
             bare = self.level == "op"
             step = self._operator_step(device) if bare else self._layer_step(device)
@@ -70,7 +74,7 @@ class Decode(Task):
             call = replayed(step.call, device) if self.replay == "graph" else step.call
             times, null_times = times_ms([call, call], device, budget_s=self.budget_s)
             host = host_ms(call, device) if device.type == "cuda" else None
-            roof = ceilings(device, dtype)
+            roof = ceilings(device, self.compute_dtype)
         p20, median, p80 = spread(times)
         metrics: Metrics = {
             "time_ms": median,
@@ -89,7 +93,7 @@ class Decode(Task):
         return metrics
 
     def _layer_step(self, device: torch.device) -> _Step:
-        dtype = DTYPES[self.dtype]
+        dtype = self.compute_dtype
         layer = self._layer(self.mixer, device, dtype)
         tokens = seeded(device, self.seed, "tokens")
         x = torch.randn(self.batch, self.d_model, generator=tokens, device=device).to(dtype)
@@ -125,7 +129,7 @@ class Decode(Task):
     def _layer(self, mixer: Mixer, device: torch.device, dtype: torch.dtype) -> MixerLayer:
         start = seeded(device, self.seed, "parameters")
         layer = mixer.stack(self.d_model, 1, causal=True, generator=start)[0]
-        layer = layer.to(DTYPES[self.dtype]).to(dtype)
+        layer = layer.to(self.compute_dtype).to(dtype)
         assert isinstance(layer, MixerLayer)
         return layer
 
@@ -134,7 +138,7 @@ class Decode(Task):
             self.d_model,
             batch,
             context,
-            dtype=DTYPES[self.dtype],
+            dtype=self.compute_dtype,
             generator=seeded(device, self.seed, "inputs"),
         )
         if operator is None:
@@ -147,7 +151,7 @@ class Decode(Task):
     def _check_layer(self, device: torch.device) -> None:
         """Raise Wrong where decoding 32 tokens of 16 sequences is off, against the reference's
         forward in fp64, by more than twice that forward's own error in the cell's dtype."""
-        dtype = DTYPES[self.dtype]
+        dtype = self.compute_dtype
         oracle_mixer = self.mixer.model_copy(update={"impl": "reference"})
         tokens = seeded(device, self.seed, "checked tokens")
         shape = CHECKED_BATCH, CHECKED_LEN, self.d_model
@@ -177,7 +181,7 @@ class Decode(Task):
         names = ("the output", "the state")
         for what, exact, same, mine in zip(names, *results, strict=False):
             what = f"{what} of a step in {self.dtype} {of(self.mixer)}"
-            expect_as_close(what, mine, same, exact, torch.finfo(DTYPES[self.dtype]).eps)
+            expect_as_close(what, mine, same, exact, torch.finfo(self.compute_dtype).eps)
 
 
 def _bytes(x: Tensor) -> int:

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from tasks.base import Context, Metrics
 from tasks.timing import peak_memory, track_memory
-from tasks.workload import DTYPES, WorkloadTask
+from tasks.workload import WorkloadTask
 
 
 class Memory(WorkloadTask):
@@ -19,7 +19,7 @@ class Memory(WorkloadTask):
 
     def run(self, context: Context) -> Metrics:
         track_memory(context.device)
-        self.refuse_unsupported(context.device, DTYPES[self.dtype])
+        self.refuse_unsupported(context.device)
         work = self.prepare(context.device)
         # Before the check: a kernel that tunes itself does it at the first size it meets.
         work.call()

@@ -9,7 +9,7 @@ from pydantic import PositiveFloat
 
 from tasks.base import Context, Metrics
 from tasks.timing import ceilings, host_ms, spread, synchronize, times_ms
-from tasks.workload import DTYPES, WorkloadTask
+from tasks.workload import WorkloadTask
 
 
 class Speed(WorkloadTask):
@@ -25,7 +25,7 @@ class Speed(WorkloadTask):
     timed: ClassVar[bool] = True
 
     def run(self, context: Context) -> Metrics:
-        self.refuse_unsupported(context.device, DTYPES[self.dtype])
+        self.refuse_unsupported(context.device)
         start = time.perf_counter()
         work = self.prepare(context.device)
         work.call()
@@ -39,7 +39,7 @@ class Speed(WorkloadTask):
         # The same call as two interleaved series: their difference is the noise floor.
         times, null_times = times_ms([work.call, work.call], context.device, budget_s=self.budget_s)
         p20, median, p80 = spread(times)
-        roof = ceilings(context.device, DTYPES[self.dtype])
+        roof = ceilings(context.device, self.compute_dtype)
         metrics: Metrics = {
             "time_ms": median,
             "time_ms_p20": p20,

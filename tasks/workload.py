@@ -71,18 +71,22 @@ class WorkloadTask(Task):
         self.mixer.check_width(self.d_model)
         return self
 
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        return DTYPES[self.dtype]
+
     def backend(self, device: torch.device) -> str | None:
         """The mixer's, at the full size."""
         size = self.d_model, self.batch, self.seq_len
-        dtype, backward = DTYPES[self.dtype], self.mode != "fwd"
+        dtype, backward = self.compute_dtype, self.mode != "fwd"
         return self.mixer.backend(*size, device=device, dtype=dtype, backward=backward)
 
     def prepare(self, device: torch.device) -> Workload:
         """The full size, in the cell's dtype."""
-        return self._prepare(self.mixer, device, DTYPES[self.dtype], self.batch, self.seq_len)
+        return self._prepare(self.mixer, device, self.compute_dtype, self.batch, self.seq_len)
 
     def repeated(self, device: torch.device) -> Callable[[], int]:
-        self.refuse_unsupported(device, DTYPES[self.dtype])
+        self.refuse_unsupported(device)
         call = self.prepare(device).call
 
         def once() -> int:
@@ -99,7 +103,7 @@ class WorkloadTask(Task):
         at the others it is taken for granted (the tests hold it to the per-token form).
         """
         oracle_mixer = self.mixer.model_copy(update={"impl": "reference"})
-        seq_len, dtype = min(self.seq_len, CHECKED_LEN), DTYPES[self.dtype]
+        seq_len, dtype = min(self.seq_len, CHECKED_LEN), self.compute_dtype
         whole = self._prepare(oracle_mixer, device, torch.float64, 1, seq_len)
         exact = whole.outputs()
         if whole.stepped is not None:
@@ -120,7 +124,7 @@ class WorkloadTask(Task):
         self, mixer: Mixer, device: torch.device, dtype: torch.dtype, batch: int, seq_len: int
     ) -> Workload:
         # fp64 runs see the numbers that the cell's dtype sees.
-        rounded = DTYPES[self.dtype]
+        rounded = self.compute_dtype
         generator = seeded(device, self.seed, "inputs", batch, seq_len)
         scale = 1.0 if self.mode == "fwd" else 3.0
         if self.level == "op":

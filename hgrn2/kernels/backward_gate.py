@@ -184,7 +184,7 @@ def hgrn2_bwd_gate_kernel(
             up = constant(constants, 2 * direction, C)
         else:
             up = indicator(up_to(row, column, direction == 1), FAST)
-        # No chunk here goes below; without the bound, Hopper's registers spill twice as much.
+        # No chunk here goes below by more than rounding; without it, Hopper spills twice as much.
         G = tl.maximum(sums(up, g, FAST), -MAX_BITS)
         key_start = operand(key * power(-G, FAST), DOT, PRECISION)
         from_start = power(G, FAST)

@@ -1,7 +1,7 @@
 """The chunks that the forward flagged: there some row has decayed by more than MAX_BITS.
 
-Such rows of y and of the scores (and such chunks' gradients, in `deep_backward`) are formed anew by
-dyadic splitting, which is exact for every gate, over what the other kernels have left there. One
+Such rows of y and of the scores are formed anew, over what `output` has left there, by dyadic
+splitting, which is exact for every gate; so are such chunks' gradients, in `deep_backward`. One
 launch looks at every flag, so that the host need not know them.
 """
 

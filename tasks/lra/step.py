@@ -98,7 +98,7 @@ class LRAStep(LRA):
             self._gradients(mixer, device, torch.float32) for mixer in (reference, self.mixer)
         )
         what = f"the gradient in {self.training.precision} {of(self.mixer)}"
-        expect_as_close(what, ours, baseline, exact, torch.finfo(self.training.compute_dtype).eps)
+        expect_as_close(what, ours, baseline, exact, torch.finfo(self.compute_dtype).eps)
 
     def _gradients(self, mixer: Mixer, device: torch.device, dtype: torch.dtype) -> Tensor:
         """Of the loss by every parameter, in a row; parameters in fp64 run without autocast."""

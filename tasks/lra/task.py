@@ -129,9 +129,13 @@ class LRA(Task):
     def repeated(self, device: torch.device) -> Callable[[], int]:
         return steps_for_a_profiler(self.trainer(Context(device)))
 
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        return self.training.compute_dtype
+
     def trainer(self, context: Context) -> Trainer:
         """The model at its start, with its data. Raises Unsupported as mixer or data say."""
-        self.refuse_unsupported(context.device, self.training.compute_dtype)
+        self.refuse_unsupported(context.device)
         dataset = self.dataset(context)
         model = self.model(self.mixer, dataset, context.device)
         problem = Classification(self, dataset, context.device)

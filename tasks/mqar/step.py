@@ -121,4 +121,4 @@ class MQARStep(MQAR):
         if self.fused_loss:
             return 0
         labelled = self.training.batch * self.train[0].kv_pairs
-        return labelled * self.vocab_size * self.training.compute_dtype.itemsize
+        return labelled * self.vocab_size * self.compute_dtype.itemsize

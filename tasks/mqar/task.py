@@ -107,6 +107,10 @@ class MQAR(Task):
         tokens = self.training.epochs * sum(part.examples * part.seq_len for part in self.train)
         return float(tokens * self.backbone.n_layers * self.backbone.d_model)
 
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        return self.training.compute_dtype
+
     def turns(self, context: Context) -> Generator[None, None, Metrics]:
         trainer = self.trainer(context)
         steps = trainer.steps()
@@ -125,7 +129,7 @@ class MQAR(Task):
 
     def trainer(self, context: Context) -> Trainer:
         """The model at its start, with its data. Raises Unsupported as the mixer says."""
-        self.refuse_unsupported(context.device, self.training.compute_dtype)
+        self.refuse_unsupported(context.device)
         if self.fused_loss and (reason := unsupported(context.device)) is not None:
             raise Unsupported(reason)
         model = self.model(context.device)

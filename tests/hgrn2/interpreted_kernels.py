@@ -125,6 +125,20 @@ def test_results_and_gradients(t, k, v, regime, bound):
     check(kernels(*case), oracle(*case))
 
 
+@pytest.mark.parametrize("regime", ["ordinary", "leaning", "ravine"])
+def test_nothing_is_left_unwritten(regime, monkeypatch):
+    """Fresh memory holds NaN, and flags that are set."""
+    ordinary = torch.Tensor.new_empty
+
+    def poisoned(x: Tensor, *shape, **options) -> Tensor:
+        fresh = ordinary(x, *shape, **options)
+        return fresh.fill_(torch.nan if fresh.is_floating_point() else 77)
+
+    monkeypatch.setattr(torch.Tensor, "new_empty", poisoned)
+    case = draw(2, 129, 2, 16, 16, regime, 0.05)
+    check(kernels(*case), oracle(*case))
+
+
 @pytest.mark.parametrize(("regime", "skip"), [("mixture", ()), ("closed", ("dz",))])
 def test_gates_down_to_zero(regime, skip):
     """With a bound of 0 the gates reach 2e-9 and 2e-22: dbound has no digits left, and where every

@@ -17,16 +17,17 @@ pytestmark = [
 
 LM, BIASED = Activations("silu", silu_value=False), Activations("sigmoid", silu_value=True)
 KINDS = pytest.mark.parametrize("activations", [LM, BIASED], ids=["lm", "biased"])
+GATES = pytest.mark.parametrize("closed", [False, True], ids=["open", "closed"])
 DIRECTIONS = pytest.mark.parametrize("both", [False, True], ids=["causal", "both"])
 
 
-def draw(b: int, t: int, h: int, k: int, dtype: torch.dtype, *, shift: float = 0.0):
-    """x, bound and dy."""
+def draw(b: int, t: int, h: int, k: int, dtype: torch.dtype, *, closed: bool = False):
+    """x, bound and dy; closed: every chunk is deep."""
     generator = torch.Generator("cuda").manual_seed(k)
     x = torch.randn(b, t, 3, h, k, generator=generator, device="cuda")
-    x[:, :, 2] += shift
+    x[:, :, 2] -= 3 * closed
     dy = torch.randn(b, t, h, k, generator=generator, device="cuda")
-    return x.to(dtype), torch.full((h, k), 0.3, device="cuda"), dy.to(dtype)
+    return x.to(dtype), torch.full((h, k), 0.05 if closed else 0.3, device="cuda"), dy.to(dtype)
 
 
 def run(x: Tensor, bound: Tensor, dy: Tensor, impl: hgrn2.Impl, **options) -> dict[str, Tensor]:
@@ -40,11 +41,11 @@ def run(x: Tensor, bound: Tensor, dy: Tensor, impl: hgrn2.Impl, **options) -> di
 
 @KINDS
 @DIRECTIONS
-@pytest.mark.parametrize("shift", [0.0, -3.0])
+@GATES
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("k", [16, 32, 64, 128, 256])
-def test_every_width_and_dtype(k, dtype, shift, both, activations):
-    case = draw(2, 200, 2, k, dtype, shift=shift)
+def test_every_width_and_dtype(k, dtype, closed, both, activations):
+    case = draw(2, 200, 2, k, dtype, closed=closed)
     options = {
         "activations": activations,
         "bidirectional": both,
@@ -59,8 +60,9 @@ def test_every_width_and_dtype(k, dtype, shift, both, activations):
 
 @KINDS
 @DIRECTIONS
-def test_the_same_bits_every_time_into_poisoned_memory(both, activations):
-    case = draw(2, 700, 4, 128, torch.bfloat16)
+@GATES
+def test_the_same_bits_every_time_into_poisoned_memory(closed, both, activations):
+    case = draw(2, 700, 4, 128, torch.bfloat16, closed=closed)
     options = {"activations": activations, "bidirectional": both}
     first = run(*case, "triton", **options)
     for _ in range(3):

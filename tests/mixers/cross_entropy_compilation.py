@@ -8,10 +8,11 @@ from hgrn2.kernels.first_call import Enqueued, noted
 from mixers.cross_entropy_kernels import gradients_of, losses_of
 
 
-def launches(width: int, dtype: torch.dtype, rows: int = 2048) -> list[Enqueued]:
-    """At `rows` labels of 8,192 words; products as torch is told now."""
+def launches(width: int, dtype: torch.dtype, words: int = 8192) -> list[Enqueued]:
+    """At 2,048 labels; products as torch is told now."""
+    rows = 2048
     hidden = torch.empty(rows, width, dtype=dtype, device="meta")
-    weight = torch.empty(8192, width, device="meta")
+    weight = torch.empty(words, width, device="meta")
     target = torch.empty(rows, dtype=torch.int64, device="meta")
     with noted() as found:
         loss, lse = losses_of(hidden, weight, target)
