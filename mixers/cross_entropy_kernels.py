@@ -123,8 +123,8 @@ def cross_entropy_sum_kernel(
     DOT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """lse [n] of its parts [parts n], and loss [n], rounded to 2^-22 of the score and so perhaps
-    below 0; NaN for a target that is no word."""
+    """lse [n] of its parts [parts n], and loss [n], within 2^-22 of the score, so it may be below
+    0; NaN for a target that is no word."""
     start = tl.program_id(0) * C
     row = start + tl.arange(0, C)
     place = tl.arange(0, PARTS).to(tl.int64)[:, None] * N + row[None, :]
@@ -292,10 +292,5 @@ def gradients_of(
 
 
 def _tile(launch: Launch, parts: int) -> dict[str, int]:
-    return {
-        "C": launch.block,
-        "STEP": launch.step,
-        "PARTS": parts,
-        "num_warps": launch.num_warps,
-        "num_stages": launch.num_stages,
-    }
+    tile = {"C": launch.block, "STEP": launch.step, "PARTS": parts}
+    return tile | {"num_warps": launch.num_warps, "num_stages": launch.num_stages}

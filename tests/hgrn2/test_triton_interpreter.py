@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.interpreted import expect_passes
+from tests.apart import expect_passes
 
 pytest.importorskip("triton")
 

@@ -14,8 +14,8 @@ pytest.importorskip("triton")
 
 from mixers import Attention
 from mixers.attention_settings import HEAD_SIZES
+from tests.apart import expect_passes
 from tests.hgrn2.triton_compilation import SHARED_BYTES, compile_for
-from tests.interpreted import expect_passes
 from tests.mixers.attention_compilation import launches
 from tests.mixers.test_contract import generator
 

@@ -18,8 +18,8 @@ from harness.grids_recall import mqar_step
 from mixers.cross_entropy import _check, linear_cross_entropy
 from tasks.base import Context, Unsupported
 from tasks.mqar.task import MQAR
+from tests.apart import expect_passes
 from tests.hgrn2.triton_compilation import SHARED_BYTES, compile_for
-from tests.interpreted import expect_passes
 from tests.mixers.cross_entropy_compilation import launches
 from tests.mixers.cross_entropy_inputs import draw
 from tests.tasks.test_training import tiny
