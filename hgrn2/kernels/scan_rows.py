@@ -153,13 +153,13 @@ def product(a_re, a_im, b_re, b_im, TURN: tl.constexpr):
 
 
 @triton.jit
-def then_real(a, u, e, p, a2, u2, e2, p2):  # noqa: ARG001
+def then_real(a, u, _e, _p, a2, u2, e2, p2):
     """Sub-blocks in order: h -> a h + u over all of them, h -> e h + p over all but the last."""
     return a2 * a, a2 * u + u2, e2 * a, e2 * u + p2
 
 
 @triton.jit
-def then_complex(a, ai, u, ui, e, ei, p, pi, a2, ai2, u2, ui2, e2, ei2, p2, pi2):  # noqa: ARG001
+def then_complex(a, ai, u, ui, _e, _ei, _p, _pi, a2, ai2, u2, ui2, e2, ei2, p2, pi2):
     """`then_real` with complex gates and states."""
     return (
         a2 * a - ai2 * ai,
