@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hgrn2 import Activations, hgrn2_projected
 from hgrn2.kernels import projected
-from tests.hgrn2.interpreted_kernels import REGIMES, check
+from tests.hgrn2.kernel_inputs import REGIMES, check
 
 assert os.environ.get("TRITON_INTERPRET") == "1"
 

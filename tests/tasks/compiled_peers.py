@@ -21,15 +21,11 @@ LAYERS = 2
 PEERS = [
     (GLA(n_heads=2, impl="fla"), "fla.ops.gla", "chunk_gla"),
     (HGRN2(impl="fla", preset="biased", expand_ratio=16), "fla.ops.gla", "chunk_gla"),
-    (
-        Mamba(impl="mamba_ssm"),
-        "mamba_ssm.ops.selective_scan_interface",
-        "mamba_inner_fn",
-    ),
+    (Mamba(impl="mamba_ssm"), "mamba_ssm.ops.selective_scan_interface", "mamba_inner_fn"),
 ]
 
 
-@pytest.mark.parametrize(("mixer", "module", "name"), PEERS, ids=lambda x: repr(x)[:5])
+@pytest.mark.parametrize(("mixer", "module", "name"), PEERS, ids=["gla", "hgrn2", "mamba"])
 def test_a_loss_is_compiled_around_a_kernel(mixer: Mixer, module: str, name: str, monkeypatch):
     functions = (stand_ins.FLA | stand_ins.MAMBA)[module]
     kernel, kinds = functions[name], []
