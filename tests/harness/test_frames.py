@@ -143,3 +143,11 @@ def test_mixed_commits_and_uncommitted_changes_are_told():
     commits, dirty = cautions(tidy([one, two]))
     assert "2 commits: aaaaaaaaaa (1), bbbbbbbbbb (1)" in commits
     assert dirty.startswith("1 of 2 cells")
+
+
+@pytest.mark.parametrize(("bits", "told"), [(None, 0), (0, 0), (0x4, 0), (0x20, 1), (0x44, 1)])
+def test_a_gpu_slowed_down_by_heat_is_told_and_its_power_limit_is_not(bits, told):
+    task = mqar_task("gla", "fla", cell=(64, 4), d_model=64, lr=1e-3, seed=0)
+    one = record(task, {})
+    lines = cautions(tidy([one.model_copy(update={"env": one.env | {"throttle_bits": bits}})]))
+    assert [line.startswith("1 of 1 cells ended on a GPU") for line in lines] == [True] * told
