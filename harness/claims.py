@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from harness.cells import Cell, Options, Setup
 from harness.processes import Message
 from harness.records import Record, Records, utc
+from harness.throttling import slowed
 
 ANY_DEVICE = "any device"
 """Whose claim runs with `any_device` hold besides their own device's."""
@@ -49,10 +50,11 @@ def _settled_elsewhere(cell: Cell, records: Records, setup: Setup) -> Record | N
 
 
 def settled(cell: Cell, records: Records, options: Options) -> Record | None:
-    """The cell's newest ok record, if one counts."""
+    """The cell's newest ok record, if it counts; a time does not that a hot GPU gave."""
     machine, since = options.machine, options.fresh_since
     kind = machine.device_type if options.any_device else None
-    return records.settled(cell.key, machine.device_name, since=since, kind=kind)
+    record = records.settled(cell.key, machine.device_name, since=since, kind=kind)
+    return None if record and cell.timed and slowed(record.env) else record
 
 
 def headline(record: Record) -> str:

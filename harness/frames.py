@@ -12,20 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import pynvml
 
 from harness.records import Record, Records
+from harness.throttling import slowed
 
 Leaf = str | int | float | bool | None
-
-SLOWED = (
-    pynvml.nvmlClocksThrottleReasonHwSlowdown
-    | pynvml.nvmlClocksThrottleReasonSwThermalSlowdown
-    | pynvml.nvmlClocksThrottleReasonHwThermalSlowdown
-    | pynvml.nvmlClocksThrottleReasonHwPowerBrakeSlowdown
-)
-"""Of `throttle_bits`: a GPU too hot, or too poorly fed, for its clock. Its power limit is not among
-them: work that meets that limit meets it on every such GPU."""
 
 RENAMED = {("name",): "task", ("mixer", "name"): "mixer", ("mixer", "impl"): "impl"}
 """Paths whose column is not the leaf's own name."""
@@ -189,9 +180,9 @@ def cautions(table: pd.DataFrame) -> list[str]:
         lines.append(f"The cells come from {len(commits)} commits: {listed}.")
     if dirty := sum(bool(dirty) for dirty in table["dirty"]):
         lines.append(f"{dirty} of {len(table)} cells ran with uncommitted changes.")
-    if slowed := sum((env.get("throttle_bits") or 0) & SLOWED != 0 for env in table["env"]):
+    if hot := sum(map(slowed, table["env"])):
         lines.append(
-            f"{slowed} of {len(table)} cells ended on a GPU that its heat or its power supply had "
+            f"{hot} of {len(table)} cells ended on a GPU that its heat or its power supply had "
             "slowed down (`throttle_bits`): their times are too long."
         )
     if len(devices := set(table["device"])) > 1:

@@ -7,10 +7,13 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from harness.cells import Cell, Machine, Options
+from harness.claims import settled
 from harness.records import Record, Records, utc_now
 
 CPU = "A CPU"
@@ -114,13 +117,23 @@ def test_a_record_of_another_device_of_a_kind_settles_where_asked(records: Recor
     assert records.settled("b", "H300", kind="cuda") is None
 
 
+@pytest.mark.parametrize(("bits", "counts"), [(0, True), (0x4, True), (0x20, False)])
+def test_a_time_that_a_hot_gpu_gave_settles_no_cell(records: Records, bits, counts) -> None:
+    records.append(record("a", env={"device": "H100", "throttle_bits": bits}))
+    machine = Machine(("cuda:0",), "H100", 1, {})
+    options = Options(machine, records.folder.parent)
+    trained = Cell("a", "toy", {}, b"", timed=False, any_device=False, packs=False, cost=1.0)
+    assert settled(trained, records, options)
+    assert bool(settled(replace(trained, timed=True), records, options)) == counts
+
+
 def test_the_newest_ok_record_wins_whatever_the_order_of_a_merged_file(records: Records) -> None:
     records.append(record(ended="2024-04-12T00:00:00.000Z", metrics={"accuracy": 0.9}))
     records.append(record(ended="2024-04-11T00:00:00.000Z", metrics={"accuracy": 0.1}))
     records.append(record(ended="2024-04-13T00:00:00.000Z", status="oom"))
-    settled = records.settled("a", CPU)
-    assert settled
-    assert settled.metrics == {"accuracy": 0.9}
+    found = records.settled("a", CPU)
+    assert found
+    assert found.metrics == {"accuracy": 0.9}
 
 
 def test_a_torn_last_line_is_skipped_and_cut_by_the_next_append(records: Records) -> None:
