@@ -1,7 +1,7 @@
 """The operators in Triton; this package needs triton. `hgrn2.api` calls four of its modules:
 
-ops         HGRN2 for autograd: `chunks` launches `states`, `output`, `intra`, `backward_value`,
-            `backward_gate`, and for closed gates `deep` and `deep_backward`
+ops         HGRN2 for autograd: `chunks` launches `states`, `output`, `backward_value`,
+            `backward_gate`, and for closed gates `deep` and `deep_backward` (`spans`)
 projected   the same on a layer's projection, whose gradient `into` says where to write
 narrow      HGRN2 with few keys, on the diagonal scan (`scan_heads`)
 scan_ops    HGRN1 for autograd: `scan` launches `scan_walk` and `scan_backward` (`scan_rows`)

@@ -1,8 +1,8 @@
 """The chunks that the forward flagged: there some row has decayed by more than MAX_BITS.
 
-Such rows of y and of the scores are formed anew, over what `output` has left there, by dyadic
-splitting, which is exact for every gate; so are such chunks' gradients, in `deep_backward`. One
-launch looks at every flag, so that the host need not know them.
+Such rows of y and of the scores are formed anew, over what `output` has left there, by `spans`,
+which bear every gate; so are such chunks' gradients, in `deep_backward`. One launch looks at every
+flag, so that the host need not know them.
 """
 
 from __future__ import annotations
@@ -15,16 +15,14 @@ from hgrn2.kernels.first_call import enqueue
 from hgrn2.kernels.gate import (
     MAX_BITS,
     gated_tile,
-    indicator,
     load_tile,
     operand,
     power,
     rows_to_tokens,
-    sums,
     up_to,
 )
-from hgrn2.kernels.intra import dyadic_scores
-from hgrn2.kernels.settings import CHUNK, LEVELS, Settings, cdiv, dot_type
+from hgrn2.kernels.settings import CHUNK, Settings, cdiv, dot_type
+from hgrn2.kernels.spans import running_decays, span_scores, spans
 
 # Flags that one program looks at, at most: few programs, so that a launch with nothing to do is
 # short, but enough that deep chunks fill every multiprocessor several times.
@@ -74,8 +72,6 @@ def hgrn2_fwd_deep_kernel(
     BK: tl.constexpr,
     BV: tl.constexpr,
     C: tl.constexpr,
-    LEVELS: tl.constexpr,
-    INNER: tl.constexpr,
     GROUP: tl.constexpr,
     PER_PROGRAM: tl.constexpr,
     BIDIRECTIONAL: tl.constexpr,
@@ -86,13 +82,15 @@ def hgrn2_fwd_deep_kernel(
     PRECISION: tl.constexpr,
 ):
     """The rows of y and of the scores that `hgrn2_fwd_output_kernel` could not form."""
-    first = tl.program_id(0).to(tl.int64) * per_program
+    v_tile = tl.program_id(0) % (V // BV)
+    first = (tl.program_id(0) // (V // BV)).to(tl.int64) * per_program
     last = tl.minimum(first + per_program, places)
     if not flagged(deep, first, last, PER_PROGRAM):
         return
     token = rows_to_tokens(C, GROUP)
     row, column = token[:, None], token[None, :]
     square = tl.arange(0, C)[:, None] * C + tl.arange(0, C)[None, :]
+    value = v_tile * BV + tl.arange(0, BV)
     for place in range(first, last):
         if tl.load(deep + place) != 0:
             head = place % H
@@ -104,57 +102,47 @@ def hgrn2_fwd_deep_kernel(
             q_chunk = q + batch * q_stride_b + start * q_stride_t + head * q_stride_h
             z_chunk = z + batch * z_stride_b + start * z_stride_t + head * z_stride_h
             v_chunk = v + batch * v_stride_b + start * v_stride_t + head * v_stride_h
+            b = bound + head * K
+            acc = tl.zeros([C, BV], tl.float32)
             A = tl.zeros([C, C], tl.float32)
             lowest = tl.zeros([C], tl.float32)
             for direction in tl.static_range(2 if BIDIRECTIONAL else 1):
-                A += dyadic_scores(
-                    q_chunk,
-                    z_chunk,
-                    bound + head * K,
-                    q_stride_t,
-                    z_stride_t,
-                    token,
-                    valid,
-                    K,
-                    BK,
-                    C,
-                    LEVELS,
-                    INNER,
-                    direction == 1,
-                    DOT,
-                    FAST,
-                    PRECISION,
-                )
-                up = indicator(up_to(row, column, direction == 1), FAST)
+                S = (states_reverse if direction == 1 else states) + place * K * V
+                up = up_to(row, column, direction == 1)
+                block = tl.zeros([C, C], tl.float32)
                 for k_block in range(0, K, BK):
                     k = k_block + tl.arange(0, BK)
-                    _, g = gated_tile(z_chunk, bound + head * K, token, k, z_stride_t, valid, FAST)
-                    lowest = tl.minimum(lowest, tl.min(sums(up, g, FAST), 1))
+                    q_tile = load_tile(q_chunk, token, k, q_stride_t, valid).to(tl.float32)
+                    key, g = gated_tile(z_chunk, b, token, k, z_stride_t, valid, FAST)
+                    part, whole = running_decays(g, C, BK, direction == 1, GROUP, FAST)
+                    lowest_here = tl.min(part + whole, 1)
+                    lowest = tl.minimum(lowest, lowest_here)
+                    q_start = operand(q_tile * power(part + whole, FAST), DOT, PRECISION)
+                    S_tile = tl.load(S + k[:, None] * V + value[None, :]).to(DOT)
+                    acc = tl.dot(q_start, S_tile, acc, input_precision=PRECISION)
+                    block = span_scores(
+                        block,
+                        q_tile,
+                        key,
+                        part,
+                        whole,
+                        spans(tl.min(lowest_here, 0)),
+                        DOT,
+                        FAST,
+                        PRECISION,
+                    )
+                A += tl.where(up, block, 0.0)
             far = lowest < -MAX_BITS
-            if STORE_SCORES:
-                A_operand = operand(A, DOT, PRECISION)
+            A_operand = operand(A, DOT, PRECISION)
+            if STORE_SCORES and v_tile == 0:
                 tl.store(scores + place * C * C + square, A_operand, mask=far[:, None])
-            for v_block in range(0, V, BV):
-                value = v_block + tl.arange(0, BV)
-                v_tile = load_tile(v_chunk, token, value, v_stride_t, valid).to(DOT)
-                acc = tl.dot(operand(A, DOT, PRECISION), v_tile, input_precision=PRECISION)
-                for direction in tl.static_range(2 if BIDIRECTIONAL else 1):
-                    S = (states_reverse if direction == 1 else states) + place * K * V
-                    up = indicator(up_to(row, column, direction == 1), FAST)
-                    for k_block in range(0, K, BK):
-                        k = k_block + tl.arange(0, BK)
-                        _, g = gated_tile(
-                            z_chunk, bound + head * K, token, k, z_stride_t, valid, FAST
-                        )
-                        q_tile = load_tile(q_chunk, token, k, q_stride_t, valid).to(tl.float32)
-                        q_start = operand(q_tile * power(sums(up, g, FAST), FAST), DOT, PRECISION)
-                        S_tile = tl.load(S + k[:, None] * V + value[None, :]).to(DOT)
-                        acc = tl.dot(q_start, S_tile, acc, input_precision=PRECISION)
-                tl.store(
-                    y + ((batch * T + start + row) * H + head) * V + value[None, :],
-                    acc.to(y.dtype.element_ty),
-                    mask=((start + token < T) & far)[:, None],
-                )
+            values = load_tile(v_chunk, token, value, v_stride_t, valid).to(DOT)
+            acc = tl.dot(A_operand, values, acc, input_precision=PRECISION)
+            tl.store(
+                y + ((batch * T + start + row) * H + head) * V + value[None, :],
+                acc.to(y.dtype.element_ty),
+                mask=((start + token < T) & far)[:, None],
+            )
 
 
 def deep_output(
@@ -180,7 +168,7 @@ def deep_output(
     dot, precision = dot_type(z.dtype, k, width)
     enqueue(
         hgrn2_fwd_deep_kernel,
-        cdiv(places, per),
+        cdiv(places, per) * (width // launch.bv),
         q,
         z,
         v,
@@ -202,8 +190,6 @@ def deep_output(
         BK=launch.bk,
         BV=launch.bv,
         C=CHUNK,
-        LEVELS=LEVELS,
-        INNER=settings.inner,
         GROUP=settings.group,
         PER_PROGRAM=PER_PROGRAM,
         BIDIRECTIONAL=states_reverse is not None,

@@ -11,7 +11,6 @@ from hgrn2.kernels.deep import PER_PROGRAM, chunks_each, flagged
 from hgrn2.kernels.first_call import enqueue
 from hgrn2.kernels.gate import (
     OPEN,
-    beyond,
     gate_gradient,
     gated_tile,
     indicator,
@@ -22,8 +21,8 @@ from hgrn2.kernels.gate import (
     up_to,
 )
 from hgrn2.kernels.into import Into, before_activation
-from hgrn2.kernels.intra import dyadic_gradients
-from hgrn2.kernels.settings import CHUNK, LEVELS, Settings, cdiv, dot_type
+from hgrn2.kernels.settings import CHUNK, Settings, cdiv, dot_type
+from hgrn2.kernels.spans import decays, span_gradients
 
 
 @triton.jit(do_not_specialize=["T", "chunks", "places", "per_program"])
@@ -66,8 +65,6 @@ def hgrn2_bwd_deep_kernel(
     BK: tl.constexpr,
     BV: tl.constexpr,
     C: tl.constexpr,
-    LEVELS: tl.constexpr,
-    INNER: tl.constexpr,
     PER_PROGRAM: tl.constexpr,
     BIDIRECTIONAL: tl.constexpr,
     HAS_LENGTHS: tl.constexpr,
@@ -87,7 +84,8 @@ def hgrn2_bwd_deep_kernel(
     row, column = token[:, None], token[None, :]
     k = k_tile * BK + tl.arange(0, BK)
     for place in range(first, last):
-        if tl.load(deep + place) != 0:
+        count = tl.load(deep + place).to(tl.int32)
+        if count > 0:
             head = place % H
             chunk = place // H % chunks
             batch = place // H // chunks
@@ -100,9 +98,6 @@ def hgrn2_bwd_deep_kernel(
             v_chunk = v + batch * v_stride_b + start * v_stride_t + head * v_stride_h
             dy_chunk = dy + batch * dy_stride_b + start * dy_stride_t + head * dy_stride_h
             border = place * K * V + k_tile * BK * V
-            q_tile = load_tile(q_chunk, token, k, q_stride_t, valid).to(tl.float32)
-            key, g = gated_tile(z_chunk, bound + head * K, token, k, z_stride_t, valid, FAST)
-            whole = power(tl.sum(g, 0), FAST)
             dq_tile = tl.zeros([C, BK], tl.float32)
             dkey = tl.zeros([C, BK], tl.float32)
             dlnf = tl.zeros([C, BK], tl.float32)
@@ -123,34 +118,40 @@ def hgrn2_bwd_deep_kernel(
                     DOT,
                     PRECISION,
                 )
+                q_tile = load_tile(q_chunk, token, k, q_stride_t, valid).to(tl.float32)
+                key, g = gated_tile(z_chunk, bound + head * K, token, k, z_stride_t, valid, FAST)
                 up = indicator(up_to(row, column, direction == 1), FAST)
-                to_q *= power(sums(up, g, FAST), FAST)
-                after = indicator(beyond(row, column, direction == 1), FAST)
-                to_key *= power(sums(after, g, FAST), FAST)
-                carry = whole * tl.sum(both, 0) + tl.sum(key * to_key, 0)
+                part, whole = decays(up, g, FAST)
+                # Of the last token in this direction: differences are of what was summed alike.
+                ends = row == (0 if direction == 1 else C - 1)
+                last_part = tl.sum(tl.where(ends, part, 0.0), 0)
+                last_whole = tl.sum(tl.where(ends, whole, 0.0), 0)
+                to_q *= power(part + whole, FAST)
+                after = (last_part[None, :] - part) + (last_whole[None, :] - whole)
+                to_key *= power(after, FAST)
+                carry = power(last_part + last_whole, FAST) * tl.sum(both, 0) + tl.sum(
+                    key * to_key, 0
+                )
                 moved = q_tile * to_q - key * to_key
                 dA_place = place * (2 if BIDIRECTIONAL else 1) + direction
                 dA = tl.load(dscores + dA_place * C * C + row * C + column).to(DOT)
-                dq_inside, dkey_inside, moved_inside = dyadic_gradients(
+                to_q, to_key, moved = span_gradients(
                     dA,
-                    q_chunk,
-                    z_chunk,
-                    bound + head * K,
-                    q_stride_t,
-                    z_stride_t,
-                    token,
-                    valid,
-                    k,
-                    LEVELS,
-                    INNER,
-                    direction == 1,
+                    q_tile,
+                    key,
+                    part,
+                    whole,
+                    count,
+                    to_q,
+                    to_key,
+                    moved,
                     DOT,
                     FAST,
                     PRECISION,
                 )
-                dq_tile += to_q + dq_inside
-                dkey += to_key + dkey_inside
-                dlnf += carry[None, :] + sums(tl.trans(up), moved + moved_inside, FAST)
+                dq_tile += to_q
+                dkey += to_key
+                dlnf += carry[None, :] + sums(tl.trans(up), moved, FAST)
             z_tile = limited(load_tile(z_chunk, token, k, z_stride_t, valid, OPEN), FAST)
             z_tile = z_tile.to(tl.float32)
             b = tl.load(bound + head * K + k)[None, :]
@@ -218,8 +219,6 @@ def deep_gradients(
         BK=launch.bk,
         BV=launch.bv,
         C=CHUNK,
-        LEVELS=LEVELS,
-        INNER=settings.inner,
         PER_PROGRAM=PER_PROGRAM,
         BIDIRECTIONAL=backward is not None,
         HAS_LENGTHS=lengths is not None,

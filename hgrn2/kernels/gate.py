@@ -265,11 +265,3 @@ def up_to(of, other, REVERSE: tl.constexpr):
     if REVERSE:
         return other >= of
     return other <= of
-
-
-@triton.jit
-def beyond(of, other, REVERSE: tl.constexpr):
-    """Whether token `other` comes after `of`, in the direction of the recurrence."""
-    if REVERSE:
-        return other < of
-    return other > of

@@ -27,6 +27,7 @@ from hgrn2.kernels.gate import (
     up_to,
 )
 from hgrn2.kernels.settings import CHUNK, Settings, cdiv, dot_type
+from hgrn2.kernels.spans import spans
 
 
 @triton.jit(do_not_specialize=["T", "chunks"])
@@ -68,7 +69,7 @@ def hgrn2_fwd_output_kernel(
 ):
     """y [C BV] = sum over blocks of channels of (q 2^G) S, plus A v. scores [b n h C C]: A.
 
-    deep [b n h]: whether a row of the chunk has decayed too far.
+    deep [b n h]: 0, or where a row of the chunk has decayed too far for this, its `spans`.
     """
     program = tl.program_id(0)
     v_tile = program % (V // BV)
@@ -112,7 +113,9 @@ def hgrn2_fwd_output_kernel(
             acc = tl.dot(q_start, S.to(DOT), acc, input_precision=PRECISION)
         A += tl.where(up_to(row, column, direction == 1), block, 0.0)
     if v_tile == 0:
-        tl.store(deep + place, (tl.min(lowest, 0) < -MAX_BITS).to(tl.int8))
+        lowest_of_all = tl.min(lowest, 0)
+        count = tl.where(lowest_of_all < -MAX_BITS, spans(lowest_of_all), 0)
+        tl.store(deep + place, count.to(tl.int8))
     A_operand = operand(A, DOT, PRECISION)
     if STORE_SCORES and v_tile == 0:
         square = tl.arange(0, C)[:, None] * C + tl.arange(0, C)[None, :]

@@ -10,7 +10,6 @@ import triton.language as tl
 
 # Tokens in a chunk: the M of one Hopper matrix instruction.
 CHUNK = 64
-LEVELS = CHUNK.bit_length() - 1
 WIDTHS = (16, 32, 64, 128, 256)
 
 
@@ -37,8 +36,6 @@ class Settings:
     programs: int
     group: int
     """Consecutive tokens that a thread holds (`gate.rows_to_tokens`)."""
-    inner: int
-    """Levels of dyadic splitting that are one product where gates allow it (`intra`); 0: none."""
 
     def split(self, programs: int, chunks: int) -> tuple[int, int]:
         """How many segments to walk side by side, and chunks in each."""
@@ -104,8 +101,6 @@ def settings(k: int, v: int, dtype: torch.dtype, capability: tuple[int, int]) ->
             programs=264,
             # Of 64 x 64 channels, 8 a thread, four warps cover 16 rows at a time.
             group=4,
-            # Ampere would spill, and Triton 3.6 does not compile it for Blackwell.
-            inner=4 if capability[0] == 9 else 0,
         )
     # Operands of 4 bytes: half the tile in the same shared memory.
     bk, bv = min(k, 32), min(v, 64)
@@ -117,7 +112,6 @@ def settings(k: int, v: int, dtype: torch.dtype, capability: tuple[int, int]) ->
         deep=Launch(bk, min(v, 32), 4, 1),
         bwd_deep=Launch(bk, min(v, 32), 4, 1),
         programs=264,
-        # Differences of sums would cost fp32 digits, and so would large exponents.
+        # Differences of sums would cost fp32 digits.
         group=1,
-        inner=0,
     )

@@ -1,11 +1,17 @@
-"""The scores inside a chunk and their gradients by dyadic splitting: exact for every gate.
+"""The scores inside a chunk and their gradients, anchored anew every SPAN bits: for every gate.
 
-A pair of tokens is handled at the level where they lie in sibling halves of one block, anchored at
-the halves' border, so every exponent is at most 0 (README, "Dyadic splitting in product space").
-The lowest INNER levels are one product anchored at the start of each 2^INNER tokens, as `output`
-has it for a whole chunk, where no channel decays by more than MAX_BITS inside them: 7 bits a token
-where they are 16.
-Pointers are at the chunk's first token and at the head.
+In each channel, tokens lie in spans: the n-th begins where the channel has decayed by n SPAN bits
+since the chunk's start. A span's keys are carried back to where it begins, and so is every query
+from there on:
+
+    A_ij = sum over n, and over the channels k in which j lies in span n, of
+           (q_i 2^(G_i + n SPAN)) (key_j 2^(-G_j - n SPAN))        G: the sums of log2 f [c k]
+
+A key grows by less than SPAN bits and a query only shrinks, so nothing overflows; a product that
+underflows is of a pair that has decayed by 30 bits. Where no channel decays by SPAN bits, that is
+the one product of `output`. A key's span depends on no later token, and the spans of other keys add
+zeros: no bit of a row depends on a later token.
+Tiles hold some of a head's channels, [c k], in fp32: q, the key, and g = log2 f.
 """
 
 from __future__ import annotations
@@ -13,153 +19,117 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from hgrn2.kernels.gate import (
-    MAX_BITS,
-    beyond,
-    gated_tile,
-    indicator,
-    load_tile,
-    operand,
-    power,
-    sums,
-    to_start,
-    up_to,
-)
+from hgrn2.kernels.gate import operand, power, running_sums, sums
+
+SPAN = tl.constexpr(96.0)
 
 
 @triton.jit
-def inner_sums(g, token, SIDE: tl.constexpr, REVERSE: tl.constexpr, SPLIT: tl.constexpr):
-    """Of log2 f [c k], over the tokens up to each one, itself included, from the start of its SIDE
-    tokens on; and which pairs meet among them, [c c]."""
-    row, column = token[:, None], token[None, :]
-    inside = up_to(row, column, REVERSE) & (row // SIDE == column // SIDE)
-    return sums(indicator(inside, SPLIT), g, SPLIT), inside
-
-
-@triton.jit
-def dyadic_level(g, token, s, REVERSE: tl.constexpr, SPLIT: tl.constexpr):
-    """Level s: blocks of two halves of s tokens.
-
-    Returns the factor [c k] that carries a token to its block's border, `later` [c 1]: whether
-    the token lies in the half that comes second in the direction of the recurrence, and
-    `together` [c c]: whether two tokens lie in one block.
-    """
-    row, column = token[:, None], token[None, :]
-    later = (row // s) % 2 == (0 if REVERSE else 1)
-    which = tl.where(later, up_to(row, column, REVERSE), beyond(row, column, REVERSE))
-    which = which & (row // s == column // s)
-    return (
-        power(sums(indicator(which, SPLIT), g, SPLIT), SPLIT),
-        later,
-        row // (2 * s) == column // (2 * s),
-    )
-
-
-@triton.jit
-def dyadic_scores(
-    q,
-    z,
-    bound,
-    q_stride_t,
-    z_stride_t,
-    token,
-    valid,
-    K: tl.constexpr,
-    BK: tl.constexpr,
+def running_decays(
+    g,
     C: tl.constexpr,
-    LEVELS: tl.constexpr,
-    INNER: tl.constexpr,
+    BK: tl.constexpr,
     REVERSE: tl.constexpr,
+    GROUP: tl.constexpr,
+    FAST: tl.constexpr,
+):
+    """G by `running_sums` in two parts: what log gates have beyond their whole parts, and these.
+    FAST: all in the first, good to 2^-24 of the sum.
+
+    Sums of whole numbers are exact, so what is left of one once an anchor is taken off it has the
+    rounding of a small one.
+    """
+    if FAST:
+        part, _, _ = running_sums(g, C, BK, REVERSE, GROUP)
+        whole = tl.zeros_like(part)
+    else:
+        down = tl.floor(g)
+        part, _, _ = running_sums(g - down, C, BK, REVERSE, GROUP)
+        whole, _, _ = running_sums(down, C, BK, REVERSE, GROUP)
+    return part, whole
+
+
+@triton.jit
+def decays(up, g, FAST: tl.constexpr):
+    """`running_decays` by `sums`."""
+    if FAST:
+        part = sums(up, g, FAST)
+        whole = tl.zeros_like(part)
+    else:
+        down = tl.floor(g)
+        part = sums(up, g - down, FAST)
+        whole = tl.dot(up, down, input_precision="tf32")
+    return part, whole
+
+
+@triton.jit
+def spans(lowest):
+    """How many spans there are where the lowest G is `lowest`."""
+    return tl.maximum(lowest * (-1.0 / SPAN), 0.0).to(tl.int32) + 1
+
+
+@triton.jit
+def to_span(part, whole, n, count, FAST: tl.constexpr):
+    """The factors [c k] of queries and of keys to the start of span n of `count`: 0 for queries
+    before it and for keys outside it; a NaN stays one."""
+    # Where `count` is of sums that were rounded otherwise, the last span takes what lies behind it.
+    of = tl.minimum(tl.floor((part + whole) * (-1.0 / SPAN)), count - 1)
+    bits = (whole + SPAN * n) + part
+    none = float("-inf")
+    of_query = power(tl.where(of < n, none, bits), FAST)
+    of_key = power(tl.where((of < n) | (of > n), none, -bits), FAST)
+    return of_query, of_key
+
+
+@triton.jit
+def span_scores(
+    A,
+    q,
+    key,
+    part,
+    whole,
+    count,
     DOT: tl.constexpr,
     FAST: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """A [c c], by levels. Which way a row's inner part is formed depends on no later token."""
-    A = tl.zeros([C, C], tl.float32)
-    same = token[:, None] == token[None, :]
-    for k_block in range(0, K, BK):
-        k = k_block + tl.arange(0, BK)
-        q_tile = load_tile(q, token, k, q_stride_t, valid).to(tl.float32)
-        key, g = gated_tile(z, bound, token, k, z_stride_t, valid, FAST)
-        inner = tl.zeros([C, C], tl.float32)
-        far = tl.full([C], True, tl.int1)
-        if INNER > 0:
-            G, inside = inner_sums(g, token, 1 << INNER, REVERSE, FAST)
-            right = operand(q_tile * power(G, FAST), DOT, PRECISION)
-            left = operand(key * to_start(G, FAST), DOT, PRECISION)
-            products = tl.dot(right, tl.trans(left), input_precision=PRECISION)
-            inner = tl.where(inside, products, 0.0)
-            far = tl.min(G, 1) < -MAX_BITS
-        if tl.max(far.to(tl.int32), 0) > 0:
-            split = tl.where(same, tl.sum(q_tile * key, 1)[:, None], 0.0)
-            for level in range(INNER):
-                E, later, together = dyadic_level(g, token, 1 << level, REVERSE, FAST)
-                right = operand(tl.where(later, q_tile * E, 0.0), DOT, PRECISION)
-                left = operand(tl.where(later, 0.0, key * E), DOT, PRECISION)
-                products = tl.dot(right, tl.trans(left), input_precision=PRECISION)
-                split += tl.where(together, products, 0.0)
-            inner = tl.where(far[:, None], split, inner)
-        A += inner
-        for level in range(INNER, LEVELS):
-            E, later, together = dyadic_level(g, token, 1 << level, REVERSE, FAST)
-            right = operand(tl.where(later, q_tile * E, 0.0), DOT, PRECISION)
-            left = operand(tl.where(later, 0.0, key * E), DOT, PRECISION)
-            products = tl.dot(right, tl.trans(left), input_precision=PRECISION)
-            A += tl.where(together, products, 0.0)
+    """A [c c] and what the tile adds to it. Pairs whose key is the later are left to be masked."""
+    for n in range(count):
+        of_query, of_key = to_span(part, whole, n, count, FAST)
+        right = operand(q * of_query, DOT, PRECISION)
+        left = operand(key * of_key, DOT, PRECISION)
+        A = tl.dot(right, tl.trans(left), A, input_precision=PRECISION)
     return A
 
 
 @triton.jit
-def dyadic_gradients(
+def span_gradients(
     dA,
     q,
-    z,
-    bound,
-    q_stride_t,
-    z_stride_t,
-    token,
-    valid,
-    k,
-    LEVELS: tl.constexpr,
-    INNER: tl.constexpr,
-    REVERSE: tl.constexpr,
+    key,
+    part,
+    whole,
+    count,
+    dq,
+    dkey,
+    moved,
     DOT: tl.constexpr,
     FAST: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """dq and dkey [c k] from dA [c c] by levels, and q dq - key dkey without the diagonal, where it
-    is 0.
+    """dq, dkey and moved = q dq - key dkey [c k], and what dA [c c], masked, adds to them.
 
-    Of a pair, q dq and key dkey are the same product of rounded operands: in sums of the
-    difference, pairs that lie inside cancel exactly.
+    Of a pair, q dq and key dkey are the same product of rounded operands: in sums of `moved`, pairs
+    that lie inside cancel exactly.
     """
-    key, g = gated_tile(z, bound, token, k, z_stride_t, valid, FAST)
-    q_tile = load_tile(q, token, k, q_stride_t, valid).to(tl.float32)
-    same = token[:, None] == token[None, :]
-    diagonal = tl.sum(tl.where(same, dA, 0.0).to(tl.float32), 1)[:, None]
-    dq, dkey = diagonal * key, diagonal * q_tile
-    moved = tl.zeros_like(key)
-    lowest = 0
-    if INNER > 0:
-        G, inside = inner_sums(g, token, 1 << INNER, REVERSE, FAST)
-        if tl.min(tl.min(G, 1), 0) >= -MAX_BITS:
-            lowest = INNER
-            from_start, to_its_start = power(G, FAST), to_start(G, FAST)
-            right = operand(q_tile * from_start, DOT, PRECISION)
-            left = operand(key * to_its_start, DOT, PRECISION)
-            block = tl.where(inside, dA, 0.0)
-            to_right = tl.dot(block, left, input_precision=PRECISION)
-            to_left = tl.dot(tl.trans(block), right, input_precision=PRECISION)
-            dq, dkey = from_start * to_right, to_its_start * to_left
-            moved = right.to(tl.float32) * to_right - left.to(tl.float32) * to_left
-    for level in range(lowest, LEVELS):
-        E, later, together = dyadic_level(g, token, 1 << level, REVERSE, FAST)
-        right = operand(tl.where(later, q_tile * E, 0.0), DOT, PRECISION)
-        left = operand(tl.where(later, 0.0, key * E), DOT, PRECISION)
-        block = tl.where(together, dA, 0.0)
-        to_right = tl.dot(block, left, input_precision=PRECISION)
-        to_left = tl.dot(tl.trans(block), right, input_precision=PRECISION)
-        dq += tl.where(later, E, 0.0) * to_right
-        dkey += tl.where(later, 0.0, E) * to_left
-        moved += right.to(tl.float32) * to_right - left.to(tl.float32) * to_left
+    for n in range(count):
+        of_query, of_key = to_span(part, whole, n, count, FAST)
+        right = operand(q * of_query, DOT, PRECISION)
+        left = operand(key * of_key, DOT, PRECISION)
+        to_right = tl.dot(dA, left, input_precision=PRECISION)
+        dq += of_query * to_right
+        moved += right.to(tl.float32) * to_right
+        to_left = tl.dot(tl.trans(dA), right, input_precision=PRECISION)
+        dkey += of_key * to_left
+        moved -= left.to(tl.float32) * to_left
     return dq, dkey, moved
