@@ -21,9 +21,6 @@ from tasks.decode import Decode
 from tasks.memory import Memory
 from tasks.speed import Speed
 
-UNCOMPILED = ("fla", "mamba_ssm")
-"""Implementations that are trained uncompiled: torch compiles what is around their kernels, part by
-part, and no GPU has run that yet (`mqar_step` times both)."""
 TRIALS = range(3)
 WIDTH, HEAD_DIM = 2048, 128
 TOKENS = 32_768
