@@ -16,7 +16,7 @@ over a part of the other, STEP at a time.
 
 from __future__ import annotations
 
-from typing import no_type_check
+from typing import Any, no_type_check
 
 import torch
 import triton
@@ -270,25 +270,29 @@ def gradients_of(
     """dhidden and dweight in their tensors' dtypes, of what `losses_of` took and gave and dloss,
     fp32 [n] of any stride."""
     (n, width), vocabulary = hidden.shape, len(weight)
-    (_, *launches), constants = products_of(hidden.dtype, width)
-    kernels = cross_entropy_bwd_hidden_kernel, cross_entropy_bwd_weight_kernel
-    walks = (hidden, vocabulary, {"WHOLE": vocabulary % launches[0].step == 0}), (weight, n, {})
-    found = []
-    for kernel, launch, (like, others, whole) in zip(kernels, launches, walks, strict=True):
-        parts = parts_of(len(like), others, launch)
-        dtype = like.dtype if parts == 1 else torch.float32
-        gradient = like.new_empty((parts, *like.shape), dtype=dtype)
+    (_, to_hidden, to_weight), shared = products_of(hidden.dtype, width)
+
+    def gradient(
+        of: Tensor, others: int, kernel: Any, launch: Launch, constants: dict[str, object]
+    ) -> Tensor:
+        """Of one of the two, in parts of the walk over the `others` that are summed here."""
+        parts = parts_of(len(of), others, launch)
+        found = of.new_empty((parts, *of.shape), dtype=of.dtype if parts == 1 else torch.float32)
         enqueue(
             kernel,
-            cdiv(len(like), launch.block) * parts,
-            *(hidden, weight, target, lse, dloss, gradient),
+            cdiv(len(of), launch.block) * parts,
+            *(hidden, weight, target, lse, dloss, found),
             *(hidden.stride(0), weight.stride(0), dloss.stride(0), n, vocabulary),
+            **shared,
             **constants,
             **_tile(launch, parts),
-            **whole,
         )
-        found.append(gradient[0] if parts == 1 else gradient.sum(0).to(like.dtype))
-    return found[0], found[1]
+        return found[0] if parts == 1 else found.sum(0).to(of.dtype)
+
+    whole = {"WHOLE": vocabulary % to_hidden.step == 0}
+    dhidden = gradient(hidden, vocabulary, cross_entropy_bwd_hidden_kernel, to_hidden, whole)
+    dweight = gradient(weight, n, cross_entropy_bwd_weight_kernel, to_weight, {})
+    return dhidden, dweight
 
 
 def _tile(launch: Launch, parts: int) -> dict[str, int]:
