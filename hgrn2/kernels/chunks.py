@@ -49,7 +49,8 @@ def room(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Room for what the forward leaves: the states at the chunks' borders [b n h k v], those of the
     reverse direction (empty without one), the scores [b n h c c] (empty without `keep`), all bf16
-    for bf16, else fp32, and the flags of deep chunks, int8 [b n h]."""
+    for bf16, else fp32, and how many spans a deep chunk has, int8 [b n h],
+    0 for the others."""
     b, t, h, k = q.shape
     dtype = torch.bfloat16 if q.dtype == torch.bfloat16 else torch.float32
     shape = (b, cdiv(t, CHUNK), h)

@@ -1,7 +1,7 @@
 """The chunks that the forward flagged: there some row has decayed by more than MAX_BITS.
 
 Such rows of y and of the scores are formed anew, over what `output` has left there, by `spans`,
-which bear every gate; so are such chunks' gradients, in `deep_backward`. One launch looks at every
+which take any gate; so are such chunks' gradients, in `deep_backward`. One launch looks at every
 flag, so that the host need not know them.
 """
 

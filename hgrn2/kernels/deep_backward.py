@@ -84,6 +84,7 @@ def hgrn2_bwd_deep_kernel(
     row, column = token[:, None], token[None, :]
     k = k_tile * BK + tl.arange(0, BK)
     for place in range(first, last):
+        # Counted in the forward: a least number of this tile's sums is costly, here, to form.
         count = tl.load(deep + place).to(tl.int32)
         if count > 0:
             head = place % H
@@ -133,8 +134,11 @@ def hgrn2_bwd_deep_kernel(
                     key * to_key, 0
                 )
                 moved = q_tile * to_q - key * to_key
-                dA_place = place * (2 if BIDIRECTIONAL else 1) + direction
-                dA = tl.load(dscores + dA_place * C * C + row * C + column).to(DOT)
+                dA_place = dscores + (place * (2 if BIDIRECTIONAL else 1) + direction) * C * C
+                diagonal = tl.load(dA_place + token * (C + 1)).to(tl.float32)[:, None]
+                dA = tl.load(dA_place + row * C + column, mask=row != column, other=0.0).to(DOT)
+                to_q += diagonal * key
+                to_key += diagonal * q_tile
                 to_q, to_key, moved = span_gradients(
                     dA,
                     q_tile,

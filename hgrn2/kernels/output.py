@@ -146,7 +146,8 @@ def chunk_output(
     """y [b t h v] in v's dtype, from the states [b n h k v] at the chunks' borders.
 
     With `states_reverse`, both directions are summed. `scores` [b n h c c] takes A, its rows and
-    columns in the order of `rows_to_tokens`; `deep` int8 [b n h] the flags.
+    columns in the order of `rows_to_tokens`; `deep` int8 [b n h] how many spans
+    a deep chunk has, 0 for the others.
     """
     b, t, h, k = q.shape
     width = v.shape[-1]

@@ -1,16 +1,16 @@
-"""The scores inside a chunk and their gradients, anchored anew every SPAN bits: for every gate.
+"""The scores inside a chunk and their gradients for gates of any size, anchored every SPAN bits.
 
-In each channel, tokens lie in spans: the n-th begins where the channel has decayed by n SPAN bits
-since the chunk's start. A span's keys are carried back to where it begins, and so is every query
-from there on:
+In each channel, a token lies in span n where the channel has decayed by n SPAN bits or more since
+the chunk's start, and by less than (n + 1) SPAN. A span's keys and all queries are carried to its
+middle:
 
     A_ij = sum over n, and over the channels k in which j lies in span n, of
-           (q_i 2^(G_i + n SPAN)) (key_j 2^(-G_j - n SPAN))        G: the sums of log2 f [c k]
+           (q_i 2^(G_i + a_n)) (key_j 2^(-G_j - a_n))    a_n = (n + 1/2) SPAN,  G: sums of log2 f
 
-A key grows by less than SPAN bits and a query only shrinks, so nothing overflows; a product that
-underflows is of a pair that has decayed by 30 bits. Where no channel decays by SPAN bits, that is
-the one product of `output`. A key's span depends on no later token, and the spans of other keys add
-zeros: no bit of a row depends on a later token.
+Factors of a span's own tokens lie within 2^+-56, so that gradients of any ordinary size neither
+overflow nor vanish; a query that underflows has decayed by 70 bits since the key. A query before
+the span begins has the factor of its start: its pairs are of later keys, to be masked. No span of a
+key depends on a later token where G does not, which is so in the direction of time.
 Tiles hold some of a head's channels, [c k], in fp32: q, the key, and g = log2 f.
 """
 
@@ -21,7 +21,7 @@ import triton.language as tl
 
 from hgrn2.kernels.gate import operand, power, running_sums, sums
 
-SPAN = tl.constexpr(96.0)
+SPAN = tl.constexpr(112.0)
 
 
 @triton.jit
@@ -33,17 +33,17 @@ def running_decays(
     GROUP: tl.constexpr,
     FAST: tl.constexpr,
 ):
-    """G by `running_sums` in two parts: what log gates have beyond their whole parts, and these.
-    FAST: all in the first, good to 2^-24 of the sum.
+    """G by `running_sums` in two parts: what log gates have beyond the nearest whole numbers, and
+    these. FAST: all in the first, good to 2^-24 of the chunk's sum.
 
-    Sums of whole numbers are exact, so what is left of one once an anchor is taken off it has the
-    rounding of a small one.
+    Sums of whole numbers are exact, so the rounding is that of a sum of parts, 32 bits at most; a
+    gate near 1 is all part, and costs none.
     """
     if FAST:
         part, _, _ = running_sums(g, C, BK, REVERSE, GROUP)
         whole = tl.zeros_like(part)
     else:
-        down = tl.floor(g)
+        down = tl.floor(g + 0.5)
         part, _, _ = running_sums(g - down, C, BK, REVERSE, GROUP)
         whole, _, _ = running_sums(down, C, BK, REVERSE, GROUP)
     return part, whole
@@ -56,7 +56,7 @@ def decays(up, g, FAST: tl.constexpr):
         part = sums(up, g, FAST)
         whole = tl.zeros_like(part)
     else:
-        down = tl.floor(g)
+        down = tl.floor(g + 0.5)
         part = sums(up, g - down, FAST)
         whole = tl.dot(up, down, input_precision="tf32")
     return part, whole
@@ -70,14 +70,20 @@ def spans(lowest):
 
 @triton.jit
 def to_span(part, whole, n, count, FAST: tl.constexpr):
-    """The factors [c k] of queries and of keys to the start of span n of `count`: 0 for queries
-    before it and for keys outside it; a NaN stays one."""
-    # Where `count` is of sums that were rounded otherwise, the last span takes what lies behind it.
-    of = tl.minimum(tl.floor((part + whole) * (-1.0 / SPAN)), count - 1)
-    bits = (whole + SPAN * n) + part
-    none = float("-inf")
-    of_query = power(tl.where(of < n, none, bits), FAST)
-    of_key = power(tl.where((of < n) | (of > n), none, -bits), FAST)
+    """The factors [c k] of queries and of keys to the middle of span n of `count`; 0 for keys
+    outside it. A NaN stays one.
+
+    Rounded, G may rise by a trifle from one token to the next, or be above 0, and `count` may be of
+    sums that were rounded otherwise. So a query is never left out, and the outer spans take what
+    lies beyond them.
+    """
+    decay = part + whole
+    begin = tl.where(n == 0, float("inf"), -SPAN * n)
+    end = tl.where(n == count - 1, float("-inf"), -SPAN * (n + 1))
+    half = 0.5 * SPAN
+    bits = (whole + (SPAN * n + half)) + part
+    of_query = power(tl.where(bits > half, half, bits), FAST)
+    of_key = power(tl.where((decay > begin) | (decay <= end), float("-inf"), -bits), FAST)
     return of_query, of_key
 
 
@@ -117,10 +123,12 @@ def span_gradients(
     FAST: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """dq, dkey and moved = q dq - key dkey [c k], and what dA [c c], masked, adds to them.
+    """dq, dkey and moved = q dq - key dkey [c k], and what dA [c c], masked and without its
+    diagonal, adds to them.
 
     Of a pair, q dq and key dkey are the same product of rounded operands: in sums of `moved`, pairs
-    that lie inside cancel exactly.
+    that lie inside cancel but for fp32's rounding. The diagonal would be the largest term by far
+    where gates are closed, and its rounding more than all the others.
     """
     for n in range(count):
         of_query, of_key = to_span(part, whole, n, count, FAST)

@@ -26,6 +26,9 @@ REGIMES = {
     "closed": lambda r: r - 50,
     "mixture": lambda r: torch.where(r < 0, -20.0, 6.0),
     "resets": lambda r: torch.where(r < -1.5, -30.0, 8.0),
+    "shut": lambda r: r - 20,
+    # Jumps of 95 bits out of wide-open gates.
+    "taps": lambda r: torch.where(r < -2, -66.0, 14.0 + r),
     # Too far for a chunk's anchor: two spans or three, and in `ravine` jumps of 43 bits.
     "leaning": lambda r: 0.3 * r - 3,
     "ravine": lambda r: torch.where(r < -1.5, -30.0, 0.3 * r - 3),

@@ -121,6 +121,19 @@ def test_every_gate(scale, shift, bound):
     check(case, skip=skip)
 
 
+def test_shut_gates_without_a_state():
+    """All of dz is of neighbouring tokens, each term 1e-9 of its token's own, which cancels."""
+    case = draw(2, 64, 2, 64, 64, torch.bfloat16, shift=-20.0, bound=0.0)
+    check(case, bidirectional=True, skip=("dbound",))
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1e12])
+def test_deep_chunks_gradients_of_any_size(scale):
+    case = draw(2, 131, 2, 64, 64, torch.bfloat16, **CLOSED)
+    case["dy"] = (scale * case["dy"].float()).bfloat16()
+    check(case, bidirectional=True)
+
+
 @pytest.mark.parametrize("seed", range(12))
 def test_random_shapes_lengths_and_directions(seed):
     generator = torch.Generator().manual_seed(seed)
