@@ -50,7 +50,7 @@ def _settled_elsewhere(cell: Cell, records: Records, setup: Setup) -> Record | N
 
 
 def settled(cell: Cell, records: Records, options: Options) -> Record | None:
-    """The cell's newest ok record, if it counts; a time does not that a hot GPU gave."""
+    """The cell's newest ok record; None where it is a time that a slowed GPU gave."""
     machine, since = options.machine, options.fresh_since
     kind = machine.device_type if options.any_device else None
     record = records.settled(cell.key, machine.device_name, since=since, kind=kind)

@@ -62,7 +62,7 @@ def run(
 
     Every GPU takes cells, the longest first; small models train side by side in one process. Cells
     that are timed run last, one by one, on the first device. A cell that fails is tried again by
-    the next run, and so is a timed one that ended on a GPU too hot for its clock.
+    the next run, and so is a timed one whose GPU its heat or its power supply had slowed down.
     Ctrl-C saves the running cells and stops; so does the end of the budget, within ten seconds.
 
     Exit status: 0 all is well, cells left by the budget included; 1 a cell failed (wrong, timeout

@@ -13,7 +13,7 @@ from mixers.attention_settings import Launch, Products
 WIDTHS = (16, 32, 64, 128)
 
 _WIDE, _HALF, _FLAT = Launch(64, 64, 4, 2), Launch(64, 32, 4, 2), Launch(64, 32, 4, 1)
-# Chosen by timing on Hopper with 8,192 rows and words; width 128 and tf32x3 by what does not spill.
+# Chosen by timing on Hopper with 8,192 rows and words; width 128 and tf32x3 by what spills least.
 # (most width, products) -> the forward pass, the gradients of hidden rows, those of the weight
 _TABLE: dict[tuple[int, Products], tuple[Launch, Launch, Launch]] = {
     (64, "bf16"): (Launch(64, 128, 4, 3), Launch(64, 128, 4, 3), Launch(64, 128, 4, 2)),

@@ -25,9 +25,8 @@ from tests.mixers.cross_entropy_inputs import draw
 from tests.tasks.test_training import tiny
 
 # (width, products, architecture) -> bytes a thread that spill today, of the forward pass, the sum
-# of its parts, the gradients of hidden rows and of the weight. The settings are made for Hopper,
-# where the widest tile of the weight's gradient is the fastest though it spills a little; elsewhere
-# the operands' halves of tf32x3 spill.
+# of its parts, the gradients of hidden rows and of the weight: a ratchet. The settings are made for
+# Hopper, where the widest tile of the weight's gradient is the fastest though it spills a little.
 SPILL_BYTES = {
     (64, "bf16", 90): (0, 0, 0, 56),
     (64, "bf16", 80): (0, 0, 0, 16),
