@@ -8,9 +8,8 @@ middle:
            (q_i 2^(G_i + a_n)) (key_j 2^(-G_j - a_n))    a_n = (n + 1/2) SPAN,  G: sums of log2 f
 
 Factors of a span's own tokens lie within 2^+-56, so that gradients of any ordinary size neither
-overflow nor vanish; a query that underflows has decayed by 70 bits since the key. A query before
-the span begins has the factor of its start: its pairs are of later keys, to be masked. No span of a
-key depends on a later token where G does not, which is so in the direction of time.
+overflow nor vanish; a query that underflows has decayed by 70 bits since the key. No span of a key
+depends on a later token where G does not, which is so in the direction of time.
 Tiles hold some of a head's channels, [c k], in fp32: q, the key, and g = log2 f.
 """
 
@@ -70,19 +69,19 @@ def spans(lowest):
 
 @triton.jit
 def to_span(part, whole, n, count, FAST: tl.constexpr):
-    """The factors [c k] of queries and of keys to the middle of span n of `count`; 0 for keys
-    outside it. A NaN stays one.
+    """The factors [c k] of queries and of keys to the middle of span n of `count`; 0 for queries
+    before it and for keys outside it. A NaN stays one.
 
     Rounded, G may rise by a trifle from one token to the next, or be above 0, and `count` may be of
-    sums that were rounded otherwise. So a query is never left out, and the outer spans take what
-    lies beyond them.
+    sums that were rounded otherwise. So queries are kept from a bit before the span on, and the
+    outer spans take the keys that lie beyond them.
     """
     decay = part + whole
     begin = tl.where(n == 0, float("inf"), -SPAN * n)
     end = tl.where(n == count - 1, float("-inf"), -SPAN * (n + 1))
     half = 0.5 * SPAN
     bits = (whole + (SPAN * n + half)) + part
-    of_query = power(tl.where(bits > half, half, bits), FAST)
+    of_query = power(tl.where(bits > half + 1.0, float("-inf"), bits), FAST)
     of_key = power(tl.where((decay > begin) | (decay <= end), float("-inf"), -bits), FAST)
     return of_query, of_key
 

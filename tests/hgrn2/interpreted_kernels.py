@@ -143,7 +143,7 @@ def test_deep_chunks(monkeypatch, regime, group):
     check(kernels(*case), oracle(*case), skip=skip)
 
 
-@pytest.mark.parametrize("scale", [1e-12, 1e12])
+@pytest.mark.parametrize("scale", [1e-12, 1e12, 1e20])
 def test_deep_chunks_gradients_of_any_size(scale):
     q, z, v, bound, _, dy, _ = draw(1, 64, 2, 16, 16, "leaning", 1e-3)
     case = (q, z, v, bound, None, scale * dy, None)
