@@ -130,9 +130,8 @@ def hgrn2_bwd_deep_kernel(
                 to_q *= power(part + whole, FAST)
                 after = (last_part[None, :] - part) + (last_whole[None, :] - whole)
                 to_key *= power(after, FAST)
-                carry = power(last_part + last_whole, FAST) * tl.sum(both, 0) + tl.sum(
-                    key * to_key, 0
-                )
+                through = power(last_part + last_whole, FAST) * tl.sum(both, 0)
+                carry = through + tl.sum(key * to_key, 0)
                 moved = q_tile * to_q - key * to_key
                 dA_place = dscores + (place * (2 if BIDIRECTIONAL else 1) + direction) * C * C
                 diagonal = tl.load(dA_place + token * (C + 1)).to(tl.float32)[:, None]

@@ -1,8 +1,8 @@
 """The scores inside a chunk and their gradients for gates of any size, anchored every SPAN bits.
 
 In each channel, a token lies in span n where the channel has decayed by n SPAN bits or more since
-the chunk's start, and by less than (n + 1) SPAN. A span's keys and all queries are carried to its
-middle:
+the chunk's start, and by less than (n + 1) SPAN. A span's keys, and all queries from there on, are
+carried to its middle:
 
     A_ij = sum over n, and over the channels k in which j lies in span n, of
            (q_i 2^(G_i + a_n)) (key_j 2^(-G_j - a_n))    a_n = (n + 1/2) SPAN,  G: sums of log2 f
@@ -50,7 +50,7 @@ def running_decays(
 
 @triton.jit
 def decays(up, g, FAST: tl.constexpr):
-    """`running_decays` by `sums`."""
+    """`running_decays` by `sums`, which keep 16 bits of each gate where they are FAST."""
     if FAST:
         part = sums(up, g, FAST)
         whole = tl.zeros_like(part)
@@ -70,7 +70,7 @@ def spans(lowest):
 @triton.jit
 def to_span(part, whole, n, count, FAST: tl.constexpr):
     """The factors [c k] of queries and of keys to the middle of span n of `count`; 0 for queries
-    before it and for keys outside it. A NaN stays one.
+    before it and for keys outside it. A NaN stays one, until TF32 is rounded (`operand`).
 
     Rounded, G may rise by a trifle from one token to the next, or be above 0, and `count` may be of
     sums that were rounded otherwise. So queries are kept from a bit before the span on, and the
