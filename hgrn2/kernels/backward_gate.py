@@ -234,10 +234,14 @@ def hgrn2_bwd_constants_kernel(constants, C: tl.constexpr):
     tl.store(place + 2 * C * C, (row <= column).to(tl.float32))
 
 
-def _constants(like: Tensor) -> Tensor:
-    """Made anew each time: a kept one would belong to the stream, graph or pool that made it."""
-    made = like.new_empty((3, CHUNK, CHUNK), dtype=torch.bfloat16)
-    enqueue(hgrn2_bwd_constants_kernel, 1, made, C=CHUNK, num_warps=4)
+def constants_of(q: Tensor, v: Tensor) -> Tensor:
+    """What `gate.constant` reads, bf16 [3 c c]; not filled where nothing reads it.
+
+    Made anew each time: a kept one would belong to the stream, graph or pool that made it.
+    """
+    made = q.new_empty((3, CHUNK, CHUNK), dtype=torch.bfloat16)
+    if dot_type(q.dtype, q.shape[-1], v.shape[-1])[0] == tl.bfloat16:
+        enqueue(hgrn2_bwd_constants_kernel, 1, made, C=CHUNK, num_warps=4)
     return made
 
 
@@ -252,6 +256,7 @@ def gate_gradients(
     dscores: Tensor,
     lengths: Tensor | None,
     deep: Tensor,
+    constants: Tensor,
     settings: Settings,
     into: Into,
 ) -> Tensor:
@@ -280,7 +285,7 @@ def gate_gradients(
         *(forward if backward is None else backward),
         dscores,
         deep,
-        _constants(q) if dot == tl.bfloat16 else dscores,
+        constants,
         into.raw_q,
         into.dq,
         into.dz,

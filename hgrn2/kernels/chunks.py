@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hgrn2.kernels.backward_gate import gate_gradients
+from hgrn2.kernels.backward_gate import constants_of, gate_gradients
 from hgrn2.kernels.backward_value import value_gradient
 from hgrn2.kernels.deep import deep_output
 from hgrn2.kernels.deep_backward import deep_gradients
@@ -167,7 +167,8 @@ def launch_backward(
         dreverse = walk(reverse=True)[0] if bidirectional else None
         dscores = value_gradient(z, v, dy, wide, scores, dstates, dreverse, lengths, table, into)
         reverse = None if dreverse is None else (states_reverse, dreverse)
-        shared = (q, z, v, dy, wide, (states, dstates), reverse, dscores, lengths, deep)
+        constants = constants_of(q, v)
+        shared = (q, z, v, dy, wide, (states, dstates), reverse, dscores, lengths, deep, constants)
         dbound = gate_gradients(*shared, table, into)
         deep_gradients(*shared, dbound, table, into)
     return total(dbound, 0, 1).to(bound.dtype), dstate

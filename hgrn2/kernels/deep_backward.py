@@ -11,9 +11,11 @@ from hgrn2.kernels.deep import PER_PROGRAM, chunks_each, flagged
 from hgrn2.kernels.first_call import enqueue
 from hgrn2.kernels.gate import (
     OPEN,
+    as_products,
+    constant,
     gate_gradient,
-    gated_tile,
     indicator,
+    key_and_log2_gate,
     limited,
     load_tile,
     power,
@@ -22,7 +24,7 @@ from hgrn2.kernels.gate import (
 )
 from hgrn2.kernels.into import Into, before_activation
 from hgrn2.kernels.settings import CHUNK, Settings, cdiv, dot_type
-from hgrn2.kernels.spans import decays, span_gradients
+from hgrn2.kernels.spans import decays, span_gradients, together
 
 
 @triton.jit(do_not_specialize=["T", "chunks", "places", "per_program"])
@@ -39,6 +41,7 @@ def hgrn2_bwd_deep_kernel(
     dstates_reverse,
     dscores,
     deep,
+    constants,
     raw_q,
     dq,
     dz,
@@ -99,9 +102,13 @@ def hgrn2_bwd_deep_kernel(
             v_chunk = v + batch * v_stride_b + start * v_stride_t + head * v_stride_h
             dy_chunk = dy + batch * dy_stride_b + start * dy_stride_t + head * dy_stride_h
             border = place * K * V + k_tile * BK * V
-            dq_tile = tl.zeros([C, BK], tl.float32)
-            dkey = tl.zeros([C, BK], tl.float32)
-            dlnf = tl.zeros([C, BK], tl.float32)
+            # One wait for both, and none behind the products.
+            z_loaded = load_tile(z_chunk, token, k, z_stride_t, valid, OPEN)
+            q_loaded = load_tile(q_chunk, token, k, q_stride_t, valid)
+            b = tl.load(bound + head * K + k)[None, :]
+            offsets = ((batch * T + start + row) * (PARTS * H) + head) * K + k[None, :]
+            stored = (start + token < T)[:, None]
+            LAST: tl.constexpr = 1 if BIDIRECTIONAL else 0
             for direction in tl.static_range(2 if BIDIRECTIONAL else 1):
                 to_q, to_key, both = state_products(
                     v_chunk,
@@ -119,20 +126,31 @@ def hgrn2_bwd_deep_kernel(
                     DOT,
                     PRECISION,
                 )
-                q_tile = load_tile(q_chunk, token, k, q_stride_t, valid).to(tl.float32)
-                key, g = gated_tile(z_chunk, bound + head * K, token, k, z_stride_t, valid, FAST)
-                up = indicator(up_to(row, column, direction == 1), FAST)
+                q_tile = as_products(q_loaded, constants, FAST)
+                z_tile = as_products(limited(z_loaded, FAST), constants, FAST)
+                key, g = key_and_log2_gate(z_tile, b, FAST)
+                if FAST:
+                    up = constant(constants, 2 * direction, C)
+                else:
+                    up = indicator(up_to(row, column, direction == 1), FAST)
                 part, whole = decays(up, g, FAST)
                 # Of the last token in this direction: differences are of what was summed alike.
                 ends = row == (0 if direction == 1 else C - 1)
-                last_part = tl.sum(tl.where(ends, part, 0.0), 0)
-                last_whole = tl.sum(tl.where(ends, whole, 0.0), 0)
-                to_q *= power(part + whole, FAST)
-                after = (last_part[None, :] - part) + (last_whole[None, :] - whole)
+                final = tl.sum(tl.where(ends, part, 0.0), 0)[None, :]
+                after = final - part
+                if not FAST:
+                    final_whole = tl.sum(tl.where(ends, whole, 0.0), 0)[None, :]
+                    after += final_whole - whole
+                    final += final_whole
+                to_q *= power(together(part, whole, FAST), FAST)
                 to_key *= power(after, FAST)
-                through = power(last_part + last_whole, FAST) * tl.sum(both, 0)
-                carry = through + tl.sum(key * to_key, 0)
-                moved = q_tile * to_q - key * to_key
+                from_key = key * to_key
+                if C == BK:
+                    # One sum over rows instead of two.
+                    carry = tl.sum(power(final, FAST) * both + from_key, 0)
+                else:
+                    carry = tl.sum(power(final, FAST) * both, 0) + tl.sum(from_key, 0)
+                moved = q_tile * to_q - from_key
                 dA_place = dscores + (place * (2 if BIDIRECTIONAL else 1) + direction) * C * C
                 diagonal = tl.load(dA_place + token * (C + 1)).to(tl.float32)[:, None]
                 dA = tl.load(dA_place + row * C + column, mask=row != column, other=0.0).to(DOT)
@@ -152,20 +170,27 @@ def hgrn2_bwd_deep_kernel(
                     FAST,
                     PRECISION,
                 )
-                dq_tile += to_q
-                dkey += to_key
-                dlnf += carry[None, :] + sums(tl.trans(up), moved, FAST)
-            z_tile = limited(load_tile(z_chunk, token, k, z_stride_t, valid, OPEN), FAST)
-            z_tile = z_tile.to(tl.float32)
-            b = tl.load(bound + head * K + k)[None, :]
+                if direction == 0:
+                    dq_tile = to_q
+                    dkey = to_key
+                else:
+                    dq_tile += to_q
+                    dkey += to_key
+                if direction == LAST:
+                    dq_tile = before_activation(
+                        dq_tile, raw_q + to_chunk, token, k, z_stride_t, valid, QUERY, FAST
+                    )
+                    tl.store(dq + offsets, dq_tile.to(dq.dtype.element_ty), mask=stored)
+                from_here = carry[None, :] + sums(tl.trans(up), moved, FAST)
+                if direction == 0:
+                    dlnf = from_here
+                else:
+                    dlnf += from_here
+            # Loaded anew: held until here, it would spill.
+            z_tile = load_tile(z_chunk, token, k, z_stride_t, valid, OPEN)
+            z_tile = as_products(limited(z_tile, FAST), constants, FAST)
             dz_tile, to_bound = gate_gradient(z_tile, b, dlnf, dkey, FAST)
             dz_tile = tl.where(valid[:, None], dz_tile, 0.0)
-            offsets = ((batch * T + start + row) * (PARTS * H) + head) * K + k[None, :]
-            stored = (start + token < T)[:, None]
-            dq_tile = before_activation(
-                dq_tile, raw_q + to_chunk, token, k, z_stride_t, valid, QUERY, FAST
-            )
-            tl.store(dq + offsets, dq_tile.to(dq.dtype.element_ty), mask=stored)
             tl.store(dz + offsets, dz_tile.to(dz.dtype.element_ty), mask=stored)
             tl.store(dbound + place * K + k, tl.sum(to_bound, 0))
 
@@ -181,6 +206,7 @@ def deep_gradients(
     dscores: Tensor,
     lengths: Tensor | None,
     deep: Tensor,
+    constants: Tensor,
     dbound: Tensor,
     settings: Settings,
     into: Into,
@@ -207,6 +233,7 @@ def deep_gradients(
         *(forward if backward is None else backward),
         dscores,
         deep,
+        constants,
         into.raw_q,
         into.dq,
         into.dz,

@@ -62,6 +62,12 @@ def decays(up, g, FAST: tl.constexpr):
 
 
 @triton.jit
+def together(part, whole, FAST: tl.constexpr):
+    """G of its two parts."""
+    return part if FAST else part + whole
+
+
+@triton.jit
 def spans(lowest):
     """How many spans there are where the lowest G is `lowest`."""
     return tl.maximum(lowest * (-1.0 / SPAN), 0.0).to(tl.int32) + 1
@@ -76,7 +82,7 @@ def to_span(part, whole, n, count, FAST: tl.constexpr):
     sums that were rounded otherwise. So queries are kept from a bit before the span on, and the
     outer spans take the keys that lie beyond them.
     """
-    decay = part + whole
+    decay = together(part, whole, FAST)
     begin = tl.where(n == 0, float("inf"), -SPAN * n)
     end = tl.where(n == count - 1, float("-inf"), -SPAN * (n + 1))
     half = 0.5 * SPAN

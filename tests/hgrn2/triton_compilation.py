@@ -65,7 +65,8 @@ def launches(k: int, v: int, dtype: torch.dtype, architecture: int) -> list[Enqu
         "settings": table,
     }
     S, _, A, flags = chunks.room(q, x, False, True)
-    inputs = (q, z, x, x, bound, (S, S), None, A, None, flags)
+    constants = meta(3, 64, 64, kind=torch.bfloat16)
+    inputs = (q, z, x, x, bound, (S, S), None, A, None, flags, constants)
     places = [Into.tensors(q, z, x)]
     if k == v:
         projection = meta(1, 8192, 3, 2, k, kind=dtype)
@@ -82,7 +83,7 @@ def launches(k: int, v: int, dtype: torch.dtype, architecture: int) -> list[Enqu
             dbound = backward_gate.gate_gradients(*inputs, table, into)
             deep_backward.deep_gradients(*inputs, dbound, table, into)
         # both directions
-        both = (q, z, x, x, bound, (S, S), (S, S), A, None, flags)
+        both = (q, z, x, x, bound, (S, S), (S, S), A, None, flags, constants)
         output.chunk_output(q, z, x, bound, S, S, None, table, deep=flags, scores=A)
         for into in (places[0], places[-1]):
             backward_value.value_gradient(z, x, x, bound, A, S, S, None, table, into)
