@@ -93,11 +93,11 @@ def settings(k: int, v: int, dtype: torch.dtype, capability: tuple[int, int]) ->
             output=Launch(bk, bv, 4, 2),
             bwd_value=Launch(bk, bv, 4, 3),
             bwd_gate=Launch(bk, min(v, 64), 4, 2),
-            # Timed on Hopper; elsewhere they spill more. Of wider values two tiles of 128 do too.
+            # Timed on Hopper; elsewhere it spills more. Of wider values two tiles of 128 do too.
             deep=Launch(bk, bv if v <= 128 else 64, 4, 1)
             if capability[0] == 9
             else Launch(bk, min(v, 64), 8, 1),
-            bwd_deep=Launch(bk, min(v, 64), 4 if capability[0] == 9 else 8, 1),
+            bwd_deep=Launch(bk, min(v, 64), 8, 1),
             programs=264,
             # Of 64 x 64 channels, 8 a thread, four warps cover 16 rows at a time.
             group=4,
