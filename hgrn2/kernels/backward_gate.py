@@ -7,6 +7,9 @@ The log gate of token t moves the decay of every pair that it lies between, so
 
 where pairs inside the sum cancel. They cancel exactly, since q dq and key dkey are formed of the
 same rounded operands: independent roundings would add up to several times bf16's own error.
+
+Operands are carried to the middle of the chunk's range, q 2^(G + 56) and key 2^-(G + 56), since G
+goes down to -112: from its start, dA would overflow beyond 2^16 and lose digits below 2^-30.
 """
 
 from __future__ import annotations
@@ -35,6 +38,9 @@ from hgrn2.kernels.gate import (
 )
 from hgrn2.kernels.into import Into, before_activation
 from hgrn2.kernels.settings import CHUNK, Settings, cdiv, dot_type
+
+MIDDLE = tl.constexpr(MAX_BITS.value / 2)
+FROM_MIDDLE = tl.constexpr(2.0 ** -(MAX_BITS.value / 2))
 
 
 @triton.jit
@@ -185,18 +191,21 @@ def hgrn2_bwd_gate_kernel(
         else:
             up = indicator(up_to(row, column, direction == 1), FAST)
         # No chunk here goes below by more than rounding; without it, Hopper spills twice as much.
-        G = tl.maximum(sums(up, g, FAST), -MAX_BITS)
+        # From here on, its distance from the middle.
+        G = tl.maximum(sums(up, g, FAST), -MAX_BITS) + MIDDLE
         key_start = operand(key * power(-G, FAST), DOT, PRECISION)
         from_start = power(G, FAST)
         # The decay of the whole chunk reaches the outputs behind it through the state alone.
-        whole = power(tl.sum(g, 0), FAST)
+        whole = power(tl.sum(g, 0) + MIDDLE, FAST)
         through = key_start.to(tl.float32) * to_key
+        both *= FROM_MIDDLE
         if C == BK:
             # One sum over rows instead of two.
             carry = whole * tl.sum(through + both, 0)
         else:
             carry = whole * (tl.sum(through, 0) + tl.sum(both, 0))
         to_key *= whole[None, :]
+        to_q *= FROM_MIDDLE
         q_tile = as_products(q_loaded, constants, FAST)
         q_start = operand(q_tile * from_start, DOT, PRECISION)
 

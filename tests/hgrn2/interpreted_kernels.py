@@ -143,9 +143,13 @@ def test_deep_chunks(monkeypatch, regime, group):
     check(kernels(*case), oracle(*case), skip=skip)
 
 
+@pytest.mark.parametrize("deep", [False, True])
 @pytest.mark.parametrize("scale", [1e-12, 1e12, 1e20])
-def test_deep_chunks_gradients_of_any_size(scale):
+def test_gradients_of_any_size(scale, deep):
+    """Also where a chunk decays by 109 bits, a little less than what makes it a deep one."""
     q, z, v, bound, _, dy, _ = draw(1, 64, 2, 16, 16, "leaning", 1e-3)
+    if not deep:
+        z = -0.81 + 0.01 * torch.randn(z.shape, generator=torch.Generator().manual_seed(1))
     case = (q, z, v, bound, None, scale * dy, None)
     check(kernels(*case), oracle(*case))
 

@@ -23,16 +23,17 @@ ENTRIES = [
 ]
 
 # Bytes a thread that spill today: a ratchet, to be lowered with the kernels, never raised. The
-# deep kernels, which hold the most, are for rare chunks.
+# deep kernels, which hold the most, are for rare chunks. The gate's went up once, for operands from
+# the middle of a chunk's range: without that, gradients overflow or vanish.
 SPILL_BYTES = {
     "hgrn2_fwd_states_kernel": 32,
-    "hgrn2_bwd_gate_kernel": 520,
+    "hgrn2_bwd_gate_kernel": 528,
     "hgrn2_fwd_deep_kernel": 128,
     "hgrn2_bwd_deep_kernel": 1256,
 }
 # What Hopper spills in bf16, where the speed is measured.
 HOPPER_BF16 = {
-    "hgrn2_bwd_gate_kernel": 128,
+    "hgrn2_bwd_gate_kernel": 216,
     "hgrn2_fwd_deep_kernel": 112,
     "hgrn2_bwd_deep_kernel": 480,
 }
