@@ -8,8 +8,9 @@ The log gate of token t moves the decay of every pair that it lies between, so
 where pairs inside the sum cancel. They cancel exactly, since q dq and key dkey are formed of the
 same rounded operands: independent roundings would add up to several times bf16's own error.
 
-Operands are carried to the middle of the chunk's range, q 2^(G + 56) and key 2^-(G + 56), since G
-goes down to -112: from its start, dA would overflow beyond 2^16 and lose digits below 2^-30.
+Operands are carried to the middle of what each channel decays by, 2 a bits: q 2^(G + a) and
+key 2^-(G + a). From the chunk's start, where a channel may decay by 112 bits, what is finite in the
+end would overflow on the way, or lose digits.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ from torch import Tensor
 
 from hgrn2.kernels.first_call import enqueue
 from hgrn2.kernels.gate import (
-    MAX_BITS,
     OPEN,
     as_products,
     constant,
@@ -38,9 +38,6 @@ from hgrn2.kernels.gate import (
 )
 from hgrn2.kernels.into import Into, before_activation
 from hgrn2.kernels.settings import CHUNK, Settings, cdiv, dot_type
-
-MIDDLE = tl.constexpr(MAX_BITS.value / 2)
-FROM_MIDDLE = tl.constexpr(2.0 ** -(MAX_BITS.value / 2))
 
 
 @triton.jit
@@ -190,37 +187,34 @@ def hgrn2_bwd_gate_kernel(
             up = constant(constants, 2 * direction, C)
         else:
             up = indicator(up_to(row, column, direction == 1), FAST)
-        # No chunk here goes below by more than rounding; without it, Hopper spills twice as much.
-        # From here on, its distance from the middle.
-        G = tl.maximum(sums(up, g, FAST), -MAX_BITS) + MIDDLE
-        key_start = operand(key * power(-G, FAST), DOT, PRECISION)
-        from_start = power(G, FAST)
+        half = 0.5 * tl.sum(g, 0)[None, :]
+        from_middle = sums(up, g, FAST) - half
+        key_middle = operand(key * power(-from_middle, FAST), DOT, PRECISION)
+        decay = power(from_middle, FAST)
+        # The states' part, from the chunk's borders to its middle.
+        halfway = power(half, FAST)
+        to_q *= halfway
+        to_key *= halfway
         # The decay of the whole chunk reaches the outputs behind it through the state alone.
-        whole = power(tl.sum(g, 0) + MIDDLE, FAST)
-        through = key_start.to(tl.float32) * to_key
-        both *= FROM_MIDDLE
-        if C == BK:
-            # One sum over rows instead of two.
-            carry = whole * tl.sum(through + both, 0)
-        else:
-            carry = whole * (tl.sum(through, 0) + tl.sum(both, 0))
-        to_key *= whole[None, :]
-        to_q *= FROM_MIDDLE
+        both *= halfway * halfway
+        through = key_middle.to(tl.float32) * to_key
+        # One sum over rows instead of two, where there are as many.
+        carry = tl.sum(through + both, 0) if C == BK else tl.sum(through, 0) + tl.sum(both, 0)
         q_tile = as_products(q_loaded, constants, FAST)
-        q_start = operand(q_tile * from_start, DOT, PRECISION)
+        q_middle = operand(q_tile * decay, DOT, PRECISION)
 
         dA_place = place * (LAST + 1) + direction
         dA = tl.load(dscores + dA_place * C * C + row * C + column).to(DOT)
-        to_q = tl.dot(dA, key_start, to_q, input_precision=PRECISION)
-        moved = q_start.to(tl.float32) * to_q
-        dq_tile += to_q * from_start
+        to_q = tl.dot(dA, key_middle, to_q, input_precision=PRECISION)
+        moved = q_middle.to(tl.float32) * to_q
+        dq_tile += to_q * decay
         if direction == LAST:
             dq_tile = before_activation(dq_tile, raw_q, token, k, z_stride_t, valid, QUERY, FAST)
             tl.store(dq + offsets, dq_tile.to(dq.dtype.element_ty), mask=stored)
-        to_key = tl.dot(tl.trans(dA), q_start, to_key, input_precision=PRECISION)
-        moved -= key_start.to(tl.float32) * to_key
-        # 1 / 2^G once more, not 2^-G: what is used twice stays in registers until then.
-        dkey += to_key * reciprocal(from_start, FAST)
+        to_key = tl.dot(tl.trans(dA), q_middle, to_key, input_precision=PRECISION)
+        moved -= key_middle.to(tl.float32) * to_key
+        # The reciprocal, not the key's factor: what is used twice stays in registers until then.
+        dkey += to_key * reciprocal(decay, FAST)
         dlnf += carry[None, :] + sums(tl.trans(up), moved, FAST)
 
     # Loaded anew: held until here, it would spill.

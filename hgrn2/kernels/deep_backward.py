@@ -83,6 +83,7 @@ def hgrn2_bwd_deep_kernel(
     last = tl.minimum(first + per_program, places)
     if not flagged(deep, first, last, PER_PROGRAM):
         return
+    LAST: tl.constexpr = 1 if BIDIRECTIONAL else 0
     token = tl.arange(0, C)
     row, column = token[:, None], token[None, :]
     k = k_tile * BK + tl.arange(0, BK)
@@ -102,13 +103,13 @@ def hgrn2_bwd_deep_kernel(
             v_chunk = v + batch * v_stride_b + start * v_stride_t + head * v_stride_h
             dy_chunk = dy + batch * dy_stride_b + start * dy_stride_t + head * dy_stride_h
             border = place * K * V + k_tile * BK * V
-            # One wait for both, and none behind the products.
+            # One wait for both, and none behind the products. z is `limited` before it meets the
+            # identity: a product with an infinity would be a NaN for the token's other channels.
             z_loaded = load_tile(z_chunk, token, k, z_stride_t, valid, OPEN)
             q_loaded = load_tile(q_chunk, token, k, q_stride_t, valid)
             b = tl.load(bound + head * K + k)[None, :]
             offsets = ((batch * T + start + row) * (PARTS * H) + head) * K + k[None, :]
             stored = (start + token < T)[:, None]
-            LAST: tl.constexpr = 1 if BIDIRECTIONAL else 0
             for direction in tl.static_range(2 if BIDIRECTIONAL else 1):
                 to_q, to_key, both = state_products(
                     v_chunk,

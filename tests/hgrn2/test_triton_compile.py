@@ -23,24 +23,28 @@ ENTRIES = [
 ]
 
 # Bytes a thread that spill today: a ratchet, to be lowered with the kernels, never raised. The
-# deep kernels, which hold the most, are for rare chunks. The gate's went up once, for operands from
-# the middle of a chunk's range: without that, gradients overflow or vanish.
+# deep kernels, which hold the most, are for rare chunks.
 SPILL_BYTES = {
     "hgrn2_fwd_states_kernel": 32,
-    "hgrn2_bwd_gate_kernel": 528,
+    "hgrn2_bwd_gate_kernel": 376,
     "hgrn2_fwd_deep_kernel": 128,
     "hgrn2_bwd_deep_kernel": 1256,
 }
 # What Hopper spills in bf16, where the speed is measured.
 HOPPER_BF16 = {
-    "hgrn2_bwd_gate_kernel": 216,
+    "hgrn2_bwd_gate_kernel": 96,
     "hgrn2_fwd_deep_kernel": 112,
     "hgrn2_bwd_deep_kernel": 480,
 }
 # In both directions a chunk's kernels hold the sums of two.
-BOTH_DIRECTIONS = {"hgrn2_fwd_output_kernel": 480, "hgrn2_bwd_gate_kernel": 2000}
+BOTH_DIRECTIONS = {
+    "hgrn2_fwd_output_kernel": 392,
+    "hgrn2_bwd_gate_kernel": 1920,
+    "hgrn2_fwd_deep_kernel": 272,
+    "hgrn2_bwd_deep_kernel": 3320,
+}
 # A query's slope besides.
-PROJECTED_BOTH_DIRECTIONS = {"hgrn2_bwd_gate_kernel": 2032}
+PROJECTED_BOTH_DIRECTIONS = {"hgrn2_bwd_gate_kernel": 1952, "hgrn2_bwd_deep_kernel": 1920}
 
 
 @pytest.mark.parametrize(("k", "v", "dtype", "architecture"), ENTRIES)

@@ -127,11 +127,12 @@ def test_shut_gates_without_a_state():
     check(case, bidirectional=True, skip=("dbound",))
 
 
-# Not deep, but nearly: 64 tokens decay by 109 bits.
+# Not deep, but nearly: 64 tokens decay by 109 bits; and next to nothing.
 NEARLY = {"scale": 0.01, "shift": -0.81, "bound": 0.0}
+OPEN = {"scale": 0.01, "shift": 5.0, "bound": 0.0}
 
 
-@pytest.mark.parametrize("gates", [NEARLY, CLOSED], ids=["nearly", "closed"])
+@pytest.mark.parametrize("gates", [OPEN, NEARLY, CLOSED], ids=["open", "nearly", "closed"])
 @pytest.mark.parametrize("scale", [1e-12, 1e12])
 def test_gradients_of_any_size(scale, gates):
     case = draw(2, 131, 2, 64, 64, torch.bfloat16, **gates)

@@ -65,8 +65,6 @@ def launches(k: int, v: int, dtype: torch.dtype, architecture: int) -> list[Enqu
         "settings": table,
     }
     S, _, A, flags = chunks.room(q, x, False, True)
-    constants = meta(3, 64, 64, kind=torch.bfloat16)
-    inputs = (q, z, x, x, bound, (S, S), None, A, None, flags, constants)
     places = [Into.tensors(q, z, x)]
     if k == v:
         projection = meta(1, 8192, 3, 2, k, kind=dtype)
@@ -74,6 +72,8 @@ def launches(k: int, v: int, dtype: torch.dtype, architecture: int) -> list[Enqu
             activations = Activations(query, silu_value=True)
             places.append(Into.projection(projection, projection, activations))
     with noted() as found:
+        constants = backward_gate.constants_of(q, x)
+        inputs = (q, z, x, x, bound, (S, S), None, A, None, flags, constants)
         states.chunk_states(z, x, bound, S, q=None, **shared)
         y = output.chunk_output(q, z, x, bound, S, None, None, table, deep=flags, scores=A)
         deep.deep_output(q, z, x, bound, S, None, None, y, flags, A, table)
@@ -85,9 +85,11 @@ def launches(k: int, v: int, dtype: torch.dtype, architecture: int) -> list[Enqu
         # both directions
         both = (q, z, x, x, bound, (S, S), (S, S), A, None, flags, constants)
         output.chunk_output(q, z, x, bound, S, S, None, table, deep=flags, scores=A)
+        deep.deep_output(q, z, x, bound, S, S, None, y, flags, A, table)
         for into in (places[0], places[-1]):
             backward_value.value_gradient(z, x, x, bound, A, S, S, None, table, into)
-            backward_gate.gate_gradients(*both, table, into)
+            dbound = backward_gate.gate_gradients(*both, table, into)
+            deep_backward.deep_gradients(*both, dbound, table, into)
         decode.step(q[:, 0], z[:, 0], x[:, 0], bound, state)
     return found
 
