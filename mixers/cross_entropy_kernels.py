@@ -54,17 +54,6 @@ def part_of(part, length, PARTS: tl.constexpr, STEP: tl.constexpr):
     return tl.minimum(part * each, length), tl.minimum((part + 1) * each, length)
 
 
-@triton.jit
-@no_type_check
-def factor(x, DOT: tl.constexpr, PRECISION: tl.constexpr):
-    """`as_operand`, and a NaN stays one: a GPU's own, all bits but the sign, wraps to 0 where
-    TF32 is rounded."""
-    y = as_operand(x, DOT, PRECISION)
-    if PRECISION == "tf32" and DOT.is_fp32():
-        y = tl.where(x == x, y, float("nan"))
-    return y
-
-
 @triton.jit(do_not_specialize=["N", "V"])
 @no_type_check
 def cross_entropy_fwd_kernel(
@@ -87,12 +76,12 @@ def cross_entropy_fwd_kernel(
     start = (tl.program_id(0) // PARTS) * C
     part = tl.program_id(0) % PARTS
     row = start + tl.arange(0, C)
-    h = factor(load_rows(hidden, start, hidden_stride, N, D, C), DOT, PRECISION)
+    h = as_operand(load_rows(hidden, start, hidden_stride, N, D, C), DOT, PRECISION)
     highest = tl.full([C], float("-inf"), tl.float32)
     total = tl.zeros([C], tl.float32)
     begin, end = part_of(part, V, PARTS, STEP)
     for first in range(begin, end, STEP):
-        w = factor(load_rows(weight, first, weight_stride, V, D, STEP), DOT, PRECISION)
+        w = as_operand(load_rows(weight, first, weight_stride, V, D, STEP), DOT, PRECISION)
         S = tl.dot(h, tl.trans(w), input_precision=PRECISION)
         if not WHOLE:
             S = tl.where((first + tl.arange(0, STEP) < V)[None, :], S, float("-inf"))
@@ -134,8 +123,8 @@ def cross_entropy_sum_kernel(
     tl.store(lse + row, total, mask=row < N)
     aim = tl.load(target + row, mask=row < N, other=-1)
     a_word = (aim >= 0) & (aim < V)
-    h = factor(load_rows(hidden, start, hidden_stride, N, D, C), DOT, PRECISION)
-    w = factor(load_tile(weight, aim, tl.arange(0, D), weight_stride, a_word), DOT, PRECISION)
+    h = as_operand(load_rows(hidden, start, hidden_stride, N, D, C), DOT, PRECISION)
+    w = as_operand(load_tile(weight, aim, tl.arange(0, D), weight_stride, a_word), DOT, PRECISION)
     score = tl.sum(h.to(tl.float32) * w.to(tl.float32), 1)
     found = tl.where(a_word, total / LOG2E - score, float("nan"))
     tl.store(loss + row, found, mask=row < N)
@@ -169,19 +158,19 @@ def cross_entropy_bwd_hidden_kernel(
     row = start + tl.arange(0, C)
     aim = tl.load(target + row, mask=row < N, other=-1)
     own = tl.load(lse + row, mask=row < N, other=0.0)
-    h = factor(load_rows(hidden, start, hidden_stride, N, D, C), DOT, PRECISION)
+    h = as_operand(load_rows(hidden, start, hidden_stride, N, D, C), DOT, PRECISION)
     acc = tl.zeros([C, D], tl.float32)
     begin, end = part_of(part, V, PARTS, STEP)
     for first in range(begin, end, STEP):
         column = first + tl.arange(0, STEP)
-        w = factor(load_rows(weight, first, weight_stride, V, D, STEP), DOT, PRECISION)
+        w = as_operand(load_rows(weight, first, weight_stride, V, D, STEP), DOT, PRECISION)
         S = tl.dot(h, tl.trans(w), input_precision=PRECISION)
         P = tl.exp2(S * LOG2E - own[:, None])
         if not WHOLE:
             # Past the vocabulary S is 0, whatever the scores are: P may be infinite there.
             P = tl.where((column < V)[None, :], P, 0.0)
         P = tl.where(column[None, :] == aim[:, None], P - 1.0, P)
-        acc = tl.dot(factor(P, DOT, PRECISION), w, acc, input_precision=PRECISION)
+        acc = tl.dot(as_operand(P, DOT, PRECISION), w, acc, input_precision=PRECISION)
     scale = tl.load(dloss + row * dloss_stride, mask=row < N, other=0.0)
     dhidden += part.to(tl.int64) * N * D
     store_rows(dhidden, acc * scale[:, None], start, D, N, D, C)
@@ -212,7 +201,7 @@ def cross_entropy_bwd_weight_kernel(
     start = (tl.program_id(0) // PARTS) * C
     part = tl.program_id(0) % PARTS
     word = start + tl.arange(0, C)
-    w = factor(load_rows(weight, start, weight_stride, V, D, C), DOT, PRECISION)
+    w = as_operand(load_rows(weight, start, weight_stride, V, D, C), DOT, PRECISION)
     acc = tl.zeros([C, D], tl.float32)
     begin, end = part_of(part, N, PARTS, STEP)
     for first in range(begin, end, STEP):
@@ -220,11 +209,11 @@ def cross_entropy_bwd_weight_kernel(
         aim = tl.load(target + row, mask=row < N, other=-1)
         own = tl.load(lse + row, mask=row < N, other=0.0)
         scale = tl.load(dloss + row * dloss_stride, mask=row < N, other=0.0)
-        h = factor(load_rows(hidden, first, hidden_stride, N, D, STEP), DOT, PRECISION)
+        h = as_operand(load_rows(hidden, first, hidden_stride, N, D, STEP), DOT, PRECISION)
         S = tl.dot(w, tl.trans(h), input_precision=PRECISION)
         P = tl.exp2(S * LOG2E - own[None, :])
         P = tl.where(word[:, None] == aim[None, :], P - 1.0, P) * scale[None, :]
-        acc = tl.dot(factor(P, DOT, PRECISION), h, acc, input_precision=PRECISION)
+        acc = tl.dot(as_operand(P, DOT, PRECISION), h, acc, input_precision=PRECISION)
     dweight += part.to(tl.int64) * V * D
     store_rows(dweight, acc, start, D, V, D, C)
 

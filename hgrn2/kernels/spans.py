@@ -76,7 +76,7 @@ def spans(lowest):
 @triton.jit
 def to_span(part, whole, n, count, FAST: tl.constexpr):
     """The factors [c k] of queries and of keys to the middle of span n of `count`; 0 for queries
-    before it and for keys outside it. A NaN stays one, until TF32 is rounded (`operand`).
+    before it and for keys outside it. A NaN stays one.
 
     Rounded, G may rise by a trifle from one token to the next, or be above 0, and `count` may be of
     sums that were rounded otherwise. So queries are kept from a bit before the span on, and the

@@ -51,6 +51,17 @@ def test_large_scores():
     check(fused(0.1).packed, qkv, do, 0.1, "fp32")
 
 
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
+@pytest.mark.parametrize("place", range(3), ids="qkv")
+def test_a_nan_comes_out_as_one(monkeypatch, place):
+    """A GPU's own has all bits but the sign, which TF32's rounding would turn into a zero."""
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "high")
+    qkv, _ = draw(1, 70, 1, 16)
+    qkv[:, 20, place] = torch.tensor(0x7FFFFFFF, dtype=torch.int32).view(torch.float32)
+    y = fused(0.0).packed(qkv)
+    assert y[:, 20 if place == 0 else slice(20, None)].isnan().all()
+
+
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
 def test_masks_are_dropouts_bit_for_bit(p):
     """Without scores the probabilities of row i are 1 / (i + 1), and unit values read them out."""
