@@ -117,13 +117,17 @@ def report(
       mixerbench report mqar_quick speed_quick
     """
     from harness.cells import grid_name
+    from harness.frames import frame
     from harness.report import write_report
 
-    for grid in grids:
-        path = write_report(
-            grid_name(grid), results, any_device=any_device, only_device=only_device
-        )
-        print(path)
+    names = [grid_name(grid) for grid in grids]
+    devices = {"any_device": any_device, "only_device": only_device}
+    if len(names) > 1:
+        # What is wrong with one of them is said before any is written.
+        for name in names:
+            frame(name, results, **devices)
+    for name in names:
+        print(write_report(name, results, **devices))
 
 
 @app.command()
@@ -192,7 +196,7 @@ def doctor(device: Device = None) -> None:
 def main() -> None:
     """The console script: what the user got wrong is one line, not a traceback."""
     try:
-        app()
+        app(prog_name="mixerbench")
     except ValueError as error:
         print(f"mixerbench: {error}", file=sys.stderr)
         sys.exit(2)

@@ -14,7 +14,7 @@ from scipy.stats import bootstrap
 from tabulate import tabulate
 
 from harness.frames import frame
-from harness.series import head_sizes, listed, with_series
+from harness.series import head_sizes, with_series
 from harness.style import significant
 
 TIMED = ("speed", "decode")
@@ -168,7 +168,7 @@ def interval(base: np.ndarray, ours: np.ndarray) -> tuple[float, float]:
 def show(comparison: pd.DataFrame) -> None:
     """Print a comparison: what all its rows share as a title, the rest as a table."""
     places = list(comparison.columns[: list(comparison.columns).index("series")])
-    shared = [name for name in places if len(listed(comparison[name])) == 1]
+    shared = [name for name in places if comparison[name].nunique(dropna=False) == 1]
     words = [f"{name} {significant(comparison[name].iloc[0])}" for name in shared]
     print(f"Speed-up over {comparison['baseline'].iloc[0]} ({', '.join(words)})")
     columns = [name for name in places if name not in shared]

@@ -45,6 +45,9 @@ TRAINED = ("mqar", "lra")
 PROVENANCE = ("device", "device_type", "commit", "dirty", "key", "env")
 """A frame's last columns; `env` holds the whole environment of the record."""
 
+TORN = "torn"
+"""In a frame's `attrs`: whether the last line of its records was torn."""
+
 
 def flatten(task: Mapping[str, Any]) -> dict[str, Leaf]:
     """The table columns of one task, given as its JSON dump.
@@ -98,12 +101,14 @@ def frame(
     unless `any_device` asks for that: times are not comparable, and what is trained has one row a
     cell then.
     """
-    records = Records(results / grid).rows()
+    file = Records(results / grid)
+    records = file.rows()
     if not records:
         files = results.glob("*/records.jsonl")
         found = sorted(path.parent.name for path in files if path.stat().st_size)
         raise ValueError(
-            f"grid {grid!r} has no records in {results}: `mixerbench run {grid}` makes them; "
+            f"grid {grid!r} has no records in {results}: if `mixerbench grids` lists it, "
+            f"`mixerbench run {grid} --results {results}` makes them; "
             f"grids with records there: {', '.join(found) or 'none'}"
         )
     table = tidy(records, pool=any_device)
@@ -120,6 +125,7 @@ def frame(
             f"grid {grid!r} has records of {table['device'].nunique()} devices: {_devices(table)}. "
             "Choose one with --only-device NAME, or ask for all of them with --any-device"
         )
+    table.attrs[TORN] = file.torn()
     return table
 
 
@@ -174,10 +180,17 @@ def settings(table: pd.DataFrame) -> list[str]:
 def cautions(table: pd.DataFrame) -> list[str]:
     """What a reader of this frame should know before comparing its rows, a sentence each."""
     lines: list[str] = []
-    commits = Counter(str(commit or "unknown")[:10] for commit in table["commit"])
-    if len(commits) > 1:
-        listed = ", ".join(f"{commit} ({count})" for commit, count in sorted(commits.items()))
-        lines.append(f"The cells come from {len(commits)} commits: {listed}.")
+    if table.attrs.get(TORN):
+        lines.append(
+            "The last line of the records is torn, by a process that was killed or a full disk: "
+            "its cell is left out, and the next run cuts the line off."
+        )
+    commits = Counter(commit[:10] for commit in table["commit"].dropna())
+    unknown = len(table) - commits.total()
+    if len(commits) + bool(unknown) > 1:
+        listed = [f"{commit} ({count})" for commit, count in sorted(commits.items())]
+        listed += [f"unknown ones ({unknown})"] if unknown else []
+        lines.append(f"The cells come from {len(commits)} commits: {', '.join(listed)}.")
     if dirty := sum(bool(dirty) for dirty in table["dirty"]):
         lines.append(f"{dirty} of {len(table)} cells ran with uncommitted changes.")
     if hot := sum(map(slowed, table["env"])):

@@ -52,7 +52,7 @@ def find_devices(device: str | None) -> list[torch.device]:
     """`cpu`; GPUs, as `cuda:0` or `cuda:0,cuda:2`; `cuda` for every GPU that is visible; None: cuda
     if there is one."""
     count = torch.cuda.device_count()
-    wanted = device or ("cuda" if count else "cpu")
+    wanted = ("cuda" if count else "cpu") if device is None else device
     if wanted == "cpu":
         return [torch.device("cpu")]
     numbers = _gpus(wanted)

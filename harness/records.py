@@ -158,10 +158,11 @@ class Records:
             kept = f"\n{lines.decode()}" if len(records) == 1 else ""
             raise ValueError(f"{unwritten}{kept}") from unwritten
 
-    def check_writable(self) -> None:
-        """Find out before anything is computed."""
+    def check_writable(self) -> str:
+        """Find out before anything is computed; what the next append cuts off, in words."""
         with self._writing():
             os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644))
+        return "; the torn last line of its records is cut off" if self.torn() else ""
 
     @contextmanager
     def claim(self, key: str, device: str) -> Iterator[bool]:
@@ -181,16 +182,17 @@ class Records:
             lock.release()
 
     def checkpoint(self, key: str, device: str) -> Path:
-        """Where the cell keeps what it needs to resume on that device."""
+        """Where the cell keeps what it needs to resume there."""
         return self.folder / "checkpoints" / f"{_file_name(key, device)}.pt"
 
     def drop_stale_checkpoint(self, record: Record, device: str) -> None:
-        """Remove the checkpoint on that device which is older than the cell's record: it was killed
-        right after, or another device was faster."""
-        path = self.checkpoint(record.key, device)
-        with suppress(FileNotFoundError):
-            if utc(datetime.fromtimestamp(path.stat().st_mtime, UTC)) <= record.ended:
-                path.unlink()
+        """Remove the checkpoint on that device which is older than the cell's record, or a part of
+        one: it was killed right after, or another device was faster."""
+        whole = self.checkpoint(record.key, device)
+        for path in (whole, whole.with_suffix(".part")):
+            with suppress(FileNotFoundError):
+                if utc(datetime.fromtimestamp(path.stat().st_mtime, UTC)) <= record.ended:
+                    path.unlink()
 
     def _claims(self) -> Path:
         claims = self.folder / ".claims"
@@ -203,10 +205,9 @@ class Records:
             with FileLock(self._claims() / "records.lock"):
                 yield
         except OSError as error:
-            raise ValueError(
-                f"cannot write {self.path}: {error.strerror or error}; "
-                "make room or choose another folder with --results"
-            ) from error
+            advice = f"{room(error)}choose another folder with --results"
+            why = f"{error.strerror or error}; {advice}"
+            raise ValueError(f"cannot write {self.path}: {why}") from error
 
     def _read(self) -> None:
         # Twice: another process may just have cut a torn line where this one was reading.
@@ -264,6 +265,11 @@ class Records:
         for newest in kinds:
             if cell not in newest or newest[cell].ended <= record.ended:
                 newest[cell] = record
+
+
+def room(error: OSError) -> str:
+    """What may help where room is missing."""
+    return "make room, or " if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
 
 
 def _file_name(key: str, device: str) -> str:

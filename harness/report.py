@@ -6,10 +6,12 @@ Everything is a function of the records: the same records give the same bytes.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pandas as pd
@@ -17,6 +19,7 @@ import pandas as pd
 from harness.figures import draw
 from harness.frames import cautions, frame, settings
 from harness.plot import Plot
+from harness.records import room
 from harness.series import listed
 from harness.sheet import save
 from harness.style import significant
@@ -39,20 +42,27 @@ def write_report(
     except OSError as error:
         raise ValueError(
             f"cannot write {error.filename or results / grid}: {error.strerror or error}; "
-            "make room, or copy the records to another folder and name it with --results"
+            f"{room(error)}copy the records to another folder and name it with --results"
         ) from error
 
 
 def _write(grid: str, folder: Path, table: pd.DataFrame, plots: Mapping[str, Plot]) -> Path:
+    """All of it or nothing: what is there is replaced by what has been written whole."""
+    with TemporaryDirectory(dir=folder, prefix=".report-") as there:
+        _write_new(grid, Path(there), table, plots)
+        for path in sorted(Path(there).iterdir()):
+            os.replace(path, folder / path.name)
+    return folder / "report.md"
+
+
+def _write_new(grid: str, folder: Path, table: pd.DataFrame, plots: Mapping[str, Plot]) -> None:
     for name, plot in plots.items():
         save(plot.figure, folder / name)
         plot.table.to_csv(folder / f"{name}.csv", index=False)
         (folder / f"{name}.md").write_text(f"{plot.caption}\n\n{_summary(plot)}\n")
     scalars = [name for name in table if not table[name].map(_is_container).any()]
     table[scalars].to_csv(folder / "table.csv", index=False)
-    path = folder / "report.md"
-    path.write_text("\n\n".join(_sections(grid, table, plots)) + "\n")
-    return path
+    (folder / "report.md").write_text("\n\n".join(_sections(grid, table, plots)) + "\n")
 
 
 def _is_container(value: object) -> bool:

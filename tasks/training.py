@@ -11,7 +11,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Generator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -249,14 +249,21 @@ class Trainer:
         }
 
     def save(self) -> None:
-        """Write the checkpoint, where there is a place for it."""
+        """Write the checkpoint, where there is a place for it. A training does not end because it
+        cannot be written: it says so, and leaves the room to the record."""
         path = self.context.checkpoint
         if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
             part = path.with_suffix(".part")
-            with self._here():
-                torch.save(self._state(), part)
-            os.replace(part, path)
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                # To an open file: given a path, torch hides why it failed.
+                with self._here(), part.open("wb") as file:
+                    torch.save(self._state(), file)
+                os.replace(part, path)
+            except OSError as error:
+                with suppress(OSError):
+                    part.unlink()
+                self.context.progress(f"no checkpoint: cannot write {path}: {error.strerror}")
         self.clock = self.saved = time.monotonic()
 
     def _state(self) -> dict[str, Any]:

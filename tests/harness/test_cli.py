@@ -159,7 +159,7 @@ def test_timeout(mixerbench: Mixerbench) -> None:
         (["run", toy("fine"), "--where", "seed + 1"], "it is neither true nor false"),
         (["run", toy("fine"), "--where", "seed > 9"], "chooses none of the cells"),
         (["run", toy("fine"), "--budget", "9 minutes"], "--budget '9 minutes': write a duration"),
-        (["run", toy("fine"), "--timeout", "0s"], "--timeout '0s': write a duration"),
+        (["run", toy("fine"), "--timeout", "0s"], "--timeout '0s': must be longer than nothing"),
         (["run", toy("fine"), "--device", "gpu"], "--device 'gpu': use cpu, cuda"),
         (["run", toy("fine"), "--device", "cuda:x"], "--device 'cuda:x': use cpu, cuda"),
         (["run", toy("fine"), "--device", "cuda:99"], "--device 'cuda:99': "),

@@ -139,6 +139,8 @@ def test_cells_without_a_time_keep_their_status(tmp_path, capsys):
     show(table)
     said = capsys.readouterr().out
     assert "Speed-up over Attention" in said
+    title = said.splitlines()[0]
+    assert not any(f"{name} " in title for name in table if table[name].nunique(dropna=False) > 1)
     assert said.count("no baseline") == 4
     assert len(said.splitlines()) == len(table) + 3
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from harness.frames import tidy
+from harness.frames import cautions, frame, tidy
 from harness.report import coverage, failures, markdown, provenance, write_report
 from tests.harness.synthetic import GPU, record, write
 from tests.harness.synthetic_kernels import speed_records
@@ -149,6 +151,32 @@ def test_markdown_writes_numbers_to_the_right_and_four_digits():
 def test_a_report_that_cannot_be_written_is_one_clear_line(tmp_path):
     lost = record(mqar_task("gla", "fla", **ONE), status="oom", error="out of memory")
     write(tmp_path, "mqar_synthetic", [lost])
-    (tmp_path / "mqar_synthetic" / "report.md").mkdir()
+    folder = tmp_path / "mqar_synthetic"
+    (folder / "report.md").mkdir()
     with pytest.raises(ValueError, match=r"cannot write .*report\.md: Is a directory.*--results"):
         write_report("mqar_synthetic", tmp_path)
+    assert not list(folder.glob(".report-*"))
+
+
+def test_a_disk_that_is_full_leaves_the_report_that_was_there(tmp_path, monkeypatch):
+    write(tmp_path, "mqar_synthetic", mqar_records())
+    path = write_report("mqar_synthetic", tmp_path)
+    before = {file.name: file.read_bytes() for file in path.parent.iterdir() if file.is_file()}
+
+    def full(self, *_args, **_options):
+        raise OSError(errno.ENOSPC, "No space left on device", str(self))
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(ValueError, match="No space left on device; make room, or copy"):
+        write_report("mqar_synthetic", tmp_path)
+    assert {f.name: f.read_bytes() for f in path.parent.iterdir() if f.is_file()} == before
+
+
+def test_a_torn_last_line_and_unknown_commits_are_told(tmp_path):
+    records = [r.model_copy(update={"env": {**r.env, "commit": None}}) for r in mqar_records()]
+    write(tmp_path, "mqar_synthetic", [*mqar_records()[:1], *records[1:]])
+    file = tmp_path / "mqar_synthetic" / "records.jsonl"
+    file.write_bytes(file.read_bytes()[:-20])
+    told = cautions(frame("mqar_synthetic", tmp_path))
+    assert "last line of the records is torn" in told[0]
+    assert re.search(r"from 1 commits: \w+ \(1\), unknown ones \(\d+\)", told[1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 from functools import partial
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from mixers import Attention
+from tasks import training
 from tasks.backbone import Backbone, LanguageModel
 from tasks.base import Context, Metrics, Paused, Unsupported
 from tasks.mqar import UNLABELLED, mqar_batch
@@ -69,6 +71,21 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path: Path, o
     resumed = task.run(Context(CPU, checkpoint=checkpoint, progress=lines.append))
     assert lines[0].startswith("resumed")
     assert without_times(resumed) == without_times(whole)
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_no_training(tmp_path: Path, monkeypatch):
+    def full(_state, file):
+        file.write(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    monkeypatch.setattr(training, "CHECKPOINT_EVERY_S", 0.0)
+    lines: list[str] = []
+    task = tiny()
+    found = task.run(Context(CPU, checkpoint=tmp_path / "cell.pt", progress=lines.append))
+    assert without_times(found) == without_times(task.run(Context(CPU)))
+    assert any("no checkpoint: cannot write" in line and "No space" in line for line in lines)
+    assert not list(tmp_path.iterdir())
 
 
 def test_two_runs_of_a_seed_are_equal_and_another_seed_is_not():

@@ -53,8 +53,22 @@ def part_folder(
     call `waits` every second.
 
     What an interrupted run of the same manifest has written is still in it. Raises ValueError if
-    it is another manifest's.
+    it is another manifest's, or cannot be written.
     """
+    try:
+        with _part_folder(folder, wanted, waits) as part:
+            yield part
+    except OSError as error:
+        raise ValueError(
+            f"cannot write {error.filename or folder}: {error.strerror or error}; choose another "
+            "root of the data with --out, or with MIXERBENCH_DATA where a run makes them"
+        ) from error
+
+
+@contextmanager
+def _part_folder(
+    folder: Path, wanted: dict[str, Any], waits: Callable[[], None]
+) -> Iterator[Path | None]:
     with _alone(folder.with_name(folder.name + ".lock"), waits):
         part = folder.with_name(folder.name + ".part")
         if is_there(folder, wanted) or _is_whole(part, wanted, folder):
