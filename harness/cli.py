@@ -24,7 +24,12 @@ from harness.cli_run import check, run
 
 app = typer.Typer(
     name="mixerbench",
-    help="Compare sequence mixers fairly: the same task, width and data, one record a cell.",
+    help="""Compare sequence mixers fairly: the same task, width and data, one record a cell.
+
+    \b
+    Example:
+      mixerbench run mqar_quick --results local
+      mixerbench report mqar_quick --results local""",
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from difflib import get_close_matches
 from typing import Any
 
 import pandas as pd
+from pandas.errors import UndefinedVariableError
 
 from harness.cells import Cell, Options
 from harness.claims import settled
 from harness.frames import flatten
 from harness.records import Records
+from harness.series import listed
+
+SHOWN = 8
+"""Values of a column that an error tells, at most."""
 
 
 def columns(cells: Sequence[Cell]) -> list[dict[str, Any]]:
@@ -22,24 +28,43 @@ def columns(cells: Sequence[Cell]) -> list[dict[str, Any]]:
 def select(cells: Sequence[Cell], where: str) -> list[Cell]:
     """The cells for which the pandas query `where` is true.
 
-    Raises ValueError, showing the columns, for a query that pandas cannot answer or that chooses
-    none.
+    Raises ValueError, with what there is to choose by, for a query that pandas cannot answer or
+    that chooses none.
     """
     frame = pd.DataFrame(columns(cells))
     try:
         chosen = frame.eval(where)
         problem = "it is neither true nor false"
+        if isinstance(chosen, pd.DataFrame):
+            problem = "it assigns; == compares"
+    except UndefinedVariableError as error:
+        chosen, name = None, str(error).split("'")[1]
+        near = get_close_matches(name, [*frame.columns], 1)
+        hint = f": did you mean {near[0]}?" if near else "; text stands in quotes"
+        problem = f"{name!r} is no column{hint}"
     # The query is the user's program: whatever it raises is the answer.
     except Exception as error:
         chosen, problem = None, str(error).splitlines()[0]
     if not isinstance(chosen, pd.Series) or chosen.dtype != bool:
-        raise ValueError(f"--where {where!r}: {problem}. Columns: {', '.join(frame.columns)}")
+        raise ValueError(f"--where {where!r}: {problem}\n{_choices(frame)}")
     found = [cell for cell, wanted in zip(cells, chosen, strict=True) if wanted]
     if not found:
-        raise ValueError(
-            f"--where {where!r} chooses none of the cells. Columns: {', '.join(frame.columns)}"
-        )
+        raise ValueError(f"--where {where!r} chooses none of the cells\n{_choices(frame)}")
     return found
+
+
+def _choices(frame: pd.DataFrame) -> str:
+    """The columns in which the cells differ with their values, and the other columns' names."""
+    lines: list[str] = []
+    others: list[str] = []
+    for name in frame.columns.drop("key"):
+        values = listed(frame[name])
+        if len(values) > 1:
+            more = ", .." if len(values) > SHOWN else ""
+            lines.append(f"  {name}: {', '.join(values[:SHOWN])}{more}")
+        else:
+            others.append(str(name))
+    return "\n".join(["What the cells differ in:", *lines, f"All have one: {', '.join(others)}"])
 
 
 def labels(cells: Sequence[Cell]) -> dict[str, str]:

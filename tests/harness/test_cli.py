@@ -154,7 +154,7 @@ def test_timeout(mixerbench: Mixerbench) -> None:
         (["run", toy("not_tasks")], "item 0 is a ToyMixer, not a Task"),
         (["run", toy("broken")], r"ZeroDivisionError: .* \(toy_grids\.py, line \d+\)"),
         (["run", toy("unsendable")], "cannot be sent to a worker"),
-        (["run", toy("fine"), "--where", "sed == 1"], r"'sed' is not defined\. Columns: key, grid"),
+        (["run", toy("fine"), "--where", "sed == 1"], "'sed' is no column: did you mean seed"),
         (["run", toy("fine"), "--where", "seed =="], "--where 'seed =='"),
         (["run", toy("fine"), "--where", "seed + 1"], "it is neither true nor false"),
         (["run", toy("fine"), "--where", "seed > 9"], "chooses none of the cells"),
