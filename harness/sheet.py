@@ -21,6 +21,9 @@ from harness.style import GREY, Mark, length, number, styled
 
 WIDTH_IN, COLUMN_IN = 6.9, 3.4
 """A paper's two columns, and one of them."""
+NARROWEST_IN, PANEL_IN = 0.9, 2.2
+"""A panel with its axis' numbers, without the labels to its right: one that can still be read, and
+what it gets where there would be less."""
 LINE_PT = 10.5
 """From one line of 8-pt text to the next."""
 NOTE_CHARACTERS = 112
@@ -104,12 +107,25 @@ class Sheet:
 
     def finish(self) -> Figure:
         """Settle the layout, then put the labels where their lines ended up."""
+        self._widen()
         self.figure.align_ylabels()
         self.figure.draw_without_rendering()
         self.figure.set_layout_engine("none")
         for ax, made in self._labels:
             self._place(ax, made)
         return self.figure
+
+    def _widen(self) -> None:
+        """Wider than a page where long labels would leave the panels no room."""
+        wanted = [0.0] * self.columns
+        for ax, made in self._labels:
+            column = self.axes.index(ax) % self.columns
+            inside = [text.get_window_extent().width for _, text in made if text.get_in_layout()]
+            wanted[column] = max(wanted[column], *inside, 0.0)
+        width_in, height_in = self.figure.get_size_inches()
+        labels_in = sum(wanted) / self.figure.dpi
+        if labels_in + self.columns * NARROWEST_IN > width_in:
+            self.figure.set_size_inches(labels_in + self.columns * PANEL_IN, height_in)
 
     def _place(self, ax: Axes, made: list[tuple[End, Text]]) -> None:
         height_pt = ax.get_window_extent().height * 72 / self.figure.dpi

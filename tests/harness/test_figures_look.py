@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from harness.figures_decode import decode
 from harness.figures_recall import mqar
 from harness.frames import tidy
-from harness.sheet import save, spread
-from harness.style import length, number, significant
+from harness.sheet import End, Sheet, save, spread
+from harness.style import Mark, length, number, significant
 from tests.harness.figure_texts import overlaps
 from tests.harness.synthetic_kernels import decode_records
 from tests.harness.synthetic_recall import mqar_records
@@ -63,6 +63,17 @@ def test_numbers_read_plainly():
         "–",
         "–",
     ]
+
+
+@pytest.mark.parametrize(("label", "wider"), [("HGRN2", False), ("HGRN2, " * 12, True)])
+def test_long_labels_leave_the_panels_room(label, wider):
+    sheet = Sheet(4, height_in=2.0, columns=4)
+    for ax in sheet.axes:
+        ax.plot([0, 1], [0, 1])
+        sheet.label(ax, [End(label, Mark("black", "o", "-", "full"), (1, 1))])
+    figure = sheet.finish()
+    assert (figure.get_size_inches()[0] > 7) == wider
+    assert all(ax.get_window_extent().width > 0.4 * figure.dpi for ax in sheet.axes)
 
 
 def test_the_same_records_give_the_same_svg(tmp_path):
