@@ -64,7 +64,7 @@ def _choices(frame: pd.DataFrame) -> str:
             lines.append(f"  {name}: {', '.join(values[:SHOWN])}{more}")
         else:
             others.append(str(name))
-    return "\n".join(["What the cells differ in:", *lines, f"All have one: {', '.join(others)}"])
+    return "\n".join(["What the cells differ in:", *lines, f"One value each: {', '.join(others)}"])
 
 
 def labels(cells: Sequence[Cell]) -> dict[str, str]:
