@@ -24,17 +24,15 @@ from hgrn2.kernels.first_call import enqueue
 from hgrn2.kernels.gate import (
     OPEN,
     as_products,
-    constant,
     gate_gradient,
-    indicator,
     key_and_log2_gate,
     limited,
     load_tile,
+    ones_up_to,
     operand,
     power,
     reciprocal,
     sums,
-    up_to,
 )
 from hgrn2.kernels.into import Into, before_activation
 from hgrn2.kernels.settings import CHUNK, Settings, cdiv, dot_type
@@ -183,14 +181,11 @@ def hgrn2_bwd_gate_kernel(
         # A product with an infinity would be a NaN for the token's other channels too.
         z_tile = as_products(limited(z_loaded, FAST), constants, FAST)
         key, g = key_and_log2_gate(z_tile, tl.load(bound + k)[None, :], FAST)
-        if FAST:
-            up = constant(constants, 2 * direction, C)
-        else:
-            up = indicator(up_to(row, column, direction == 1), FAST)
+        up = ones_up_to(constants, C, direction == 1, FAST)
         half = 0.5 * tl.sum(g, 0)[None, :]
         from_middle = sums(up, g, FAST) - half
         key_middle = operand(key * power(-from_middle, FAST), DOT, PRECISION)
-        decay = power(from_middle, FAST)
+        of_query = power(from_middle, FAST)
         # The states' part, from the chunk's borders to its middle.
         halfway = power(half, FAST)
         to_q *= halfway
@@ -201,20 +196,20 @@ def hgrn2_bwd_gate_kernel(
         # One sum over rows instead of two, where there are as many.
         carry = tl.sum(through + both, 0) if C == BK else tl.sum(through, 0) + tl.sum(both, 0)
         q_tile = as_products(q_loaded, constants, FAST)
-        q_middle = operand(q_tile * decay, DOT, PRECISION)
+        q_middle = operand(q_tile * of_query, DOT, PRECISION)
 
         dA_place = place * (LAST + 1) + direction
         dA = tl.load(dscores + dA_place * C * C + row * C + column).to(DOT)
         to_q = tl.dot(dA, key_middle, to_q, input_precision=PRECISION)
         moved = q_middle.to(tl.float32) * to_q
-        dq_tile += to_q * decay
+        dq_tile += to_q * of_query
         if direction == LAST:
             dq_tile = before_activation(dq_tile, raw_q, token, k, z_stride_t, valid, QUERY, FAST)
             tl.store(dq + offsets, dq_tile.to(dq.dtype.element_ty), mask=stored)
         to_key = tl.dot(tl.trans(dA), q_middle, to_key, input_precision=PRECISION)
         moved -= key_middle.to(tl.float32) * to_key
         # The reciprocal, not the key's factor: what is used twice stays in registers until then.
-        dkey += to_key * reciprocal(decay, FAST)
+        dkey += to_key * reciprocal(of_query, FAST)
         dlnf += carry[None, :] + sums(tl.trans(up), moved, FAST)
 
     # Loaded anew: held until here, it would spill.

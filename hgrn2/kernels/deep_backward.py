@@ -12,15 +12,13 @@ from hgrn2.kernels.first_call import enqueue
 from hgrn2.kernels.gate import (
     OPEN,
     as_products,
-    constant,
     gate_gradient,
-    indicator,
     key_and_log2_gate,
     limited,
     load_tile,
+    ones_up_to,
     power,
     sums,
-    up_to,
 )
 from hgrn2.kernels.into import Into, before_activation
 from hgrn2.kernels.settings import CHUNK, Settings, cdiv, dot_type
@@ -130,10 +128,7 @@ def hgrn2_bwd_deep_kernel(
                 q_tile = as_products(q_loaded, constants, FAST)
                 z_tile = as_products(limited(z_loaded, FAST), constants, FAST)
                 key, g = key_and_log2_gate(z_tile, b, FAST)
-                if FAST:
-                    up = constant(constants, 2 * direction, C)
-                else:
-                    up = indicator(up_to(row, column, direction == 1), FAST)
+                up = ones_up_to(constants, C, direction == 1, FAST)
                 part, whole = decays(up, g, FAST)
                 # Of the last token in this direction: differences are of what was summed alike.
                 ends = row == (0 if direction == 1 else C - 1)

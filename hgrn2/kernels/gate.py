@@ -256,14 +256,19 @@ def sums(ones, g, SPLIT: tl.constexpr):
 
 
 @triton.jit
-def indicator(which, SPLIT: tl.constexpr):
-    """1 where `which` holds, else 0, as `sums` takes it."""
-    return tl.where(which, 1.0, 0.0).to(tl.bfloat16 if SPLIT else tl.float32)
-
-
-@triton.jit
 def up_to(of, other, REVERSE: tl.constexpr):
     """Whether token `other` is `of` or lies before it, in the direction of the recurrence."""
     if REVERSE:
         return other >= of
     return other <= of
+
+
+@triton.jit
+def ones_up_to(constants, C: tl.constexpr, REVERSE: tl.constexpr, FAST: tl.constexpr):
+    """1 where `up_to` holds of two tokens [c c], else 0, as `sums` takes it; FAST: read."""
+    token = tl.arange(0, C)
+    if FAST:
+        ones = constant(constants, 2 if REVERSE else 0, C)
+    else:
+        ones = tl.where(up_to(token[:, None], token[None, :], REVERSE), 1.0, 0.0)
+    return ones
