@@ -45,8 +45,7 @@ def seconds(option: str, text: str | None) -> float | None:
         int(part or 0) * unit
         for part, unit in zip(match.groups() if match else (), (3600, 60, 1), strict=False)
     )
-    if match and text and not total:
-        raise ValueError(f"{option} {text!r}: must be longer than nothing, as 90s, 9m or 1h30m")
     if not total:
-        raise ValueError(f"{option} {text!r}: write a duration as 90s, 9m or 1h30m")
+        wanted = "must be longer than nothing" if match and text else "write a duration"
+        raise ValueError(f"{option} {text!r}: {wanted}, as 90s, 9m or 1h30m")
     return float(total)

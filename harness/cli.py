@@ -199,7 +199,7 @@ def doctor(device: Device = None) -> None:
 
 
 def main() -> None:
-    """The console script: what the user got wrong is one line, not a traceback."""
+    """The console script: what the user got wrong is told without a traceback."""
     try:
         app(prog_name="mixerbench")
     except ValueError as error:

@@ -152,12 +152,16 @@ def _start_server(grids: list[str]) -> list[Path]:
 def _run_all(by_grid: "dict[str, list[Cell]]", options: "Options", fleet: "Fleet | None") -> int:
     """Run grid after grid; the exit status."""
     from harness import runner, selection
+    from harness.records import Records
 
     if fleet and any(cell.timed for cells in by_grid.values() for cell in cells):
         # Refuses what it cannot place before anything is measured.
         fleet.places(timed=True)
     status = 0
     for place, (name, chosen) in enumerate(by_grid.items()):
+        records = Records(options.results / name)
+        if records.torn():
+            print(f"{records.path}: the last line is torn; its cell has no record", file=sys.stderr)
         summary = runner.run_grid(chosen, options, fleet)
         _tell(name, summary, options)
         if summary.failures:

@@ -158,11 +158,10 @@ class Records:
             kept = f"\n{lines.decode()}" if len(records) == 1 else ""
             raise ValueError(f"{unwritten}{kept}") from unwritten
 
-    def check_writable(self) -> str:
-        """Find out before anything is computed; what the next append cuts off, in words."""
+    def check_writable(self) -> None:
+        """Find out before anything is computed."""
         with self._writing():
             os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644))
-        return "; the torn last line of its records is cut off" if self.torn() else ""
 
     @contextmanager
     def claim(self, key: str, device: str) -> Iterator[bool]:
@@ -182,7 +181,7 @@ class Records:
             lock.release()
 
     def checkpoint(self, key: str, device: str) -> Path:
-        """Where the cell keeps what it needs to resume there."""
+        """Where the cell keeps what it needs to resume on that device."""
         return self.folder / "checkpoints" / f"{_file_name(key, device)}.pt"
 
     def drop_stale_checkpoint(self, record: Record, device: str) -> None:

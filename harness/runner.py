@@ -62,9 +62,9 @@ def run_grid(cells: Sequence[Cell], options: Options, fleet: Fleet | None = None
     summary = Summary(total=len(cells), settled_before=len(cells) - len(todo))
     if todo:
         grid, device = todo[0].grid, options.machine.device_name
-        torn = Records(options.results / grid).check_writable()
+        Records(options.results / grid).check_writable()
         with Display(grid, len(todo)) as display:
-            display.note(f"{grid}: {len(todo)} of {len(cells)} cells to run on {device}{torn}")
+            display.note(f"{grid}: {len(todo)} of {len(cells)} cells to run on {device}")
             _Run(todo, labels(cells), options, fleet, summary, display).to_the_end()
     return summary
 

@@ -263,7 +263,9 @@ class Trainer:
             except OSError as error:
                 with suppress(OSError):
                     part.unlink()
-                self.context.progress(f"no checkpoint: cannot write {path}: {error.strerror}")
+                self.context.progress(
+                    f"no checkpoint: cannot write {path}: {error.strerror or error}"
+                )
         self.clock = self.saved = time.monotonic()
 
     def _state(self) -> dict[str, Any]:

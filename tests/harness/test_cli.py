@@ -161,6 +161,13 @@ def test_timeout(mixerbench: Mixerbench) -> None:
         (["run", toy("fine"), "--budget", "9 minutes"], "--budget '9 minutes': write a duration"),
         (["run", toy("fine"), "--timeout", "0s"], "--timeout '0s': must be longer than nothing"),
         (["run", toy("fine"), "--device", "gpu"], "--device 'gpu': use cpu, cuda"),
+        (["run", toy("fine"), "--device", ""], "--device '': use cpu, cuda"),
+        (["run", toy("fine"), "--where", "seed = 1"], "it assigns; == compares"),
+        (
+            ["run", toy("fine"), "--where", "mixer == zoology"],
+            "'zoology' is no column; text stands",
+        ),
+        (["run", toy("fine"), "--where", "seed > 9"], r"differ in:(.|\n)*seed: 0, 1"),
         (["run", toy("fine"), "--device", "cuda:x"], "--device 'cuda:x': use cpu, cuda"),
         (["run", toy("fine"), "--device", "cuda:99"], "--device 'cuda:99': "),
         (["run", toy("fine"), "--results", str(TOYS)], "cannot read .*records.jsonl"),
@@ -192,6 +199,15 @@ def test_a_mistake_is_one_clear_line(
     assert re.search(clear, said.err), said.err
     assert "Traceback" not in said.err
     assert not list(Path.cwd().rglob("records.jsonl"))
+
+
+def test_a_torn_last_line_is_told_and_measured_again(mixerbench: Mixerbench) -> None:
+    mixerbench("run", toy("fine"))
+    path = Path("results/fine/records.jsonl")
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-20])
+    assert "fine/records.jsonl: the last line is torn" in mixerbench("run", toy("fine")).err
+    assert len(path.read_bytes().splitlines()) == len(whole.splitlines())
 
 
 def test_damaged_records_are_named(mixerbench: Mixerbench) -> None:

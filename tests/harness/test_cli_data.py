@@ -111,6 +111,7 @@ def test_each_resolution_and_difficulty_of_pathfinder_is_shown(mixerbench: Mixer
     [
         ((*PATHFINDER, "--resolution", "48"), "--resolution 48: it should be 32, 64, 128 or 256"),
         ((*PATHFINDER, "--device", "gpu"), "--device 'gpu': use cpu, cuda"),
+        (("listops", "--out", "/dev/null", "--train", "9"), "cannot write /dev/null"),
         (("show", "text"), "aclImdb/train/pos is not there. Tried:"),
         (("show", "path_x", "--root", "x"), "--resolution 128 --difficulty hard --images 200000"),
         (

@@ -161,6 +161,8 @@ def test_a_report_that_cannot_be_written_is_one_clear_line(tmp_path):
 def test_a_disk_that_is_full_leaves_the_report_that_was_there(tmp_path, monkeypatch):
     write(tmp_path, "mqar_synthetic", mqar_records())
     path = write_report("mqar_synthetic", tmp_path)
+    for file in path.parent.glob("*.[!j]*"):
+        file.write_bytes(b"older")
     before = {file.name: file.read_bytes() for file in path.parent.iterdir() if file.is_file()}
 
     def full(self, *_args, **_options):
