@@ -12,17 +12,25 @@ from torch import Tensor
 
 from hgrn2.kernels.first_call import enqueue
 from hgrn2.kernels.gate import operand
-from hgrn2.kernels.settings import cdiv
 from mixers.attention_kernels import (
     as_operand,
     compiled_for,
     load_rows,
-    state_of,
+    padded,
     store_rows,
     where_kept,
+    whole_tiles,
 )
 
 LN2 = tl.constexpr(log(2))
+
+
+@triton.jit
+@no_type_check
+def load_bits(bits, head, row, T, DROPPED: tl.constexpr):
+    if DROPPED > 0:
+        row = tl.load(bits + head * whole_tiles(T) + row)
+    return row.to(tl.uint32, bitcast=True)
 
 
 @triton.jit
@@ -34,11 +42,9 @@ def score_gradients(
     dy,
     lse,
     delta,
-    head,
-    row,
+    seen,
     column,
-    T,
-    state,
+    bits,
     SCALE: tl.constexpr,
     DROPPED: tl.constexpr,
     KEPT: tl.constexpr,
@@ -46,11 +52,11 @@ def score_gradients(
     PRECISION: tl.constexpr,
 ):
     """P D and dS as operands, over the tokens of x and y: query and key, with dx = do and dy = v,
-    or the other way round. lse, delta and row have the queries' axis, column the keys'."""
+    or the other way round. lse, delta, row and bits have the queries' axis, column the keys'."""
     S = tl.dot(x, tl.trans(y), input_precision=PRECISION)
     dP = tl.dot(dx, tl.trans(dy), input_precision=PRECISION)
-    P = tl.exp2(tl.where(column <= row, S * SCALE - lse, float("-inf")))
-    D = where_kept(KEPT, head, row, column, T, state, DROPPED)
+    P = tl.exp2(tl.where(seen, S * SCALE - lse, float("-inf")))
+    D = where_kept(KEPT, bits, column, DROPPED)
     return operand(P * D, DOT, PRECISION), operand(P * (dP * D - delta), DOT, PRECISION)
 
 
@@ -65,7 +71,7 @@ def attention_bwd_query_kernel(
     lse,
     delta,
     dq,
-    state,
+    bits,
     q_stride_b,
     q_stride_t,
     q_stride_h,
@@ -95,7 +101,7 @@ def attention_bwd_query_kernel(
 ):
     """dq and delta [b h t] of C queries of one head, over the keys up to them."""
     program = tl.program_id(0)
-    start = (tl.cdiv(T, C) - 1 - program // heads) * C
+    start = (whole_tiles(T) // C - 1 - program // heads) * C
     head = (program % heads).to(tl.int64)
     batch, own = head // H, head % H
     q += batch * q_stride_b + own * q_stride_h
@@ -104,16 +110,16 @@ def attention_bwd_query_kernel(
     do += batch * do_stride_b + own * do_stride_h
     o += (batch * T * H + own) * K
     dq += batch * d_stride_b + own * d_stride_h
-    drawn = state_of(state, DROPPED)
 
     row = start + tl.arange(0, C)
+    own_bits = load_bits(bits, head, row, T, DROPPED)[:, None]
     query = as_operand(load_rows(q, start, q_stride_t, T, K, C), DOT, PRECISION)
     d_output = load_rows(do, start, do_stride_t, T, K, C)
     output = load_rows(o, start, H * K, T, K, C)
     own_delta = tl.sum(d_output.to(tl.float32) * output.to(tl.float32), 1)
     d_output = as_operand(d_output, DOT, PRECISION)
-    tl.store(delta + head * T + row, own_delta, mask=row < T)
-    own_lse = tl.load(lse + head * T + row, mask=row < T, other=0.0)
+    tl.store(delta + head * whole_tiles(T) + row, own_delta)
+    own_lse = tl.load(lse + head * whole_tiles(T) + row)
     d_query = tl.zeros([C, K], tl.float32)
     for first in range(0, tl.minimum(start + C, T), STEP):
         key = as_operand(load_rows(k, first, k_stride_t, T, K, STEP), DOT, PRECISION)
@@ -125,11 +131,9 @@ def attention_bwd_query_kernel(
             value,
             own_lse[:, None],
             own_delta[:, None],
-            head,
-            row[:, None],
+            tl.arange(0, STEP)[None, :] <= (row - first)[:, None],
             (first + tl.arange(0, STEP))[None, :],
-            T,
-            drawn,
+            own_bits,
             SCALE,
             DROPPED,
             KEPT,
@@ -151,7 +155,7 @@ def attention_bwd_key_kernel(
     delta,
     dk,
     dv,
-    state,
+    bits,
     q_stride_b,
     q_stride_t,
     q_stride_h,
@@ -190,14 +194,16 @@ def attention_bwd_key_kernel(
     do += batch * do_stride_b + own * do_stride_h
     dk += batch * d_stride_b + own * d_stride_h
     dv += batch * d_stride_b + own * d_stride_h
-    drawn = state_of(state, DROPPED)
+    lse += head * whole_tiles(T)
+    delta += head * whole_tiles(T)
 
     column = start + tl.arange(0, C)
     key = as_operand(load_rows(k, start, k_stride_t, T, K, C), DOT, PRECISION)
     value = as_operand(load_rows(v, start, v_stride_t, T, K, C), DOT, PRECISION)
     d_value = tl.zeros([C, K], tl.float32)
     d_key = tl.zeros([C, K], tl.float32)
-    for first in range(start, T, STEP):
+    # From whole steps on, which a narrower tile need not begin with.
+    for first in range(start // STEP * STEP, T, STEP):
         row = first + tl.arange(0, STEP)
         query = as_operand(load_rows(q, first, q_stride_t, T, K, STEP), DOT, PRECISION)
         d_output = as_operand(load_rows(do, first, do_stride_t, T, K, STEP), DOT, PRECISION)
@@ -206,13 +212,11 @@ def attention_bwd_key_kernel(
             query,
             value,
             d_output,
-            tl.load(lse + head * T + row, mask=row < T, other=0.0)[None, :],
-            tl.load(delta + head * T + row, mask=row < T, other=0.0)[None, :],
-            head,
-            row[None, :],
+            tl.load(lse + row)[None, :],
+            tl.load(delta + row)[None, :],
+            (column - first)[:, None] <= tl.arange(0, STEP)[None, :],
             column[:, None],
-            T,
-            drawn,
+            load_bits(bits, head, row, T, DROPPED)[None, :],
             SCALE,
             DROPPED,
             KEPT,
@@ -231,16 +235,17 @@ def attention_gradients(
     v: Tensor,
     o: Tensor,
     lse: Tensor,
+    bits: Tensor,
     do: Tensor,
-    state: Tensor | None,
     p: float,
 ) -> Tensor:
-    """dq, dk and dv in one [b t 3 h k], from what `attention_output` took and gave, and do."""
+    """dq, dk and dv in one [b t 3 h k], from what `attention_output` took and gave, and do; p is 0
+    where it gave no bits."""
     b, t, h, width = q.shape
     gradients = q.new_empty((b, t, 3, h, width))
     dq, dk, dv = gradients.unbind(2)
     delta = torch.empty_like(lse)
-    table, constants = compiled_for(q, state, p)
+    table, constants = compiled_for(q, p)
     strides = [stride for x in (q, k, v, do, dq) for stride in x.stride()[:3]]
     for kernel, launch, tensors in (
         (attention_bwd_query_kernel, table.query, (q, k, v, o, do, lse, delta, dq)),
@@ -248,9 +253,9 @@ def attention_gradients(
     ):
         enqueue(
             kernel,
-            b * h * cdiv(t, launch.block),
+            b * h * padded(t) // launch.block,
             *tensors,
-            lse if state is None else state,
+            bits,
             *strides,
             t,
             h,

@@ -26,7 +26,13 @@ from torch import Tensor
 from hgrn2.kernels.first_call import enqueue
 from hgrn2.kernels.gate import load_tile, operand
 from hgrn2.kernels.settings import cdiv, dot_type
+from mixers import layers
+from mixers.attention_settings import MOST_ROWS as _MOST_ROWS
 from mixers.attention_settings import Settings, settings
+
+FIRST_FACTOR, LAST_FACTOR = map(tl.constexpr, layers.COLUMN_FACTORS)
+MOST_ROWS = tl.constexpr(_MOST_ROWS)
+COLUMN_SHIFT = tl.constexpr(layers.COLUMN_SHIFT)
 
 
 @triton.jit
@@ -40,21 +46,31 @@ def scattered(x):
 
 @triton.jit
 @no_type_check
-def state_of(state, DROPPED: tl.constexpr):
-    return tl.load(state).to(tl.uint32) if DROPPED > 0 else 0
+def whole_tiles(T):
+    """T rounded up: the rows of a head in lse, bits and delta. Those past T have numbers too, so
+    that who walks over rows masks none of them."""
+    return tl.cdiv(T, MOST_ROWS) * MOST_ROWS
 
 
 @triton.jit
 @no_type_check
-def where_kept(x, head, row, column, T, state, DROPPED: tl.constexpr):
-    """x where `mixers.layers.Dropout` keeps the number of [b h t t] at that place, else 0.
+def bits_of(head, row, T, state, DROPPED: tl.constexpr):
+    """32 bits of each row of [b h t t], from which `where_kept` makes those of its columns."""
+    x = head.to(tl.uint32) * T.to(tl.uint32) + row.to(tl.uint32)
+    return scattered(x + tl.load(state).to(tl.uint32)) if DROPPED > 0 else x
 
-    DROPPED: how many of the 2^32 hashes, the lowest, drop a number.
+
+@triton.jit
+@no_type_check
+def where_kept(x, bits, column, DROPPED: tl.constexpr):
+    """x where `mixers.layers.keeps` holds for a row's bits and a column, else 0.
+
+    DROPPED: how many of the 2^32 values, the lowest, drop a number.
     """
     if DROPPED > 0:
-        length = T.to(tl.uint32)
-        place = (head.to(tl.uint32) * length + row.to(tl.uint32)) * length + column.to(tl.uint32)
-        x = tl.where(scattered(scattered(place) + state) > DROPPED - 1, x, 0.0)
+        own = (bits ^ column.to(tl.uint32)) * FIRST_FACTOR
+        own = (own ^ (own >> COLUMN_SHIFT)) * LAST_FACTOR
+        x = tl.where(own > DROPPED - 1, x, 0.0)
     return x
 
 
@@ -95,8 +111,8 @@ def attention_fwd_kernel(
     v,
     o,
     lse,
+    bits,
     state,
-    state_copy,
     q_stride_b,
     q_stride_t,
     q_stride_h,
@@ -118,23 +134,24 @@ def attention_fwd_kernel(
     DOT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """o [b t h k] and lse [b h t], to base 2, of C queries of one head, over the keys up to them.
+    """o [b t h k], lse [b h t'], to base 2, and bits [b h t'] of C queries of one head, over the
+    keys up to them.
 
     SCALE: log2(e) / sqrt(k), so that exponents are those of 2. KEPT: 1 / (1 - p).
     """
     program = tl.program_id(0)
     # The longest rows first: the short ones fill what is left of the device at the end.
-    start = (tl.cdiv(T, C) - 1 - program // heads) * C
+    start = (whole_tiles(T) // C - 1 - program // heads) * C
     head = (program % heads).to(tl.int64)
     batch, own = head // H, head % H
     q += batch * q_stride_b + own * q_stride_h
     k += batch * k_stride_b + own * k_stride_h
     v += batch * v_stride_b + own * v_stride_h
-    drawn = state_of(state, DROPPED)
-    if DROPPED > 0:
-        tl.store(state_copy, drawn.to(tl.int64), mask=program == 0)
 
     row = start + tl.arange(0, C)
+    own_bits = bits_of(head, row, T, state, DROPPED)
+    if DROPPED > 0:
+        tl.store(bits + head * whole_tiles(T) + row, own_bits.to(tl.int32, bitcast=True))
     query = as_operand(load_rows(q, start, q_stride_t, T, K, C), DOT, PRECISION)
     acc = tl.zeros([C, K], tl.float32)
     highest = tl.full([C], float("-inf"), tl.float32)
@@ -143,31 +160,36 @@ def attention_fwd_kernel(
         column = first + tl.arange(0, STEP)
         key = as_operand(load_rows(k, first, k_stride_t, T, K, STEP), DOT, PRECISION)
         S = tl.dot(query, tl.trans(key), input_precision=PRECISION)
-        S = tl.where(column[None, :] <= row[:, None], S, float("-inf"))
-        higher = tl.maximum(highest, tl.max(S, 1))
-        shrink = tl.exp2((highest - higher) * SCALE)
+        S = tl.where(tl.arange(0, STEP)[None, :] <= (row - first)[:, None], S, float("-inf"))
+        higher = tl.maximum(highest, tl.max(S, 1) * SCALE)
+        shrink = tl.exp2(highest - higher)
         highest = higher
-        P = tl.exp2((S - higher[:, None]) * SCALE)
+        P = tl.exp2(S * SCALE - higher[:, None])
         total = total * shrink + tl.sum(P, 1)
-        P = where_kept(P, head, row[:, None], column[None, :], T, drawn, DROPPED)
+        P *= where_kept(1.0, own_bits[:, None], column[None, :], DROPPED)
         value = as_operand(load_rows(v, first, v_stride_t, T, K, STEP), DOT, PRECISION)
         acc = tl.dot(
             operand(P, DOT, PRECISION), value, acc * shrink[:, None], input_precision=PRECISION
         )
-    tl.store(lse + head * T + row, highest * SCALE + tl.log2(total), mask=row < T)
+    tl.store(lse + head * whole_tiles(T) + row, highest + tl.log2(total))
     o += (batch * T * H + own) * K
     store_rows(o, acc * (KEPT / total)[:, None], start, H * K, T, K, C)
 
 
-def compiled_for(q: Tensor, state: Tensor | None, p: float) -> tuple[Settings, dict[str, object]]:
+def padded(t: int) -> int:
+    """As `whole_tiles`."""
+    return cdiv(t, MOST_ROWS) * MOST_ROWS
+
+
+def compiled_for(q: Tensor, p: float) -> tuple[Settings, dict[str, object]]:
     """The launches, and the constants that all kernels share."""
     width = q.shape[-1]
     dot, precision = dot_type(q.dtype, width, width)
     constants = {
         "K": width,
         "SCALE": 1 / (log(2) * sqrt(width)),
-        "DROPPED": 0 if state is None else round(p * 2**32),
-        "KEPT": 1.0 if state is None else 1 / (1 - p),
+        "DROPPED": round(p * 2**32),
+        "KEPT": 1 / (1 - p),
         "DOT": dot,
         "PRECISION": precision,
     }
@@ -177,27 +199,27 @@ def compiled_for(q: Tensor, state: Tensor | None, p: float) -> tuple[Settings, d
 def attention_output(
     q: Tensor, k: Tensor, v: Tensor, state: Tensor | None, p: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """o [b t h k] in q's dtype and lse fp32 [b h t], to base 2, of q, k, v [b t h k]; and a copy of
-    the state for `attention_gradients`.
+    """o [b t h k] in q's dtype, and for `attention_gradients` lse fp32 [b h t'], to base 2, and
+    dropout's bits int32 [b h t'], of q, k, v [b t h k]. t' is t in whole tiles.
 
-    The inputs' last axes are contiguous. `state`: dropout's, int64 []; None: no dropout.
+    The inputs' last axes are contiguous. `state`: dropout's, int64 []; None: no dropout, no bits.
     """
     b, t, h, _ = q.shape
     o = q.new_empty(q.shape)
-    lse = q.new_empty((b, h, t), dtype=torch.float32)
-    state_copy = lse.new_empty((), dtype=torch.int64)
-    table, constants = compiled_for(q, state, p)
+    lse = q.new_empty((b, h, padded(t)), dtype=torch.float32)
+    bits = torch.empty_like(lse, dtype=torch.int32) if state is not None else lse.new_empty(0)
+    table, constants = compiled_for(q, 0.0 if state is None else p)
     launch = table.forward
     enqueue(
         attention_fwd_kernel,
-        b * h * cdiv(t, launch.block),
+        b * h * padded(t) // launch.block,
         q,
         k,
         v,
         o,
         lse,
-        state_copy if state is None else state,
-        state_copy,
+        bits,
+        bits if state is None else state,
         *(stride for x in (q, k, v) for stride in x.stride()[:3]),
         t,
         h,
@@ -208,4 +230,4 @@ def attention_output(
         num_warps=launch.num_warps,
         num_stages=launch.num_stages,
     )
-    return o, lse, state_copy
+    return o, lse, bits

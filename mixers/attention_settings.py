@@ -12,6 +12,10 @@ Products = Literal["bf16", "tf32", "tf32x3"]
 which hold fp32's digits."""
 
 
+MOST_ROWS = 64
+"""Of any tile or step below, each of which divides it."""
+
+
 @dataclass(frozen=True)
 class Launch:
     """Rows of a program's tile, rows that it walks over at once, and Triton's two knobs."""
@@ -37,7 +41,7 @@ _WIDE = Launch(64, 64, 4, 2)
 _HALF = Launch(64, 32, 4, 2)
 _FLAT = Launch(64, 32, 4, 1)
 # (most channels of a head, products) -> settings
-_TABLE: dict[tuple[int, Products], Settings] = {
+TABLE: dict[tuple[int, Products], Settings] = {
     (64, "bf16"): Settings(_WIDE, _WIDE, _WIDE),
     (128, "bf16"): Settings(_WIDE, _WIDE, _HALF),
     (64, "tf32"): Settings(_HALF, _HALF, _HALF),
@@ -51,7 +55,7 @@ _TABLE: dict[tuple[int, Products], Settings] = {
 
 def settings(width: int, products: Products) -> Settings:
     """The table's entry for heads of `width` channels, one of HEAD_SIZES."""
-    return _TABLE[max(width, 64), products]
+    return TABLE[max(width, 64), products]
 
 
 def expect_head_size(n_heads: int, d_model: int) -> None:

@@ -19,7 +19,7 @@ from triton import knobs
 
 from hgrn2.kernels.chunks import rows
 from mixers.attention_backward import attention_gradients
-from mixers.attention_kernels import attention_output
+from mixers.attention_kernels import attention_output, padded
 from mixers.attention_settings import HEAD_SIZES
 from mixers.layers import Dropout
 
@@ -106,10 +106,10 @@ def _check(q: Tensor, k: Tensor, v: Tensor) -> None:
 # `no_type_check`: torch reads an operator's schema off a function that nothing wraps.
 @no_type_check
 def _forward(x: Sequence[Tensor], state: Tensor | None, p: float) -> tuple[Tensor, Tensor, Tensor]:
-    """o [b t h k], lse [b h t] and a copy of the state.
+    """o [b t h k], lse [b h t'] and bits [b h t'].
 
-    The caller's own copy may have moved on by the backward pass: torch's compiler takes it for the
-    buffer that it is of.
+    Not the state for the backward pass: the caller's own copy may have moved on by then, since
+    torch's compiler takes it for the buffer that it is of.
     """
     with torch.cuda.device_of(x[0]):
         return attention_output(*_parts(x), state, p)
@@ -117,16 +117,18 @@ def _forward(x: Sequence[Tensor], state: Tensor | None, p: float) -> tuple[Tenso
 
 @no_type_check
 def _backward(
-    x: Sequence[Tensor], o: Tensor, lse: Tensor, do: Tensor, state: Tensor | None, p: float
+    x: Sequence[Tensor], o: Tensor, lse: Tensor, bits: Tensor, do: Tensor, p: float
 ) -> Tensor:
     """[b t 3 h k]"""
     with torch.cuda.device_of(do):
-        return attention_gradients(*_parts(x), o, lse, rows(do), state, p)
+        return attention_gradients(*_parts(x), o, lse, bits, rows(do), p)
 
 
-_compiled_forward = torch.library.custom_op("mixers::attention", _forward, mutates_args=())
+# torch's compiler keeps code by an operator's name and not by what its likeness below returns:
+# where that changes, the name must.
+_compiled_forward = torch.library.custom_op("mixers::causal_attention", _forward, mutates_args=())
 _compiled_backward = torch.library.custom_op(
-    "mixers::attention_backward", _backward, mutates_args=()
+    "mixers::causal_attention_backward", _backward, mutates_args=()
 )
 
 
@@ -134,32 +136,33 @@ _compiled_backward = torch.library.custom_op(
 def _forward_fake(
     x: Sequence[Tensor], state: Tensor | None, p: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    del state, p
+    del p
     q, *_ = _parts(x)
     b, t, h, _ = q.shape
-    lse = q.new_empty((b, h, t), dtype=torch.float32)
-    return q.new_empty(q.shape), lse, q.new_empty((), dtype=torch.int64)
+    lse = q.new_empty((b, h, padded(t)), dtype=torch.float32)
+    bits = torch.empty_like(lse, dtype=torch.int32) if state is not None else lse.new_empty(0)
+    return q.new_empty(q.shape), lse, bits
 
 
 @_compiled_backward.register_fake
 def _backward_fake(
-    x: Sequence[Tensor], o: Tensor, lse: Tensor, do: Tensor, state: Tensor | None, p: float
+    x: Sequence[Tensor], o: Tensor, lse: Tensor, bits: Tensor, do: Tensor, p: float
 ) -> Tensor:
-    del x, lse, do, state, p
+    del x, lse, bits, do, p
     b, t, h, k = o.shape
     return o.new_empty((b, t, 3, h, k))
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, state, ctx.p = inputs
+    x, state, p = inputs
     ctx.save_for_backward(*output, *x)
-    ctx.drops = state is not None
+    ctx.p = 0.0 if state is None else p
 
 
 def _differentiate(ctx: Any, run: Callable[..., Tensor], do: Tensor) -> list[Tensor]:
     """Of each of the inputs."""
-    o, lse, state, *x = ctx.saved_tensors
-    gradients = run(x, o, lse, do, state if ctx.drops else None, ctx.p)
+    o, lse, bits, *x = ctx.saved_tensors
+    gradients = run(x, o, lse, bits, do, ctx.p)
     return [gradients] if len(x) == 1 else list(gradients.unbind(2))
 
 

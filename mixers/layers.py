@@ -10,7 +10,7 @@ import math
 from typing import Any, Literal, no_type_check
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
@@ -170,7 +170,8 @@ class _OverValid(torch.autograd.Function):
 
 
 class Dropout(nn.Module):
-    """Dropout whose mask is a hash of a number's place and of a state that each call moves on.
+    """Dropout whose mask is a hash of a number's place and of a state that each call moves on:
+    `keeps` of its row, one along the last axis, and its column.
 
     The state is a buffer: a checkpoint of the model keeps it, a compiler sees nothing but
     arithmetic and fuses it, a CUDA graph's replay moves it on as a call does.
@@ -188,9 +189,9 @@ class Dropout(nn.Module):
         state = self._state_to_use()
         if state is None:
             return x
-        # No arithmetic before the first bits are mixed: a compiler takes it for an index, in int32.
-        place = torch.arange(x.numel(), device=x.device).view(x.shape)
-        keep = hash_(hash_(place).add_(state)) >= round(self.p * 2**32)
+        *rows, columns = x.shape
+        row = torch.arange(math.prod(rows), device=x.device).view(*rows, 1)
+        keep = keeps(row, torch.arange(columns, device=x.device), state, self.p)
         hash_(state.add_(1))
         return torch.where(keep, x / (1 - self.p), 0)
 
@@ -213,6 +214,7 @@ class Dropout(nn.Module):
 
 
 WORD = 2**32 - 1
+COLUMN_FACTORS, COLUMN_SHIFT = (0x597158A7, 0x6B0E5E15), 14
 
 
 def hash_(x: Int[Tensor, "*n"]) -> Int[Tensor, "*n"]:
@@ -226,6 +228,25 @@ def hash_(x: Int[Tensor, "*n"]) -> Int[Tensor, "*n"]:
         x &= WORD
     x ^= x >> 16
     return x
+
+
+def keeps(
+    row: Int[Tensor, "*#n"], column: Int[Tensor, "*#n"], state: Int[Tensor, ""], p: float
+) -> Bool[Tensor, "*#n"]:
+    """Where dropout of a share p keeps a number: 32 bits of its own are at least p 2^32.
+
+    A row's bits are those of its `hash_`, with the state added; a column flips some of them, and
+    two products, which carry every bit up to the ones that count, make the number's own. The
+    factors are of a random search: for 43 distances between columns, and p = 0.1 and 0.5, two
+    columns' masks correlate by less than 0.0011, what 2^23 rows can tell apart from nothing.
+    """
+    x = hash_(row + state) ^ column
+    x *= COLUMN_FACTORS[0]
+    x &= WORD
+    x ^= x >> COLUMN_SHIFT
+    x *= COLUMN_FACTORS[1]
+    x &= WORD
+    return x >= round(p * 2**32)
 
 
 def seed_dropout(model: nn.Module, generator: torch.Generator) -> None:

@@ -35,6 +35,7 @@ NAMES = {
     torch.bfloat16: "bf16",
     torch.float16: "fp16",
     torch.float32: "fp32",
+    torch.int32: "i32",
     torch.int64: "i64",
     torch.int8: "i8",
 }

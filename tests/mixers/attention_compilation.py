@@ -14,6 +14,6 @@ def launches(width: int, dtype: torch.dtype, p: float) -> list[Enqueued]:
     qkv = torch.empty(128, 512, 3, 1, width, dtype=dtype, device="meta")
     state = torch.empty((), dtype=torch.int64, device="meta") if p else None
     with noted() as found:
-        o, lse, _ = attention_output(*qkv.unbind(2), state, p)
-        attention_gradients(*qkv.unbind(2), o, lse, o, state, p)
+        o, lse, bits = attention_output(*qkv.unbind(2), state, p)
+        attention_gradients(*qkv.unbind(2), o, lse, bits, o, p)
     return found

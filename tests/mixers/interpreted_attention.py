@@ -16,9 +16,9 @@ import triton.language as tl
 from torch import Tensor, nn
 
 from mixers import Attention, Mixer
-from mixers.attention_kernels import where_kept
+from mixers.attention_kernels import bits_of, where_kept
 from mixers.attention_triton import Fused, attend
-from mixers.layers import Dropout, hash_, seed_dropout
+from mixers.layers import Dropout, keeps, seed_dropout
 from tests.mixers import test_contract as contract
 from tests.mixers.attention_inputs import check, draw, eager, generator, results
 
@@ -85,19 +85,19 @@ def test_masks_are_dropouts_bit_for_bit(p):
 @triton.jit
 def kept_kernel(out, state, head, row, T, DROPPED: tl.constexpr):
     column = tl.arange(0, 128)
-    drawn = tl.load(state).to(tl.uint32)
-    kept = where_kept(1.0, head.to(tl.int64), row, column, T, drawn, DROPPED)
+    bits = bits_of(head.to(tl.int64), row, T, state, DROPPED)
+    kept = where_kept(1.0, bits, column, DROPPED)
     tl.store(out + column, kept)
 
 
 @pytest.mark.parametrize("state", [0, 2**31, 2**32 - 2])
-@pytest.mark.parametrize(("head", "row", "t"), [(0, 0, 128), (5000, 777, 1000), (2**20, 99, 4099)])
-def test_places_and_states_wrap_at_32_bits(head, row, t, state):
+@pytest.mark.parametrize(("head", "row", "t"), [(0, 0, 128), (5000, 777, 1000), (2**22, 99, 4099)])
+def test_rows_and_states_wrap_at_32_bits(head, row, t, state):
     out, p = torch.empty(128), 0.3
     dropped = round(p * 2**32)
     kept_kernel[(1,)](out, torch.tensor(state), head, row, t, DROPPED=dropped)
-    place = (head * t + row) * t + torch.arange(128)
-    assert torch.equal(out != 0, hash_(hash_(place).add_(state)) >= dropped)
+    row_index = torch.tensor([head * t + row])
+    assert torch.equal(out != 0, keeps(row_index, torch.arange(128), torch.tensor(state), p))
 
 
 def test_nothing_is_dropped_in_evaluation():

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mixers import Attention
-from mixers.layers import Dropout, hash_, seed_dropout
+from mixers.layers import Dropout, keeps, seed_dropout
 from tests.mixers.attention_inputs import DTYPES, ROUNDING, check, draw, generator, results
 
 pytestmark = [
@@ -80,8 +80,7 @@ def test_places_wrap_at_32_bits():
     o = form(q, q, v[None, :, None].expand(q.shape), causal=True, mask=None)[0].transpose(0, 1)
     row, column = torch.arange(t, device="cuda"), torch.arange(128, device="cuda")
     for head in (0, 1, 63, 64, 79):
-        place = (head * t + row[:, None]) * t + column
-        kept = hash_(hash_(place).add_(state)) >= round(p * 2**32)
+        kept = keeps(head * t + row[:, None], column, state, p)
         assert torch.equal(o[head] != 0, kept & (column <= row[:, None])), head
 
 
