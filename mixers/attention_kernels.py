@@ -76,12 +76,12 @@ def where_kept(x, bits, column, DROPPED: tl.constexpr):
 
 @triton.jit
 @no_type_check
-def load_rows(x, start, stride_t, T, K: tl.constexpr, C: tl.constexpr):
-    """Tokens [C K] from `start` on; zeros past T."""
+def load_rows(x, start, stride_t, T, K: tl.constexpr, C: tl.constexpr, WHOLE: tl.constexpr = False):
+    """Tokens [C K] from `start` on; zeros past T. WHOLE: none is past it."""
     token = tl.arange(0, C)
     # int64: a stride of tokens may be that of a batch.
     x += tl.cast(start, tl.int64) * stride_t
-    return load_tile(x, token, tl.arange(0, K), stride_t, start + token < T)
+    return load_tile(x, token, tl.arange(0, K), stride_t, token < C if WHOLE else start + token < T)
 
 
 @triton.jit

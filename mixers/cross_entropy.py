@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 from triton import knobs
 
 from hgrn2.kernels.chunks import rows
-from mixers.cross_entropy_kernels import gradients_of, losses_of
+from mixers.cross_entropy_kernels import buffers_of, gradients_of, losses_of
 from mixers.cross_entropy_settings import expect_width, needs_cuda
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -39,11 +39,11 @@ def linear_cross_entropy(
     _check(hidden, weight, target)
     x = hidden, weight, target
     if torch.compiler.is_compiling():
-        loss, _ = _compiled_forward(*x)
+        loss, *_ = _compiled_forward(*x)
     elif torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):
         loss = _Eager.apply(*x)
     else:
-        loss, _ = _forward(*x)
+        loss, *_ = _forward(*x)
     return loss.mean()
 
 
@@ -67,45 +67,45 @@ def _check(hidden: Tensor, weight: Tensor, target: Tensor) -> None:
 
 # `no_type_check`: torch reads an operator's schema off a function that nothing wraps.
 @no_type_check
-def _forward(hidden: Tensor, weight: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """loss and lse to base 2, fp32 [n]"""
+def _forward(hidden: Tensor, weight: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """loss [n], lse and aim [n']"""
     with torch.cuda.device_of(hidden):
         return losses_of(rows(hidden), rows(weight), target.contiguous())
 
 
 @no_type_check
 def _backward(
-    hidden: Tensor, weight: Tensor, target: Tensor, lse: Tensor, dloss: Tensor
+    hidden: Tensor, weight: Tensor, lse: Tensor, aim: Tensor, dloss: Tensor
 ) -> tuple[Tensor, Tensor]:
     with torch.cuda.device_of(hidden):
-        return gradients_of(rows(hidden), rows(weight), target.contiguous(), lse, dloss)
+        return gradients_of(rows(hidden), rows(weight), lse, aim, dloss)
 
 
-_compiled_forward = torch.library.custom_op(
-    "mixers::linear_cross_entropy", _forward, mutates_args=()
-)
+# A name for what they return, as attention's.
+_compiled_forward = torch.library.custom_op("mixers::head_cross_entropy", _forward, mutates_args=())
 _compiled_backward = torch.library.custom_op(
-    "mixers::linear_cross_entropy_backward", _backward, mutates_args=()
+    "mixers::head_cross_entropy_backward", _backward, mutates_args=()
 )
 
 
 @_compiled_forward.register_fake
-def _forward_fake(hidden: Tensor, weight: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+def _forward_fake(hidden: Tensor, weight: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     del weight, target
-    loss = hidden.new_empty(hidden.shape[:1], dtype=torch.float32)
-    return loss, torch.empty_like(loss)
+    return buffers_of(hidden)
 
 
 @_compiled_backward.register_fake
 def _backward_fake(
-    hidden: Tensor, weight: Tensor, target: Tensor, lse: Tensor, dloss: Tensor
+    hidden: Tensor, weight: Tensor, lse: Tensor, aim: Tensor, dloss: Tensor
 ) -> tuple[Tensor, Tensor]:
-    del target, lse, dloss
+    del lse, aim, dloss
     return hidden.new_empty(hidden.shape), weight.new_empty(weight.shape)
 
 
 def _save(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.save_for_backward(*inputs, output[1])
+    hidden, weight, _ = inputs
+    _, lse, aim = output
+    ctx.save_for_backward(hidden, weight, lse, aim)
 
 
 class _Eager(torch.autograd.Function):
@@ -120,11 +120,11 @@ class _Eager(torch.autograd.Function):
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, dloss: Tensor
     ) -> tuple[Tensor | None, ...]:
-        hidden, weight, target, lse = ctx.saved_tensors
-        return *_backward(hidden, weight, target, lse, dloss), None
+        hidden, weight, lse, aim = ctx.saved_tensors
+        return *_backward(hidden, weight, lse, aim, dloss), None
 
 
 _compiled_forward.register_autograd(
-    lambda ctx, dloss, _: (*_compiled_backward(*ctx.saved_tensors, dloss), None),
+    lambda ctx, dloss, *_: (*_compiled_backward(*ctx.saved_tensors, dloss), None),
     setup_context=lambda ctx, inputs, output: _save(ctx, inputs, output),
 )

@@ -34,6 +34,9 @@ PROGRAMS = 132
 """The multiprocessors of a Hopper GPU: where programs are fewer, each walk is cut in parts."""
 MOST_PARTS = 8
 ROWS = 32  # of a program that adds the parts up
+MOST_ROWS = 128
+"""Of any tile or step, each of which divides it: lse and aim go on to whole ones, so that who walks
+over rows masks neither."""
 LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
 
 
@@ -81,7 +84,7 @@ def cross_entropy_fwd_kernel(
     total = tl.zeros([C], tl.float32)
     begin, end = part_of(part, V, PARTS, STEP)
     for first in range(begin, end, STEP):
-        w = as_operand(load_rows(weight, first, weight_stride, V, D, STEP), DOT, PRECISION)
+        w = as_operand(load_rows(weight, first, weight_stride, V, D, STEP, WHOLE), DOT, PRECISION)
         S = tl.dot(h, tl.trans(w), input_precision=PRECISION)
         if not WHOLE:
             S = tl.where((first + tl.arange(0, STEP) < V)[None, :], S, float("-inf"))
@@ -101,6 +104,7 @@ def cross_entropy_sum_kernel(
     target,
     parts_lse,
     lse,
+    aim,
     loss,
     hidden_stride,
     weight_stride,
@@ -112,19 +116,20 @@ def cross_entropy_sum_kernel(
     DOT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """lse [n] of its parts [parts n], and loss [n], within 2^-22 of the score, so it may be below
-    0; NaN for a target that is no word."""
+    """lse [n'] of its parts [parts n], infinite past n; aim [n'], the target or -1 where it is no
+    word; and loss [n], within 2^-22 of the score, so it may be below 0; NaN without a word."""
     start = tl.program_id(0) * C
     row = start + tl.arange(0, C)
     place = tl.arange(0, PARTS).to(tl.int64)[:, None] * N + row[None, :]
     part = tl.load(parts_lse + place, mask=(row < N)[None, :], other=0.0)
     highest = tl.max(part, 0)
     total = highest + tl.log2(tl.sum(tl.exp2(part - highest[None, :]), 0))
-    tl.store(lse + row, total, mask=row < N)
-    aim = tl.load(target + row, mask=row < N, other=-1)
-    a_word = (aim >= 0) & (aim < V)
+    tl.store(lse + row, tl.where(row < N, total, float("inf")))
+    word = tl.load(target + row, mask=row < N, other=-1)
+    a_word = (word >= 0) & (word < V)
+    tl.store(aim + row, tl.where(a_word, word, -1).to(tl.int32))
     h = as_operand(load_rows(hidden, start, hidden_stride, N, D, C), DOT, PRECISION)
-    w = as_operand(load_tile(weight, aim, tl.arange(0, D), weight_stride, a_word), DOT, PRECISION)
+    w = as_operand(load_tile(weight, word, tl.arange(0, D), weight_stride, a_word), DOT, PRECISION)
     score = tl.sum(h.to(tl.float32) * w.to(tl.float32), 1)
     found = tl.where(a_word, total / LOG2E - score, float("nan"))
     tl.store(loss + row, found, mask=row < N)
@@ -135,8 +140,8 @@ def cross_entropy_sum_kernel(
 def cross_entropy_bwd_hidden_kernel(
     hidden,
     weight,
-    target,
     lse,
+    aim,
     dloss,
     dhidden,
     hidden_stride,
@@ -156,20 +161,19 @@ def cross_entropy_bwd_hidden_kernel(
     start = (tl.program_id(0) // PARTS) * C
     part = tl.program_id(0) % PARTS
     row = start + tl.arange(0, C)
-    aim = tl.load(target + row, mask=row < N, other=-1)
-    own = tl.load(lse + row, mask=row < N, other=0.0)
+    own, own_aim = tl.load(lse + row), tl.load(aim + row)
     h = as_operand(load_rows(hidden, start, hidden_stride, N, D, C), DOT, PRECISION)
     acc = tl.zeros([C, D], tl.float32)
     begin, end = part_of(part, V, PARTS, STEP)
     for first in range(begin, end, STEP):
-        column = first + tl.arange(0, STEP)
-        w = as_operand(load_rows(weight, first, weight_stride, V, D, STEP), DOT, PRECISION)
+        w = as_operand(load_rows(weight, first, weight_stride, V, D, STEP, WHOLE), DOT, PRECISION)
         S = tl.dot(h, tl.trans(w), input_precision=PRECISION)
         P = tl.exp2(S * LOG2E - own[:, None])
         if not WHOLE:
             # Past the vocabulary S is 0, whatever the scores are: P may be infinite there.
-            P = tl.where((column < V)[None, :], P, 0.0)
-        P = tl.where(column[None, :] == aim[:, None], P - 1.0, P)
+            P = tl.where((first + tl.arange(0, STEP) < V)[None, :], P, 0.0)
+        # Counted from `first` on: compared with the walk's counter, both would be of 64 bits.
+        P = tl.where(tl.arange(0, STEP)[None, :] == (own_aim - first)[:, None], P - 1.0, P)
         acc = tl.dot(as_operand(P, DOT, PRECISION), w, acc, input_precision=PRECISION)
     scale = tl.load(dloss + row * dloss_stride, mask=row < N, other=0.0)
     dhidden += part.to(tl.int64) * N * D
@@ -181,8 +185,8 @@ def cross_entropy_bwd_hidden_kernel(
 def cross_entropy_bwd_weight_kernel(
     hidden,
     weight,
-    target,
     lse,
+    aim,
     dloss,
     dweight,
     hidden_stride,
@@ -206,13 +210,12 @@ def cross_entropy_bwd_weight_kernel(
     begin, end = part_of(part, N, PARTS, STEP)
     for first in range(begin, end, STEP):
         row = first + tl.arange(0, STEP)
-        aim = tl.load(target + row, mask=row < N, other=-1)
-        own = tl.load(lse + row, mask=row < N, other=0.0)
+        own, own_aim = tl.load(lse + row), tl.load(aim + row)
         scale = tl.load(dloss + row * dloss_stride, mask=row < N, other=0.0)
         h = as_operand(load_rows(hidden, first, hidden_stride, N, D, STEP), DOT, PRECISION)
         S = tl.dot(w, tl.trans(h), input_precision=PRECISION)
         P = tl.exp2(S * LOG2E - own[None, :])
-        P = tl.where(word[:, None] == aim[None, :], P - 1.0, P) * scale[None, :]
+        P = tl.where(word[:, None] == own_aim[None, :], P - 1.0, P) * scale[None, :]
         acc = tl.dot(as_operand(P, DOT, PRECISION), h, acc, input_precision=PRECISION)
     dweight += part.to(tl.int64) * V * D
     store_rows(dweight, acc, start, D, V, D, C)
@@ -225,14 +228,23 @@ def products_of(dtype: torch.dtype, width: int) -> tuple[tuple[Launch, ...], dic
     return settings(width, "bf16" if dot == tl.bfloat16 else precision), constants
 
 
-def losses_of(hidden: Tensor, weight: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """loss and lse, the latter to base 2, fp32 [n], of hidden [n d], weight [v d] and target int64
-    [n]; the last axes of hidden and weight, and target, are contiguous."""
+def buffers_of(hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """loss fp32 [n], and for `gradients_of` lse fp32 [n'], to base 2, and aim int32 [n'], n' being
+    n in whole tiles."""
+    n = len(hidden)
+    whole = cdiv(n, MOST_ROWS) * MOST_ROWS
+    loss, lse = (hidden.new_empty(size, dtype=torch.float32) for size in (n, whole))
+    return loss, lse, hidden.new_empty(whole, dtype=torch.int32)
+
+
+def losses_of(hidden: Tensor, weight: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`buffers_of` hidden [n d], filled, for weight [v d] and target int64 [n]; the last axes of
+    hidden and weight, and target, are contiguous."""
     (n, width), vocabulary = hidden.shape, len(weight)
     (launch, *_), constants = products_of(hidden.dtype, width)
     parts = parts_of(n, vocabulary, launch)
     parts_lse = hidden.new_empty((parts, n), dtype=torch.float32)
-    loss, lse = (hidden.new_empty(n, dtype=torch.float32) for _ in range(2))
+    loss, lse, aim = buffers_of(hidden)
     enqueue(
         cross_entropy_fwd_kernel,
         cdiv(n, launch.block) * parts,
@@ -243,18 +255,18 @@ def losses_of(hidden: Tensor, weight: Tensor, target: Tensor) -> tuple[Tensor, T
     )
     enqueue(
         cross_entropy_sum_kernel,
-        cdiv(n, ROWS),
-        *(hidden, weight, target, parts_lse, lse, loss),
+        len(lse) // ROWS,
+        *(hidden, weight, target, parts_lse, lse, aim, loss),
         *(hidden.stride(0), weight.stride(0), n, vocabulary),
         **constants,
         C=ROWS,
         PARTS=parts,
     )
-    return loss, lse
+    return loss, lse, aim
 
 
 def gradients_of(
-    hidden: Tensor, weight: Tensor, target: Tensor, lse: Tensor, dloss: Tensor
+    hidden: Tensor, weight: Tensor, lse: Tensor, aim: Tensor, dloss: Tensor
 ) -> tuple[Tensor, Tensor]:
     """dhidden and dweight in their tensors' dtypes, of what `losses_of` took and gave and dloss,
     fp32 [n] of any stride."""
@@ -270,7 +282,7 @@ def gradients_of(
         enqueue(
             kernel,
             cdiv(len(of), launch.block) * parts,
-            *(hidden, weight, target, lse, dloss, found),
+            *(hidden, weight, lse, aim, dloss, found),
             *(hidden.stride(0), weight.stride(0), dloss.stride(0), n, vocabulary),
             **shared,
             **constants,

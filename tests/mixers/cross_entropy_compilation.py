@@ -15,6 +15,6 @@ def launches(width: int, dtype: torch.dtype, words: int = 8192) -> list[Enqueued
     weight = torch.empty(words, width, device="meta")
     target = torch.empty(rows, dtype=torch.int64, device="meta")
     with noted() as found:
-        loss, lse = losses_of(hidden, weight, target)
-        gradients_of(hidden, weight, target, lse, loss)
+        loss, lse, aim = losses_of(hidden, weight, target)
+        gradients_of(hidden, weight, lse, aim, loss)
     return found

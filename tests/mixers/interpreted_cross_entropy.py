@@ -108,9 +108,12 @@ def test_buffers_are_written_whole_and_nothing_beyond(monkeypatch):
         return whole[:-512].view(size)
 
     monkeypatch.setattr(torch.Tensor, "new_empty", poisoned)
-    loss, lse = losses_of(hidden, weight, target)
-    found = gradients_of(hidden, weight, target, lse, torch.ones_like(loss))
-    assert all(x.isfinite().all() for x in (loss, lse, *found))
+    loss, lse, aim = losses_of(hidden, weight, target)
+    found = gradients_of(hidden, weight, lse, aim, torch.ones_like(loss))
+    assert all(x.isfinite().all() for x in (loss, lse[:67], *found))
+    assert (lse[67:] == torch.inf).all()
+    assert torch.equal(aim[:67].long(), target)
+    assert (aim[67:] == -1).all()
     # The interpreter's own among them.
     assert len(fresh) >= 5
     assert all(x[-512:].isnan().all() for x in fresh)
@@ -118,7 +121,7 @@ def test_buffers_are_written_whole_and_nothing_beyond(monkeypatch):
 
 def test_a_gradient_of_any_size_and_stride():
     hidden, weight, target = draw(70, 130, 16)
-    _, lse = losses_of(hidden, weight, target)
+    _, lse, aim = losses_of(hidden, weight, target)
     dloss = torch.randn(3, 70).T
     exact = torch.autograd.grad(
         torch.nn.functional.cross_entropy(
@@ -129,7 +132,7 @@ def test_a_gradient_of_any_size_and_stride():
         (h, w),
         dloss[:, 1].double(),
     )
-    found = gradients_of(hidden, weight, target, lse, dloss[:, 1])
+    found = gradients_of(hidden, weight, lse, aim, dloss[:, 1])
     for ours, theirs in zip(found, exact, strict=True):
         torch.testing.assert_close(ours, theirs.float(), rtol=1e-5, atol=1e-6)
 

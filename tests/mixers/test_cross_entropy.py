@@ -25,16 +25,16 @@ from tests.mixers.cross_entropy_inputs import draw
 from tests.tasks.test_training import tiny
 
 # (width, products, architecture) -> bytes a thread that spill today, of the forward pass, the sum
-# of its parts, the gradients of hidden rows and of the weight: a ratchet. The settings are made for
-# Hopper, where the widest tile of the weight's gradient is the fastest though it spills a little.
+# of its parts, the gradients of hidden rows and of the weight: a ratchet. Raised once, in TF32 on
+# Ampere, and lowered elsewhere, when targets came to be of 32 bits: in bf16 the loops have 18 to
+# 40 % fewer instructions on Hopper, for which settings are made.
 SPILL_BYTES = {
-    (64, "bf16", 90): (0, 0, 0, 56),
-    (64, "bf16", 80): (0, 0, 0, 16),
-    (64, "bf16", 100): (0, 0, 0, 168),
-    (64, "tf32", 80): (0, 0, 72, 0),
-    (128, "tf32x3", 90): (0, 0, 88, 176),
-    (64, "tf32x3", 80): (0, 0, 24, 136),
-    (64, "tf32x3", 100): (0, 0, 0, 184),
+    (64, "bf16", 90): (0, 0, 0, 24),
+    (64, "bf16", 100): (0, 0, 0, 8),
+    (64, "tf32", 80): (0, 0, 336, 0),
+    (128, "tf32x3", 90): (0, 0, 80, 144),
+    (64, "tf32x3", 80): (0, 0, 8, 104),
+    (64, "tf32x3", 100): (0, 0, 0, 88),
 }
 
 
