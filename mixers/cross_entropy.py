@@ -15,7 +15,8 @@ from torch.autograd.function import once_differentiable
 from triton import knobs
 
 from hgrn2.kernels.chunks import rows
-from mixers.cross_entropy_kernels import buffers_of, gradients_of, losses_of
+from mixers.cross_entropy_backward import gradients_of
+from mixers.cross_entropy_kernels import buffers_of, losses_of
 from mixers.cross_entropy_settings import expect_width, needs_cuda
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)

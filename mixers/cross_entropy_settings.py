@@ -15,7 +15,7 @@ WIDTHS = (16, 32, 64, 128)
 _WIDE, _HALF, _FLAT = Launch(64, 64, 4, 2), Launch(64, 32, 4, 2), Launch(64, 32, 4, 1)
 # Chosen by timing on Hopper with 8,192 rows and words; width 128 and tf32x3 by what spills least.
 # (most width, products) -> the forward pass, the gradients of hidden rows, those of the weight
-_TABLE: dict[tuple[int, Products], tuple[Launch, Launch, Launch]] = {
+TABLE: dict[tuple[int, Products], tuple[Launch, Launch, Launch]] = {
     (64, "bf16"): (Launch(64, 128, 4, 3), Launch(64, 128, 4, 3), Launch(64, 128, 4, 2)),
     (128, "bf16"): (_WIDE, _WIDE, _HALF),
     (64, "tf32"): (Launch(128, 64, 8, 2), Launch(128, 64, 4, 1), Launch(128, 32, 4, 2)),
@@ -27,7 +27,7 @@ _TABLE: dict[tuple[int, Products], tuple[Launch, Launch, Launch]] = {
 
 def settings(width: int, products: Products) -> tuple[Launch, Launch, Launch]:
     """The table's entry for rows of `width` channels, one of WIDTHS."""
-    return _TABLE[max(width, 64), products]
+    return TABLE[max(width, 64), products]
 
 
 def expect_width(d_model: int) -> None:

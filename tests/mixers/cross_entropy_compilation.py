@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from hgrn2.kernels.first_call import Enqueued, noted
-from mixers.cross_entropy_kernels import gradients_of, losses_of
+from mixers.cross_entropy_backward import gradients_of
+from mixers.cross_entropy_kernels import losses_of
 
 
 def launches(width: int, dtype: torch.dtype, words: int = 8192) -> list[Enqueued]:

@@ -15,7 +15,8 @@ from torch import Tensor
 from mixers import cross_entropy, cross_entropy_kernels
 from mixers.attention_settings import Launch
 from mixers.cross_entropy import linear_cross_entropy
-from mixers.cross_entropy_kernels import MOST_PARTS, gradients_of, losses_of, parts_of
+from mixers.cross_entropy_backward import gradients_of
+from mixers.cross_entropy_kernels import MOST_PARTS, losses_of, parts_of
 from tasks.base import Context, Wrong
 from tasks.mqar.task import Segment
 from tests.mixers.cross_entropy_inputs import check, draw, results, separate
