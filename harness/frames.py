@@ -97,9 +97,9 @@ def frame(
     """The cells of `grid` recorded under the folder `results`, as `tidy` makes them.
 
     `only_device` keeps the records of the devices with that in their name ("H100"). Raises
-    ValueError where there is nothing to read, and where the records come from several devices
-    unless `any_device` asks for that: times are not comparable, and what is trained has one row a
-    cell then.
+    ValueError where there is nothing to read or another grid's records, and where the records come
+    from several devices unless `any_device` asks for that: times are not comparable, and what is
+    trained has one row a cell then.
     """
     file = Records(results / grid)
     records = file.rows()
@@ -110,6 +110,11 @@ def frame(
             f"grid {grid!r} has no records in {results}: if `mixerbench grids` lists it, "
             f"`mixerbench run {grid} --results {results}` makes them; "
             f"grids with records there: {', '.join(found) or 'none'}"
+        )
+    if others := sorted({record.grid for record in records} - {grid}):
+        raise ValueError(
+            f"{file.path} holds records of {', '.join(others)}, not of {grid} alone: "
+            "each grid's are in a folder of its name"
         )
     table = tidy(records, pool=any_device)
     if only_device is not None:

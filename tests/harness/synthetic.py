@@ -58,8 +58,8 @@ def record(
 
 
 def write(results: Path, grid: str, records: list[Record]) -> None:
-    """Append them to the grid's file in one go."""
+    """Append them to the grid's file in one go, as its own."""
     path = Records(results / grid).path
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as file:
-        file.writelines(record.line() for record in records)
+        file.writelines(record.model_copy(update={"grid": grid}).line() for record in records)

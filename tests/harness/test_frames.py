@@ -136,6 +136,16 @@ def test_a_grid_without_records_is_an_error_that_says_what_is_there(tmp_path, ma
         frame("mqar", tmp_path)
 
 
+def test_another_grids_records_are_refused(tmp_path):
+    records = [record(TASK, grid="mine"), record({**TASK, "seed": 2}, grid="other")]
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "records.jsonl").write_bytes(b"".join(x.line() for x in records))
+    with pytest.raises(
+        ValueError, match=r"records\.jsonl holds records of other, not of mine alone"
+    ):
+        frame("mine", tmp_path)
+
+
 def test_mixed_commits_and_uncommitted_changes_are_told():
     task = mqar_task("gla", "fla", cell=(64, 4), d_model=64, lr=1e-3, seed=0)
     one, two = record(task, {}), record(task | {"seed": 1}, {}, commit="b" * 40, dirty=True)
