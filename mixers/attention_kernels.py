@@ -26,12 +26,11 @@ from torch import Tensor
 from hgrn2.kernels.first_call import enqueue
 from hgrn2.kernels.gate import load_tile, operand
 from hgrn2.kernels.settings import cdiv, dot_type
-from mixers import layers
-from mixers.attention_settings import MOST_ROWS as _MOST_ROWS
+from mixers import attention_settings, layers
 from mixers.attention_settings import Settings, settings
 
 FIRST_FACTOR, LAST_FACTOR = map(tl.constexpr, layers.COLUMN_FACTORS)
-MOST_ROWS = tl.constexpr(_MOST_ROWS)
+MOST_ROWS = tl.constexpr(attention_settings.MOST_ROWS)
 COLUMN_SHIFT = tl.constexpr(layers.COLUMN_SHIFT)
 
 
@@ -178,7 +177,7 @@ def attention_fwd_kernel(
 
 def padded(t: int) -> int:
     """As `whole_tiles`."""
-    return cdiv(t, MOST_ROWS) * MOST_ROWS
+    return cdiv(t, attention_settings.MOST_ROWS) * attention_settings.MOST_ROWS
 
 
 def compiled_for(q: Tensor, p: float) -> tuple[Settings, dict[str, object]]:
