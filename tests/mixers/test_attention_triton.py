@@ -26,7 +26,7 @@ from tests.mixers.test_contract import generator
 # are made for Hopper; elsewhere the operands' halves of tf32x3 spill.
 SPILL_BYTES = {
     (128, "bf16", 90): (0, 0, 32),
-    (128, "tf32", 90): (0, 16, 120),
+    (128, "tf32", 90): (0, 16, 128),
     (64, "tf32x3", 90): (0, 0, 64),
     (128, "tf32x3", 90): (32, 0, 8),
     (128, "bf16", 80): (0, 0, 8),
