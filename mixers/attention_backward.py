@@ -28,6 +28,7 @@ LN2 = tl.constexpr(log(2))
 @triton.jit
 @no_type_check
 def load_bits(bits, head, row, T, DROPPED: tl.constexpr):
+    """Of rows, as `bits_of` formed them; the rows' numbers where nothing is dropped."""
     if DROPPED > 0:
         row = tl.load(bits + head * whole_tiles(T) + row)
     return row.to(tl.uint32, bitcast=True)
@@ -99,7 +100,7 @@ def attention_bwd_query_kernel(
     DOT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """dq and delta [b h t] of C queries of one head, over the keys up to them."""
+    """dq and delta [b h t'] of C queries of one head, over the keys up to them."""
     program = tl.program_id(0)
     start = (whole_tiles(T) // C - 1 - program // heads) * C
     head = (program % heads).to(tl.int64)

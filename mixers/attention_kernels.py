@@ -30,7 +30,7 @@ from mixers import attention_settings, layers
 from mixers.attention_settings import Settings, settings
 
 FIRST_FACTOR, LAST_FACTOR = map(tl.constexpr, layers.COLUMN_FACTORS)
-MOST_ROWS = tl.constexpr(attention_settings.MOST_ROWS)
+WHOLE_TILE = tl.constexpr(attention_settings.PADDING)
 COLUMN_SHIFT = tl.constexpr(layers.COLUMN_SHIFT)
 
 
@@ -48,13 +48,14 @@ def scattered(x):
 def whole_tiles(T):
     """T rounded up: the rows of a head in lse, bits and delta. Those past T have numbers too, so
     that who walks over rows masks none of them."""
-    return tl.cdiv(T, MOST_ROWS) * MOST_ROWS
+    return tl.cdiv(T, WHOLE_TILE) * WHOLE_TILE
 
 
 @triton.jit
 @no_type_check
 def bits_of(head, row, T, state, DROPPED: tl.constexpr):
-    """32 bits of each row of [b h t t], from which `where_kept` makes those of its columns."""
+    """32 bits of each row of [b h t t], from which `where_kept` makes those of its columns; its
+    number where nothing is dropped, which nobody looks at."""
     x = head.to(tl.uint32) * T.to(tl.uint32) + row.to(tl.uint32)
     return scattered(x + tl.load(state).to(tl.uint32)) if DROPPED > 0 else x
 
@@ -80,7 +81,8 @@ def load_rows(x, start, stride_t, T, K: tl.constexpr, C: tl.constexpr, WHOLE: tl
     token = tl.arange(0, C)
     # int64: a stride of tokens may be that of a batch.
     x += tl.cast(start, tl.int64) * stride_t
-    return load_tile(x, token, tl.arange(0, K), stride_t, token < C if WHOLE else start + token < T)
+    valid = (token < C) if WHOLE else (start + token < T)
+    return load_tile(x, token, tl.arange(0, K), stride_t, valid)
 
 
 @triton.jit
@@ -170,14 +172,16 @@ def attention_fwd_kernel(
         acc = tl.dot(
             operand(P, DOT, PRECISION), value, acc * shrink[:, None], input_precision=PRECISION
         )
-    tl.store(lse + head * whole_tiles(T) + row, highest + tl.log2(total))
+    # Of rows past T every probability is 0, infinite keys or not.
+    own_lse = tl.where(row < T, highest + tl.log2(total), float("inf"))
+    tl.store(lse + head * whole_tiles(T) + row, own_lse)
     o += (batch * T * H + own) * K
     store_rows(o, acc * (KEPT / total)[:, None], start, H * K, T, K, C)
 
 
 def padded(t: int) -> int:
     """As `whole_tiles`."""
-    return cdiv(t, attention_settings.MOST_ROWS) * attention_settings.MOST_ROWS
+    return cdiv(t, attention_settings.PADDING) * attention_settings.PADDING
 
 
 def compiled_for(q: Tensor, p: float) -> tuple[Settings, dict[str, object]]:
@@ -199,9 +203,10 @@ def attention_output(
     q: Tensor, k: Tensor, v: Tensor, state: Tensor | None, p: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """o [b t h k] in q's dtype, and for `attention_gradients` lse fp32 [b h t'], to base 2, and
-    dropout's bits int32 [b h t'], of q, k, v [b t h k]. t' is t in whole tiles.
+    dropout's bits int32 [b h t'], of q, k, v [b t h k]. t' is t padded.
 
-    The inputs' last axes are contiguous. `state`: dropout's, int64 []; None: no dropout, no bits.
+    The inputs' last axes are contiguous. `state`: dropout's, int64 []; None: no dropout, and an
+    empty tensor in place of bits.
     """
     b, t, h, _ = q.shape
     o = q.new_empty(q.shape)

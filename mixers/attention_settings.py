@@ -12,8 +12,8 @@ Products = Literal["bf16", "tf32", "tf32x3"]
 which hold fp32's digits."""
 
 
-MOST_ROWS = 64
-"""Of any tile or step below, each of which divides it."""
+PADDING = 64
+"""Rows are padded to a multiple of it, and so to whole tiles and steps: each below divides it."""
 
 
 @dataclass(frozen=True)

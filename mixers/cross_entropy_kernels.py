@@ -34,9 +34,9 @@ PROGRAMS = 132
 """The multiprocessors of a Hopper GPU: where programs are fewer, each walk is cut in parts."""
 MOST_PARTS = 8
 ROWS = 32  # of a program that adds the parts up
-MOST_ROWS = 128
-"""Of any tile or step, each of which divides it: lse and aim go on to whole ones, so that who walks
-over rows masks neither."""
+PADDING = 128
+"""Rows are padded to a multiple of it in lse and aim, so that who walks over rows masks neither:
+each tile and step divides it."""
 LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
 
 
@@ -144,9 +144,9 @@ def products_of(dtype: torch.dtype, width: int) -> tuple[tuple[Launch, ...], dic
 
 def buffers_of(hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """loss fp32 [n], and for `gradients_of` lse fp32 [n'], to base 2, and aim int32 [n'], n' being
-    n in whole tiles."""
+    n padded."""
     n = len(hidden)
-    whole = cdiv(n, MOST_ROWS) * MOST_ROWS
+    whole = cdiv(n, PADDING) * PADDING
     loss, lse = (hidden.new_empty(size, dtype=torch.float32) for size in (n, whole))
     return loss, lse, hidden.new_empty(whole, dtype=torch.int32)
 

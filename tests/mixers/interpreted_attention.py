@@ -195,6 +195,28 @@ def test_compiled_without_a_break(positions, backend):
         torch.testing.assert_close(x, y)
 
 
+def test_compiled_for_any_length():
+    """The compiler's second length is a symbol."""
+    run = torch.compile(lambda x, s: attend(x, state=s, p=0.3), backend="aot_eager", fullgraph=True)
+    for t in (64, 70, 130):
+        qkv, _ = draw(1, t, 1, 16)
+        state = torch.tensor(7)
+        assert torch.equal(run(qkv, state), attend(qkv, state=state, p=0.3))
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
+def test_an_infinite_key_reaches_its_own_gradient_alone():
+    """The last, of weight 0: the rows that a tile has past it would make a NaN of every dv."""
+    qkv, do = draw(1, 70, 1, 16)
+    qkv[:, -1, 0] = -qkv[:, -1, 0].abs() - 1
+    qkv[:, -1, 1] = torch.inf
+    leaf = qkv.requires_grad_()
+    o = attend(leaf, state=None, p=0.0)
+    assert o.isfinite().all()
+    (gradient,) = torch.autograd.grad(o, leaf, do)
+    assert gradient[:, :-1, 1:].isfinite().all()
+
+
 def test_bad_input_is_named():
     qkv, _ = draw(1, 4, 1, 16)
     q, k, v = qkv.unbind(2)

@@ -70,13 +70,14 @@ def test_masks_are_dropouts_bit_for_bit(p):
         assert torch.equal(form.dropout.state, dropout.state)
 
 
-def test_places_wrap_at_32_bits():
-    """5 * 2^30 places; unit values read the first 128 columns out."""
+def test_rows_and_states_wrap_at_32_bits():
+    """A state that most rows take past 2^32, and 5 * 2^30 places; unit values read the first 128
+    columns out."""
     t, h, p = 8192, 80, 0.3
     q = torch.zeros(1, t, h, 128, dtype=torch.bfloat16, device="cuda")
     v = torch.zeros(t, 128, dtype=torch.bfloat16, device="cuda").fill_diagonal_(1)
     form = fused(p)
-    state = form.dropout.state.clone()
+    state = form.dropout.state.fill_(2**32 - 1000).clone()
     o = form(q, q, v[None, :, None].expand(q.shape), causal=True, mask=None)[0].transpose(0, 1)
     row, column = torch.arange(t, device="cuda"), torch.arange(128, device="cuda")
     for head in (0, 1, 63, 64, 79):

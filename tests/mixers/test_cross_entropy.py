@@ -16,7 +16,7 @@ pytest.importorskip("triton")
 
 from harness.grids_recall import mqar_step
 from mixers.cross_entropy import _check, linear_cross_entropy
-from mixers.cross_entropy_kernels import MOST_ROWS, ROWS
+from mixers.cross_entropy_kernels import PADDING, ROWS
 from mixers.cross_entropy_settings import TABLE
 from tasks.base import Context, Unsupported
 from tasks.mqar.task import MQAR
@@ -71,8 +71,8 @@ def test_entry_compiles_and_fits(width, products, architecture):
 
 def test_tiles_and_steps_are_parts_of_the_padding():
     for launch in (launch for entry in TABLE.values() for launch in entry):
-        assert MOST_ROWS % launch.block == MOST_ROWS % launch.step == 0
-    assert MOST_ROWS % ROWS == 0
+        assert PADDING % launch.block == PADDING % launch.step == 0
+    assert PADDING % ROWS == 0
 
 
 def test_what_does_not_fit_is_named():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mixers.layers import Dropout, hash_, seed_dropout
+from mixers.layers import Dropout, hash_, keeps, seed_dropout
 
 
 def seeded(p: float, seed: int = 0) -> Dropout:
@@ -31,11 +31,13 @@ def test_masks_are_fair_and_independent(p):
 @pytest.mark.parametrize("p", [0.1, 0.5])
 def test_columns_that_differ_by_few_bits_are_independent(p):
     """Within five standard deviations; worse factors show 0.012 between some."""
-    apart = (seeded(p)(torch.ones(2**15, 64)) != 0).double() - (1 - p)
-    for distance in range(1, 64):
-        other = apart[:, torch.arange(64) ^ distance]
-        correlation = (apart * other).mean() / (p * (1 - p))
-        assert abs(correlation) < 5 * (apart.numel() / 2) ** -0.5, distance
+    row, column, state = torch.arange(2**15)[:, None], torch.arange(64), torch.tensor(12345)
+    kept = keeps(row, column, state, p).double() - (1 - p)
+    for distance in (*range(1, 64), *(2**bit for bit in range(6, 18))):
+        other = keeps(row, column ^ distance, state, p).double() - (1 - p)
+        correlation = (kept * other).mean() / (p * (1 - p))
+        # Below 64 every pair is there twice.
+        assert abs(correlation) < 5 * (kept.numel() / 2) ** -0.5, distance
 
 
 def test_what_is_kept_is_scaled_and_the_rest_has_no_gradient():
