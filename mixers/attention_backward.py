@@ -53,7 +53,8 @@ def score_gradients(
     PRECISION: tl.constexpr,
 ):
     """P D and dS as operands, over the tokens of x and y: query and key, with dx = do and dy = v,
-    or the other way round. lse, delta, row and bits have the queries' axis, column the keys'."""
+    or the other way round. lse, delta and bits have the queries' axis, column the keys', seen
+    (whether a query sees a key) both."""
     S = tl.dot(x, tl.trans(y), input_precision=PRECISION)
     dP = tl.dot(dx, tl.trans(dy), input_precision=PRECISION)
     P = tl.exp2(tl.where(seen, S * SCALE - lse, float("-inf")))
