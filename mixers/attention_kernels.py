@@ -199,19 +199,22 @@ def compiled_for(q: Tensor, p: float) -> tuple[Settings, dict[str, object]]:
     return settings(width, "bf16" if dot == tl.bfloat16 else precision), constants
 
 
+def buffers_of(q: Tensor, *, drops: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """o [b t h k] in q's dtype, and for `attention_gradients` lse fp32 [b h t'], to base 2, and
+    dropout's bits int32 [b h t'], an empty tensor where nothing is dropped. t' is t padded."""
+    b, t, h, _ = q.shape
+    lse = q.new_empty((b, h, padded(t)), dtype=torch.float32)
+    bits = torch.empty_like(lse, dtype=torch.int32) if drops else lse.new_empty(0)
+    return q.new_empty(q.shape), lse, bits
+
+
 def attention_output(
     q: Tensor, k: Tensor, v: Tensor, state: Tensor | None, p: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """o [b t h k] in q's dtype, and for `attention_gradients` lse fp32 [b h t'], to base 2, and
-    dropout's bits int32 [b h t'], of q, k, v [b t h k]. t' is t padded.
-
-    The inputs' last axes are contiguous. `state`: dropout's, int64 []; None: no dropout, and an
-    empty tensor in place of bits.
-    """
+    """`buffers_of` q, filled, of q, k, v [b t h k], whose last axes are contiguous. `state`:
+    dropout's, int64 []; None: no dropout."""
     b, t, h, _ = q.shape
-    o = q.new_empty(q.shape)
-    lse = q.new_empty((b, h, padded(t)), dtype=torch.float32)
-    bits = torch.empty_like(lse, dtype=torch.int32) if state is not None else lse.new_empty(0)
+    o, lse, bits = buffers_of(q, drops=state is not None)
     table, constants = compiled_for(q, 0.0 if state is None else p)
     launch = table.forward
     enqueue(

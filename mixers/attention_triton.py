@@ -19,7 +19,7 @@ from triton import knobs
 
 from hgrn2.kernels.chunks import rows
 from mixers.attention_backward import attention_gradients
-from mixers.attention_kernels import attention_output, padded
+from mixers.attention_kernels import attention_output, buffers_of
 from mixers.attention_settings import HEAD_SIZES
 from mixers.layers import Dropout
 
@@ -138,10 +138,7 @@ def _forward_fake(
 ) -> tuple[Tensor, Tensor, Tensor]:
     del p
     q, *_ = _parts(x)
-    b, t, h, _ = q.shape
-    lse = q.new_empty((b, h, padded(t)), dtype=torch.float32)
-    bits = torch.empty_like(lse, dtype=torch.int32) if state is not None else lse.new_empty(0)
-    return q.new_empty(q.shape), lse, bits
+    return buffers_of(q, drops=state is not None)
 
 
 @_compiled_backward.register_fake

@@ -101,7 +101,8 @@ def operand(x, DOT: tl.constexpr, PRECISION: tl.constexpr):
     """
     if PRECISION == "tf32" and DOT.is_fp32():
         bits = x.to(tl.int32, bitcast=True)
-        # A GPU's own NaN, all bits but the sign, would wrap to 0.
+        # A GPU's own NaN, all bits but the sign, would wrap to 0. As by PTX's cvt.rna.tf32, one of
+        # the last 13 bits alone, which no arithmetic makes, ends as an infinity.
         x = (tl.where(x == x, bits + 0x1000, bits) & -0x2000).to(tl.float32, bitcast=True)
     return x.to(DOT)
 
