@@ -26,7 +26,7 @@ SOLVED = 0.99
 """Training stops above it: two runs above it are not told apart."""
 THEIRS = "zoology"
 NOT_RUN, IN_PART = "not yet run", "rates missing"
-"""No verdict: without a result, or with results of some learning rates alone."""
+"""No verdict: without a result, or where learning rates without one could still change it."""
 
 
 def claims(table: pd.DataFrame) -> dict[str, Plot]:
@@ -71,8 +71,9 @@ def hgrn2_above_hgrn1(table: pd.DataFrame) -> Plot:
         f"printed): HGRN2 is above HGRN1 in every cell. Of {len(rows)} cells: {_counts(told)}. "
         f"A tie: both above {SOLVED}, where training stops. Attention at 1, as in zoology's "
         f"Figure 2: {_counts(solved)}. `rates` counts learning rates with a result, of "
-        f"{PAPER_RATES}, HGRN2's and HGRN1's: with fewer there is no verdict "
-        "and no point in the figure; attention's stands once one of its rates has solved the task. "
+        f"{PAPER_RATES}, HGRN2's and HGRN1's. Others could only raise what is there: with fewer, a "
+        "verdict stands where that could not change it, the difference being a bound, and else "
+        "there is none and no point in the figure. "
         f"{setting(table, 'seed', 'Seed {}.')} {origin(table)}"
     )
     return Plot(figure, caption, rows, rows)
@@ -92,7 +93,6 @@ def verdicts(table: pd.DataFrame) -> pd.DataFrame:
         )
         two, one, attention = accuracy.values()
         whole = {mixer: rates[mixer] == PAPER_RATES for mixer in rates}
-        both = whole["hgrn2"] and whole["hgrn1"]
         rows.append(
             {
                 "seq_len": seq_len,
@@ -102,7 +102,7 @@ def verdicts(table: pd.DataFrame) -> pd.DataFrame:
                 "HGRN1": one,
                 "difference": None if two is None or one is None else two - one,
                 "rates": f"{rates['hgrn2'] or 0:.0f}, {rates['hgrn1'] or 0:.0f}",
-                "HGRN2 above HGRN1": _above(two, one, whole=both),
+                "HGRN2 above HGRN1": _above(two, one, whole["hgrn2"], whole["hgrn1"]),
                 "attention": attention,
                 "attention at 1": _solved(attention, whole=whole["attention"]),
             }
@@ -111,14 +111,16 @@ def verdicts(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows).astype(dict.fromkeys(numbers, float))
 
 
-def _above(two: float | None, one: float | None, *, whole: bool) -> str:
+def _above(two: float | None, one: float | None, two_whole: bool, one_whole: bool) -> str:
+    """Of the best rates so far, HGRN2's and HGRN1's, which those missing could only raise."""
     if two is None or one is None:
         return NOT_RUN
-    if not whole:
-        return IN_PART
     if min(two, one) > SOLVED:
         return "tie"
-    return "reproduced" if two > one else "not reproduced"
+    above = two > one
+    if not (one_whole if above else two_whole):
+        return IN_PART
+    return "reproduced" if above else "not reproduced"
 
 
 def _solved(attention: float | None, *, whole: bool) -> str:
