@@ -17,7 +17,8 @@ from hgrn2.gate import arithmetic_dtype
 from mixers import sdpa
 from mixers.attention_settings import expect_head_size
 from mixers.base import Mixer, Operator, expect_divisor
-from mixers.layers import Dropout, Init, linear, valid_tokens
+from mixers.layers import Dropout, Init, linear
+from mixers.tokens import taken, valid_tokens
 
 ROPE_BASE = 10_000
 
@@ -132,8 +133,7 @@ class Attention(Mixer):
             return attend(q, k, v, causal=True, mask=None)
 
         pairs = batch * seq_len * (seq_len + 1) / 2
-        inputs = (draw(), draw(), draw())
-        return Operator(run, inputs, 4.0 * d_model * pairs, ("q", "k", "v"))
+        return Operator(run, (draw(), draw(), draw()), 4.0 * d_model * pairs, ("q", "k", "v"))
 
     def step_operator(
         self,
@@ -256,13 +256,17 @@ class AttentionLayer(nn.Module):
         return q, k, v
 
     def forward(
-        self, x: Float[Tensor, "b t d"], *, lengths: Int[Tensor, " b"] | None = None
-    ) -> Float[Tensor, "b t d"]:
+        self,
+        x: Float[Tensor, "b t d"],
+        *,
+        lengths: Int[Tensor, " b"] | None = None,
+        at: Int[Tensor, "b n"] | None = None,
+    ) -> Float[Tensor, "b n d"]:
         t = x.shape[1]
         if self.impl == "triton" and not self.rope:
             fused: Any = self.attend  # whose gradient in one piece is no copy of three
             qkv = self.proj_in(x).unflatten(-1, (3, self.n_heads, -1))
-            return self.proj_out(fused.packed(qkv).flatten(-2))
+            return self.proj_out(taken(fused.packed(qkv), at).flatten(-2))
         q, k, v = self._project(x, torch.arange(t, device=x.device))
         mask = None
         # Under a causal mask no valid token reaches the padding on its right.
@@ -270,14 +274,13 @@ class AttentionLayer(nn.Module):
             # A row without any token sees its first one: no key at all would make it NaN.
             mask = valid_tokens(lengths.clamp(min=1), t)
         y = self.attend(q, k, v, causal=self.causal, mask=mask)
-        return self.proj_out(y.flatten(-2))
+        return self.proj_out(taken(y, at).flatten(-2))
 
     def start(self, batch: int, max_len: int) -> tuple[Tensor, ...]:
         """The caches of keys and values [b max_len h k], zeros, and the next position [1]."""
         assert self.causal, "a layer that sees both directions does not decode"
         weight = self.proj_in.weight
-        d_model = weight.shape[1]
-        shape = (batch, max_len, self.n_heads, d_model // self.n_heads)
+        shape = (batch, max_len, self.n_heads, weight.shape[1] // self.n_heads)
         position = torch.zeros(1, dtype=torch.int64, device=weight.device)
         return weight.new_zeros(shape), weight.new_zeros(shape), position
 

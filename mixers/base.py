@@ -146,10 +146,15 @@ class MixerLayer(Protocol):
     """
 
     def __call__(
-        self, x: Float[Tensor, "b t d"], *, lengths: Int[Tensor, " b"] | None = None
-    ) -> Float[Tensor, "b t d"]:
+        self,
+        x: Float[Tensor, "b t d"],
+        *,
+        lengths: Int[Tensor, " b"] | None = None,
+        at: Int[Tensor, "b n"] | None = None,
+    ) -> Float[Tensor, "b n d"]:
         """Mix along t, in x's dtype. Tokens at t >= lengths[b] are padding: no other token
-        sees them, and their outputs mean nothing."""
+        sees them, and their outputs mean nothing. `at`: the outputs of these tokens alone, which
+        differ; None: of all, n = t."""
         ...
 
     def start(self, batch: int, max_len: int) -> tuple[Any, ...]:

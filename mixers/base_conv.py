@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mixers.base import Mixer, Operator
-from mixers.layers import Init, flip_valid, linear
+from mixers.layers import Init, linear
+from mixers.tokens import flip_valid, taken
 
 
 class BaseConv(Mixer):
@@ -97,14 +98,19 @@ class BaseConvLayer(nn.Module):
         return causal_conv(before, self.conv_weight, self.conv_bias)
 
     def forward(
-        self, x: Float[Tensor, "b t d"], *, lengths: Int[Tensor, " b"] | None = None
-    ) -> Float[Tensor, "b t d"]:
+        self,
+        x: Float[Tensor, "b t d"],
+        *,
+        lengths: Int[Tensor, " b"] | None = None,
+        at: Int[Tensor, "b n"] | None = None,
+    ) -> Float[Tensor, "b n d"]:
         """In both directions (ours: it was published causal) the two convolutions share their taps
         and are summed before the gate."""
         y = self._from_nothing(x)
         if not self.causal:
             y = y + flip_valid(self._from_nothing(flip_valid(x, lengths)), lengths)
-        return x + y * self.gate(x)
+        x = taken(x, at)
+        return x + taken(y, at) * self.gate(x)
 
     def start(self, batch: int, max_len: int) -> tuple[Tensor, ...]:
         """The window [b k-1 d], zeros; it does not grow with `max_len`."""

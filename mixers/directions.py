@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mixers.base import Mixer
-from mixers.layers import flip_valid
+from mixers.tokens import flip_valid, taken
 
 Directions = Literal["both", "causal", "flip_sum", "apart_sum"]
 """`both`: as the mixer itself sees both (`stack(causal=False)`). `causal`: no token sees a later
@@ -48,8 +48,12 @@ class FlipSum(nn.Module):
         self.other = other
 
     def forward(
-        self, x: Float[Tensor, "b t d"], *, lengths: Int[Tensor, " b"] | None = None
-    ) -> Float[Tensor, "b t d"]:
+        self,
+        x: Float[Tensor, "b t d"],
+        *,
+        lengths: Int[Tensor, " b"] | None = None,
+        at: Int[Tensor, "b n"] | None = None,
+    ) -> Float[Tensor, "b n d"]:
         reverse = self.layer if self.other is None else self.other
         backward = reverse(flip_valid(x, lengths), lengths=lengths)
-        return self.layer(x, lengths=lengths) + flip_valid(backward, lengths)
+        return self.layer(x, lengths=lengths, at=at) + taken(flip_valid(backward, lengths), at)

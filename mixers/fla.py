@@ -26,8 +26,8 @@ from torch.nn import functional as F
 
 from hgrn2.gate import arithmetic_dtype
 from mixers.base import Mixer
-from mixers.layers import flip_valid
 from mixers.peers import not_compiled
+from mixers.tokens import flip_valid
 
 Gate = Literal["eager", "compiled"]
 Kernel = Literal["fla_chunk", "fla_recurrent"]

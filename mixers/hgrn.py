@@ -5,6 +5,7 @@ bound keeps from closing, f_t = bound + (1 - bound) sigmoid(z_t), and the tied i
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from math import isqrt
 from typing import ClassVar, Literal
 
@@ -16,6 +17,7 @@ from hgrn2.gate import arithmetic_dtype
 from mixers.base import Mixer
 from mixers.fla import FLAGate
 from mixers.layers import Init
+from mixers.tokens import taken
 
 Bound = Literal["off", "cumsum", "exclusive"]
 """How a layer's lower bound follows from P, the softmax over layers of a parameter Gamma [L d].
@@ -116,18 +118,26 @@ class HGRNLayer(nn.Module):
         """False: the bound is 0 for good, and a gate in front of FLA's kernels leaves it out."""
 
     def forward(
-        self, x: Float[Tensor, "b t d"], *, lengths: Int[Tensor, " b"] | None = None
-    ) -> Float[Tensor, "b t d"]:
+        self,
+        x: Float[Tensor, "b t d"],
+        *,
+        lengths: Int[Tensor, " b"] | None = None,
+        at: Int[Tensor, "b n"] | None = None,
+    ) -> Float[Tensor, "b n d"]:
         """Raises ValueError for lengths, or a t that is no square, where images are scanned."""
         if self.scan != "1d" and lengths is not None:
             raise ValueError(f"scan = {self.scan!r} takes whole images, without lengths")
         if self.scan == "2d_series":
-            return along("rows", self.mix, along("columns", self.mix, x))
-        return self.mix(x, lengths)
+            whole = partial(self.mix, lengths=None, at=None)
+            return taken(along("rows", whole, along("columns", whole, x)), at)
+        return self.mix(x, lengths, at)
 
     def mix(
-        self, x: Float[Tensor, "b t d"], lengths: Int[Tensor, " b"] | None = None
-    ) -> Float[Tensor, "b t d"]:
+        self,
+        x: Float[Tensor, "b t d"],
+        lengths: Int[Tensor, " b"] | None,
+        at: Int[Tensor, "b n"] | None,
+    ) -> Float[Tensor, "b n d"]:
         """The layer along one sequence, or in parallel along both axes of an image."""
         raise NotImplementedError
 

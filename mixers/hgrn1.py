@@ -16,6 +16,7 @@ from mixers import fla
 from mixers.base import Mixer, Operator
 from mixers.hgrn import HGRN, HGRNLayer, LowerBounds, with_triton
 from mixers.layers import linear, norm
+from mixers.tokens import taken
 
 
 class HGRN1(HGRN):
@@ -171,11 +172,11 @@ class HGRN1Layer(HGRNLayer):
         )
 
     def _project(self, x: Float[Tensor, "b t d"]) -> tuple[Tensor, Tensor, Tensor]:
-        """v, z, the gate; a complex v has consecutive (real, imaginary) pairs."""
+        """v, z, the gate's logit; a complex v has consecutive (real, imaginary) pairs."""
         v, gate, z = self.proj_in(x).split(self.widths, dim=-1)
         if self.complex:
-            return F.silu(v).unflatten(-1, (-1, 2)), z, F.silu(gate)
-        return F.silu(v), z, gate.sigmoid()
+            return F.silu(v).unflatten(-1, (-1, 2)), z, gate
+        return F.silu(v), z, gate
 
     def _bound(self, x: Tensor) -> Float[Tensor, " n"]:
         """Each of the copies that `expand` makes of the channels has the channels' bound."""
@@ -183,16 +184,20 @@ class HGRN1Layer(HGRNLayer):
 
     def _read_out(self, h: Tensor, gate: Tensor) -> Float[Tensor, "b t d"]:
         if self.complex:
-            return self.proj_out(self.norm(h.mT.flatten(-2)) * gate)
-        return self.proj_out(self.norm(h * gate))
+            return self.proj_out(self.norm(h.mT.flatten(-2)) * F.silu(gate))
+        return self.proj_out(self.norm(h * gate.sigmoid()))
 
     def mix(
-        self, x: Float[Tensor, "b t d"], lengths: Int[Tensor, " b"] | None = None
-    ) -> Float[Tensor, "b t d"]:
+        self,
+        x: Float[Tensor, "b t d"],
+        lengths: Int[Tensor, " b"] | None,
+        at: Int[Tensor, "b n"] | None,
+    ) -> Float[Tensor, "b n d"]:
         """In both directions the states are summed before the norm, as in the published module;
         over an image the columns and the rows turn by the same angles."""
         v, z, gate = self._project(x)
-        return self._read_out(self.states(self._operator, v, z, lengths=lengths), gate)
+        h = self.states(self._operator, v, z, lengths=lengths)
+        return self._read_out(taken(h, at), taken(gate, at))
 
     def _operator(self, v: Tensor, z: Tensor, lengths: Tensor | None = None) -> Tensor:
         theta, impl, causal = self.theta, self.impl, self.causal

@@ -16,6 +16,7 @@ from mixers import fla
 from mixers.base import Mixer, Operator, expect_divisor
 from mixers.hgrn import HGRN, HGRNLayer, LowerBounds, with_triton
 from mixers.layers import NormName, linear, no_autocast, norm
+from mixers.tokens import taken
 
 
 class _Form(NamedTuple):
@@ -194,14 +195,17 @@ class HGRN2Layer(HGRNLayer):
         return self.proj_out(self.norm(y.flatten(-2)))
 
     def mix(
-        self, x: Float[Tensor, "b t d"], lengths: Int[Tensor, " b"] | None = None
-    ) -> Float[Tensor, "b t d"]:
+        self,
+        x: Float[Tensor, "b t d"],
+        lengths: Int[Tensor, " b"] | None,
+        at: Int[Tensor, "b n"] | None,
+    ) -> Float[Tensor, "b n d"]:
         """In both directions the states are summed before the read-out, so that a token's own term
         enters once for each, as in the published modules."""
         projection = self._project(x)
         with no_autocast(x):
             y = self.states(self._operator, projection, lengths=lengths)
-        return self._read_out(y)
+        return self._read_out(taken(y, at))
 
     def _operator(
         self, projection: Float[Tensor, "b t 3 h k"], lengths: Tensor | None = None

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from mixers.tokens import valid_tokens
+
 Init = Literal["torch", "normal", "zoology"]
 """How a linear map starts. `torch`: weight and bias uniform in +-1/sqrt(fan-in). `normal`: weight
 N(0, 0.02), bias 0 (the HGRN2 language models). `zoology`: as `normal`, but the last map of a branch
@@ -263,18 +265,3 @@ def seed_dropout(model: nn.Module, generator: torch.Generator) -> None:
 def no_autocast(x: Tensor) -> torch.autocast:
     """A recurrence's products run in its own precision, whatever autocast is around the model."""
     return torch.autocast(x.device.type, enabled=False)
-
-
-def valid_tokens(lengths: Tensor, t: int) -> Tensor:
-    """[b] -> [b t] bool: True where a token is not right padding."""
-    return torch.arange(t, device=lengths.device) < lengths[:, None]
-
-
-def flip_valid(x: Tensor, lengths: Tensor | None) -> Tensor:
-    """Reverse [b t ...] along t; right padding stays on the right."""
-    if lengths is None:
-        return x.flip(1)
-    t = x.shape[1]
-    position = torch.arange(t, device=x.device)
-    index = torch.where(valid_tokens(lengths, t), lengths[:, None] - 1 - position, position)
-    return x.gather(1, index.view(*index.shape, *[1] * (x.ndim - 2)).expand_as(x))

@@ -15,7 +15,8 @@ from torch.nn import functional as F
 from hgrn2.gate import arithmetic_dtype
 from hgrn2.reference import diagonal_scan
 from mixers.base import Mixer, Operator
-from mixers.layers import Init, flip_valid, linear
+from mixers.layers import Init, linear
+from mixers.tokens import flip_valid, taken
 
 DT_RANGE = (1e-3, 1e-1)
 """The step sizes that a new layer spreads over its channels."""
@@ -222,8 +223,12 @@ class MambaLayer(nn.Module):
         return self._scan(F.pad(x, (0, 0, self.d_conv - 1, 0)))[0]
 
     def forward(
-        self, x: Float[Tensor, "b t d"], *, lengths: Int[Tensor, " b"] | None = None
-    ) -> Float[Tensor, "b t d"]:
+        self,
+        x: Float[Tensor, "b t d"],
+        *,
+        lengths: Int[Tensor, " b"] | None = None,
+        at: Int[Tensor, "b n"] | None = None,
+    ) -> Float[Tensor, "b n d"]:
         """Both directions (ours: Mamba was published causal) share all weights; convolution and
         scan run over the valid tokens forwards and backwards, and the two are summed before the
         gate."""
@@ -231,7 +236,7 @@ class MambaLayer(nn.Module):
         y = self._from_nothing(x)
         if not self.causal:
             y = y + flip_valid(self._from_nothing(flip_valid(x, lengths)), lengths)
-        return self.proj_out(y * F.silu(gate))
+        return self.proj_out(taken(y, at) * F.silu(taken(gate, at)))
 
     def start(self, batch: int, max_len: int) -> tuple[Tensor, ...]:
         """The convolution's window [b d_conv-1 c] and the state [b c n], zeros; they do not grow

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mixers.mamba import MambaLayer
 from mixers.peers import not_compiled
+from mixers.tokens import taken
 
 INSTALL = {
     "mamba_ssm": "mamba-ssm==2.3.2.post1",
@@ -75,12 +76,16 @@ class FusedMambaLayer(MambaLayer):
         return -torch.exp(self.A_log.float())
 
     def forward(
-        self, x: Float[Tensor, "b t d"], *, lengths: Int[Tensor, " b"] | None = None
-    ) -> Float[Tensor, "b t d"]:
+        self,
+        x: Float[Tensor, "b t d"],
+        *,
+        lengths: Int[Tensor, " b"] | None = None,
+        at: Int[Tensor, "b n"] | None = None,
+    ) -> Float[Tensor, "b n d"]:
         """No valid token sees the padding on its right, so that lengths change nothing."""
         # The product comes out with the tokens innermost: no copy.
         xz = self.proj_in.weight @ x.flatten(0, 1).mT
-        return _inner(
+        y = _inner(
             xz.unflatten(1, x.shape[:2]).transpose(0, 1),
             self.conv_weight[:, None],
             self.conv_bias,
@@ -92,6 +97,8 @@ class FusedMambaLayer(MambaLayer):
             D=self.D.float(),
             delta_bias=self.dt_bias.float(),
         )
+        # The published kernel's last map is of all tokens.
+        return taken(y, at)
 
     def start(self, batch: int, max_len: int) -> tuple[Tensor, ...]:
         """As `MambaLayer.start`, but the window is [b c d_conv-1]."""

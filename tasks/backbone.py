@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from mixers.base import Frozen, Mixer
 from mixers.directions import Directions, stack
 from mixers.layers import INIT_STD, Dropout, Init, NormName, linear, norm, normalised
+from mixers.tokens import taken
 
 
 class Backbone(Frozen):
@@ -117,7 +118,10 @@ class Encoder(nn.Module):
             first = stack(backbone.first, *size, directions=seen, generator=generator)
             token_mixers[0] = first[0]
         self.blocks = nn.ModuleList(Block(backbone, layer, generator) for layer in token_mixers)
-        self.norm = norm(backbone.final_norm or backbone.norm, d_model, device=generator.device)
+        final = backbone.final_norm or backbone.norm
+        self.norm = norm(final, d_model, device=generator.device)
+        # What a token becomes depends on all of them.
+        self.over_tokens = "batch" in (backbone.norm, final)
 
     def embedded(self, tokens: Shaped[Tensor, "b t *c"]) -> Float[Tensor, "b t d"]:
         """Each token by itself, without its position."""
@@ -126,9 +130,14 @@ class Encoder(nn.Module):
         return self.embedding(tokens) * self.embed_scale
 
     def encoded(
-        self, x: Float[Tensor, "b t d"], lengths: Int[Tensor, " b"] | None = None
-    ) -> Float[Tensor, "b t d"]:
-        """Positions, blocks and the last norm. Raises ValueError past the last position."""
+        self,
+        x: Float[Tensor, "b t d"],
+        lengths: Int[Tensor, " b"] | None = None,
+        at: Int[Tensor, "b n"] | None = None,
+    ) -> Float[Tensor, "b n d"]:
+        """Positions, blocks and the last norm. `at`: of these tokens alone, which differ; what
+        follows the last mixing is computed of them only. Raises ValueError past the last
+        position."""
         if self.positions is not None:
             if x.shape[1] > self.max_len:
                 raise ValueError(
@@ -136,9 +145,12 @@ class Encoder(nn.Module):
                 )
             x = x + self.positions[: x.shape[1]].to(x.dtype)
         x = self.dropout(x)
-        for block in self.blocks:
+        *below, last = self.blocks
+        for block in below:
             x = block(x, lengths=lengths)
-        return normalised(self.norm, x, lengths)
+        x = last(x, lengths=lengths, at=None if self.over_tokens else at)
+        x = normalised(self.norm, x, lengths)
+        return taken(x, at) if self.over_tokens else x
 
 
 class LanguageModel(Encoder):
@@ -170,10 +182,13 @@ class LanguageModel(Encoder):
             self.head = linear(d_model, vocab_size, bias=False, generator=generator, init=init)
 
     def hidden(
-        self, tokens: Int[Tensor, "b t"], lengths: Int[Tensor, " b"] | None = None
-    ) -> Float[Tensor, "b t d"]:
-        """The normalised stream before the head."""
-        return self.encoded(self.embedded(tokens), lengths)
+        self,
+        tokens: Int[Tensor, "b t"],
+        lengths: Int[Tensor, " b"] | None = None,
+        at: Int[Tensor, "b n"] | None = None,
+    ) -> Float[Tensor, "b n d"]:
+        """The normalised stream before the head, of all tokens or of those at `at`."""
+        return self.encoded(self.embedded(tokens), lengths, at)
 
     def logits(self, hidden: Float[Tensor, "*n d"]) -> Float[Tensor, "*n vocab"]:
         """Scores of the next token."""
@@ -203,10 +218,14 @@ class Block(nn.Module):
         self.dropout = Dropout(backbone.branch_dropout)
 
     def forward(
-        self, x: Float[Tensor, "b t d"], *, lengths: Int[Tensor, " b"] | None = None
-    ) -> Float[Tensor, "b t d"]:
-        mixed = self.mixer(normalised(self.mixer_norm, x, lengths), lengths=lengths)
-        x = x + self.dropout(mixed)
+        self,
+        x: Float[Tensor, "b t d"],
+        *,
+        lengths: Int[Tensor, " b"] | None = None,
+        at: Int[Tensor, "b n"] | None = None,
+    ) -> Float[Tensor, "b n d"]:
+        mixed = self.mixer(normalised(self.mixer_norm, x, lengths), lengths=lengths, at=at)
+        x = taken(x, at) + self.dropout(mixed)
         if self.channel is not None and self.channel_norm is not None:
             x = x + self.dropout(self.channel(normalised(self.channel_norm, x, lengths)))
         return x

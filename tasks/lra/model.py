@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from mixers.base import Mixer
 from mixers.directions import Directions
-from mixers.layers import linear, valid_tokens
+from mixers.layers import linear
+from mixers.tokens import valid_tokens
 from tasks.backbone import Backbone, Encoder, table_of
 
 Pool = Literal["mean", "last", "max", "cls"]

@@ -149,6 +149,4 @@ def query_logits(model: nn.Module, batch: Rows) -> Tensor:
 
 def query_hidden(model: LanguageModel, batch: Rows) -> Tensor:
     """[b kv_pairs d]: the stream before the head, at the labelled positions."""
-    hidden = model.hidden(batch.inputs)
-    index = batch.positions[..., None].expand(-1, -1, hidden.shape[-1])
-    return hidden.gather(1, index)
+    return model.hidden(batch.inputs, at=batch.positions)

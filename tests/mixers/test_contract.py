@@ -145,6 +145,22 @@ def check_padding(mixer: Mixer) -> None:
             assert (x.grad[row, n:] == 0).all()
 
 
+def check_positions(mixer: Mixer) -> None:
+    """Tokens asked for alone are those of all, in any order, and so are the gradients."""
+    at = torch.tensor([[69, 0, 33], [5, 68, 6]])
+    for causal in BOTH:
+        layer, found = moved(mixer, causal=causal), []
+        for alone in (True, False):
+            x = tokens(2, 70).requires_grad_()
+            y = layer(x, at=at) if alone else layer(x)[torch.arange(2)[:, None], at]
+            leaves = [x, *(p for p in layer.parameters() if p.requires_grad)]
+            gradients = torch.autograd.grad(y.sin().sum(), leaves, allow_unused=True)
+            found.append([y, *(g for g in gradients if g is not None)])
+        for ours, exact in zip(*found, strict=True):
+            # Zeros where the rest of a token's terms are: as sums in another order may differ.
+            assert (ours - exact).abs().max() <= 1e-12 * exact.abs().max()
+
+
 def check_batch_invariance(mixer: Mixer) -> None:
     for causal in BOTH:
         layer, x = moved(mixer, causal=causal), tokens(3, 70)
@@ -232,6 +248,7 @@ CHECKS: tuple[Callable[[Mixer], None], ...] = (
     check_causality,
     check_both_directions,
     check_padding,
+    check_positions,
     check_batch_invariance,
     check_gradients,
     check_decoding,

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from hgrn2.reference import diagonal_scan
 from mixers import Mixer
 from mixers.base import Operator
-from mixers.layers import flip_valid, linear
+from mixers.layers import linear
+from mixers.tokens import flip_valid, taken
 from tests.mixers import test_contract
 
 CHECKS = {check.__name__: check for check in test_contract.CHECKS}
@@ -64,7 +65,9 @@ class ToyLayer(nn.Module):
         if fault == "dead":
             self.dead = nn.Parameter(torch.ones(3))
 
-    def forward(self, x: Tensor, *, lengths: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, *, lengths: Tensor | None = None, at: Tensor | None = None
+    ) -> Tensor:
         h = averages(x)
         if not self.causal and self.fault != "one_way":
             valid = None if self.fault == "sees_padding" else lengths
@@ -75,6 +78,7 @@ class ToyLayer(nn.Module):
             h = h + x.mean(0)
         if self.fault == "coarse" and h.dtype == torch.float32:
             h = h.bfloat16().float()
+        h = taken(h, None if at is None else at.sort().values if self.fault == "sorts" else at)
         if self.fault == "narrow":
             return self.proj(h.to(x.dtype)).float()
         if self.fault == "widens" and torch.is_autocast_enabled("cpu"):
@@ -116,6 +120,7 @@ def test_a_right_toy_passes(check):
         ("leaks", "check_causality"),
         ("one_way", "check_both_directions"),
         ("sees_padding", "check_padding"),
+        ("sorts", "check_positions"),
         ("mixes_rows", "check_batch_invariance"),
         ("dead", "check_gradients"),
         ("steps_apart", "check_decoding"),

@@ -62,6 +62,43 @@ def test_padding_changes_no_valid_logit(positions, causal):
     torch.testing.assert_close(long[0, :11], alone[0], rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"norm": "rms", "channel_mixer": "none", "positions": "learned"},
+        {"channel_mixer": "identity", "n_layers": 1},
+        # These norms see all tokens.
+        {"norm": "batch"},
+        {"norm": "layer", "final_norm": "batch"},
+    ],
+)
+@pytest.mark.parametrize("causal", [True, False])
+def test_tokens_asked_for_alone_are_those_of_all(options, causal):
+    found = []
+    at = torch.tensor([[10, 0], [3, 19]])
+    for alone in (True, False):
+        model = Backbone(d_model=32, **options).build(
+            HGRN2(expand_ratio=16),
+            vocab_size=50,
+            max_len=20,
+            causal=causal,
+            generator=torch.Generator().manual_seed(0),
+        )
+        model = model.double()
+        tokens = torch.randint(50, (2, 20), generator=torch.Generator().manual_seed(1))
+        lengths = torch.tensor([11, 20])
+        if alone:
+            y = model.hidden(tokens, lengths, at)
+        else:
+            y = model.hidden(tokens, lengths)[torch.arange(2)[:, None], at]
+        y.sin().sum().backward()
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        found.append([y.detach(), *gradients, *model.buffers()])
+    for ours, exact in zip(*found, strict=True):
+        torch.testing.assert_close(ours, exact, rtol=1e-10, atol=1e-12)
+
+
 def test_the_head_at_initialisation_knows_nothing():
     """Initial loss of zoology's initialisation: ln 8192 = 9.011."""
     model = Backbone(d_model=64, channel_mixer="identity", init="zoology").build(

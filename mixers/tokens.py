@@ -1,0 +1,64 @@
+"""Which tokens of a row: the valid ones, the same backwards, those that are asked for."""
+
+from __future__ import annotations
+
+from typing import Any, no_type_check
+
+import torch
+from jaxtyping import Int, Shaped
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+def valid_tokens(lengths: Tensor, t: int) -> Tensor:
+    """[b] -> [b t] bool: True where a token is not right padding."""
+    return torch.arange(t, device=lengths.device) < lengths[:, None]
+
+
+def taken(x: Shaped[Tensor, "b t *c"], at: Int[Tensor, "b n"] | None) -> Shaped[Tensor, "b n *c"]:
+    """The tokens of each row at `at`, which differ; None: all of them."""
+    return x if at is None else _Taken.apply(x, at)
+
+
+def _gathered(x: Tensor, index: Tensor) -> Tensor:
+    """[b t *c], [b n] -> [b n *c]."""
+    return x.gather(1, index.view(*index.shape, *[1] * (x.ndim - 2)).expand(-1, -1, *x.shape[2:]))
+
+
+class _Taken(torch.autograd.Function):
+    """A gather along t whose gradient is a gather too: each token looks for its own place in `at`,
+    so that a compiler forms the gradient where it is used, where autograd's own would fill zeros
+    and add to them.
+
+    `no_type_check`: torch's compiler takes both functions as they are, so nothing may wrap them.
+    """
+
+    @staticmethod
+    @no_type_check
+    def forward(ctx: Any, x: Any, at: Any) -> Tensor:
+        ctx.save_for_backward(at)
+        ctx.t = x.shape[1]
+        return _gathered(x, at)
+
+    @staticmethod
+    @once_differentiable
+    @no_type_check
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, dy: Tensor
+    ) -> tuple[Tensor, None]:
+        (at,) = ctx.saved_tensors
+        b, n = at.shape
+        place = at.new_full((b, ctx.t), -1)
+        place = place.scatter(1, at, torch.arange(n, device=at.device).expand(b, n))
+        own = (place >= 0).view(b, ctx.t, *[1] * (dy.ndim - 2))
+        return torch.where(own, _gathered(dy, place.clamp(min=0)), 0), None
+
+
+def flip_valid(x: Tensor, lengths: Tensor | None) -> Tensor:
+    """Reverse [b t ...] along t; right padding stays on the right."""
+    if lengths is None:
+        return x.flip(1)
+    t = x.shape[1]
+    position = torch.arange(t, device=x.device)
+    index = torch.where(valid_tokens(lengths, t), lengths[:, None] - 1 - position, position)
+    return _gathered(x, index)
