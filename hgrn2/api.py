@@ -112,13 +112,13 @@ def hgrn2_projected(
     """What a layer runs: `hgrn2`, or `hgrn2_bidirectional`, of the q, z and v in its projection x.
 
     x [b t 3 h k] holds value, query and forget logit, as `hgrn2.projection.split` takes it apart.
-    Returns y [b t h k]. With 'triton' and k >= 16, in eager calls, the backward pass writes x's
-    gradient in place, activations included; torch.compile sees the parts and stacks theirs.
+    Returns y [b t h k]. With 'triton' and k >= 16 the backward pass writes x's gradient in place,
+    activations included.
     Raises ValueError as `hgrn2` does.
     """
     check_projection(x, bound, lengths)
     _check_impl(impl, x)
-    if impl == "triton" and not _is_narrow(x) and not torch.compiler.is_compiling():
+    if impl == "triton" and not _is_narrow(x):
         run = _triton_projected().hgrn2_projected
         return run(x, bound, activations, bidirectional=bidirectional, lengths=lengths)
     q, z, v = split(x, activations)

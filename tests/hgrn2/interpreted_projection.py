@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from hgrn2 import Activations, hgrn2_projected
 from hgrn2.kernels import projected
+from hgrn2.projection import split
 from tests.hgrn2.kernel_inputs import REGIMES, check
 
 assert os.environ.get("TRITON_INTERPRET") == "1"
@@ -53,6 +54,41 @@ def test_the_gradient_in_place_follows_the_oracle(activations, bidirectional, re
     )
     check(found, expected)
     assert not any(found[name][1, 37:].any() for name in ("y", "dq", "dz", "dv"))
+
+
+@pytest.mark.parametrize("activations", ACTIVATIONS, ids=["lm", "biased"])
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_compiled_without_a_break(activations, bidirectional):
+    """Custom operators there, a plain autograd function in eager mode: the same bits."""
+    x, bound = torch.randn(2, 70, 3, 2, 16), torch.full((2, 16), 0.2)
+    options = {"bidirectional": bidirectional, "lengths": torch.tensor([70, 37])}
+
+    def call(x: Tensor, bound: Tensor) -> Tensor:
+        return projected.hgrn2_projected(x, bound, activations, **options)
+
+    dy = torch.randn(2, 70, 2, 16)
+    compiled = torch.compile(call, backend="aot_eager", fullgraph=True)
+    found, expected = (run(operator, x, bound, dy) for operator in (compiled, call))
+    for name, result in found.items():
+        assert torch.equal(result, expected[name]), name
+    with torch.no_grad():
+        assert torch.equal(compiled(x, bound), expected["y"])
+
+
+def test_the_custom_operators_are_what_they_say():
+    """Shapes, strides and mutations, as torch checks them; without gradients too."""
+    x, bound = torch.randn(1, 70, 3, 2, 16), torch.full((2, 16), 0.2)
+    q, _, v = split(x, ACTIVATIONS[1])
+    for keep in (True, False):
+        inputs = (x, q, v, bound, None, *ACTIVATIONS[1], False, keep)
+        torch.library.opcheck(
+            torch.ops.hgrn2.projected, inputs, test_utils=("test_schema", "test_faketensor")
+        )
+    y, *kept = torch.ops.hgrn2.projected(x, q, v, bound, None, *ACTIVATIONS[1], False, True)
+    inputs = (x, q, v, bound, None, *kept, torch.randn_like(y), *ACTIVATIONS[1], False)
+    torch.library.opcheck(
+        torch.ops.hgrn2.projected_backward, inputs, test_utils=("test_schema", "test_faketensor")
+    )
 
 
 def test_a_view_of_a_wider_projection_and_no_gradient(monkeypatch):

@@ -73,7 +73,7 @@ def test_the_same_bits_every_time_into_poisoned_memory(closed, both, activations
 
 
 @KINDS
-def test_compiled_in_parts_and_captured_whole(activations):
+def test_compiled_and_captured(activations):
     x, bound, dy = draw(2, 256, 2, 64, torch.bfloat16)
 
     def call(x: Tensor, bound: Tensor) -> Tensor:
@@ -88,7 +88,7 @@ def test_compiled_in_parts_and_captured_whole(activations):
     compiled = torch.compile(call, fullgraph=True)(*leaves)
     found = (compiled, *gradients(compiled, leaves))
     for mine, theirs in zip(found, expected, strict=True):
-        # The parts' gradients are rounded on their way through the activations.
+        # The compiler's activations are not torch's to the last bit.
         error = (mine.double() - theirs.double()).norm() / theirs.double().norm()
         assert error <= TOLERANCE[torch.bfloat16]
 
