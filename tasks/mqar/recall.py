@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from tasks.backbone import LanguageModel
 from tasks.graphs import Function
 from tasks.mqar.data import UNLABELLED, mqar_batch
+from tasks.mqar.loss import head_loss
 from tasks.seeds import seeded
 
 if TYPE_CHECKING:
     from tasks.mqar.task import MQAR, Segment
-
-
-HeadLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""The mean cross-entropy of hidden [n d] @ weight [vocab d] at target [n]."""
 
 
 class Rows(NamedTuple):
@@ -121,20 +116,6 @@ class Recall:
         for part in rows.batches(self.task.test_batch):
             correct += score(*rows.slice(part))
         return correct.double() / rows.targets.numel()
-
-
-def head_loss(*, fused: bool) -> HeadLoss:
-    if not fused:
-        return separate
-    # Imported where it is asked for: triton is not everywhere.
-    from mixers.cross_entropy import linear_cross_entropy
-
-    return linear_cross_entropy
-
-
-def separate(hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor:
-    """By torch, the logits kept."""
-    return F.cross_entropy(F.linear(hidden, weight), target)
 
 
 def query_logits(model: nn.Module, batch: Rows) -> Tensor:

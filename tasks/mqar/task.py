@@ -16,7 +16,8 @@ from tasks.backbone import Backbone, LanguageModel
 from tasks.base import Context, Metrics, Task, Unsupported
 from tasks.check import expect_as_close, of
 from tasks.mqar.data import check_mqar
-from tasks.mqar.recall import HeadLoss, Recall, head_loss, separate
+from tasks.mqar.loss import HeadLoss, head_loss, separate
+from tasks.mqar.recall import Recall
 from tasks.recipe import Training, autocast, matmul_precision
 from tasks.seeds import seeded
 from tasks.training import Trainer, steps_for_a_profiler
