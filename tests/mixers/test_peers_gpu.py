@@ -9,6 +9,8 @@ the band is eight roundings of fast exponentials, which are off by 2^-22.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -38,6 +40,13 @@ PEERS = [
     Attention(impl="sdpa_cudnn", n_heads=4),
 ]
 GATED = [mixer for mixer in PEERS if mixer.name in ("hgrn2", "hgrn1", "gla")]
+OURS = [
+    HGRN2(impl="triton", preset="biased"),
+    HGRN2(impl="triton", preset="lm", expand_ratio=8, lower_bound="cumsum"),
+    HGRN1(impl="triton"),
+    HGRN1(impl="triton", kind="real", expand=2),
+    Attention(impl="triton", n_heads=4),
+]
 DTYPES = [torch.float32, torch.bfloat16]
 
 
@@ -65,9 +74,12 @@ def drawn(t: int, dtype: torch.dtype, seed: int = 1) -> Tensor:
     return torch.randn(2, t, WIDTH, generator=draw, device=GPU).to(dtype)
 
 
-def results(layer: nn.Module, x: Tensor, dy: Tensor) -> dict[str, Tensor]:
+def results(
+    layer: nn.Module, x: Tensor, dy: Tensor, run: Callable[[Tensor], Tensor] | None = None
+) -> dict[str, Tensor]:
+    """y, and the gradients of x and of the parameters; `run`: another call of the layer."""
     x = x.detach().requires_grad_()
-    y = layer(x)
+    y = layer(x) if run is None else run(x)
     wanted = {"x": x} | dict(layer.named_parameters())
     grads = torch.autograd.grad(y, list(wanted.values()), dy.to(y.dtype))
     return {"y": y.detach()} | dict(zip(wanted, grads, strict=True))
@@ -110,6 +122,22 @@ def test_padding_changes_nothing(mixer: Mixer, causal: bool):
     with torch.no_grad():
         y, alone = layer(x, lengths=lengths), layer(x[1:, :33].contiguous())
     assert error(y[1:, :33], alone.double()) <= band(mixer, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("mixer", [*PEERS, *OURS], ids=repr)
+def test_tokens_asked_for_alone_are_those_of_all(mixer: Mixer, dtype: torch.dtype):
+    need(mixer, dtype)
+    layer, x = layer_of(mixer, dtype), drawn(100, dtype)
+    at = torch.tensor([[99, 0, 64], [5, 63, 6]], device=GPU)
+    row = torch.arange(2, device=GPU)[:, None]
+    dy = drawn(3, dtype, seed=2)
+    found = results(layer, x, dy, lambda x: layer(x, at=at))
+    expected = results(layer, x, dy, lambda x: layer(x)[row, at])
+    for name, value in expected.items():
+        if value.norm() > 0:
+            # Products of fewer rows may sum in another order.
+            assert error(found[name], value.double()) <= band(mixer, dtype), name
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
