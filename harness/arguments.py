@@ -15,7 +15,19 @@ Where = Annotated[
 Timeout = Annotated[
     str | None, typer.Option(help="Give up on a cell after this time, as 90s or 20m")
 ]
-Results = Annotated[Path, typer.Option(help="Folder of the records: <results>/<grid>/")]
+
+
+def _folder(text: str) -> Path:
+    """An empty variable of a shell would be the working directory."""
+    if not text:
+        raise typer.BadParameter("'' names no folder: write one, as results, or leave it out")
+    return Path(text)
+
+
+Results = Annotated[
+    Path,
+    typer.Option(help="Folder of the records: <results>/<grid>/", parser=_folder, metavar="<path>"),
+]
 Device = Annotated[
     str | None,
     typer.Option(help="cpu, cuda (every GPU) or some, as cuda:0,cuda:2; default: cuda, else cpu"),

@@ -171,6 +171,7 @@ def test_timeout(mixerbench: Mixerbench) -> None:
         (["run", toy("fine"), "--device", "cuda:x"], "--device 'cuda:x': use cpu, cuda"),
         (["run", toy("fine"), "--device", "cuda:99"], "--device 'cuda:99': "),
         (["run", toy("fine"), "--results", str(TOYS)], "cannot read .*records.jsonl"),
+        (["run", toy("fine"), "--results", ""], "'--results': '' names no folder"),
         (["run", toy("fine"), "--fresh-since", "noon"], "--fresh-since 'noon': write a time as"),
         (["run", toy("fine"), "--fresh", "--fresh-since", "2026-01-01"], "use one of them"),
         (["run", toy("mixed"), "--any-device"], r"6 of the cells, such as [0-9a-f]{12} of mixed,"),
