@@ -72,8 +72,8 @@ def hgrn2_above_hgrn1(table: pd.DataFrame) -> Plot:
         f"A tie: both above {SOLVED}, where training stops. Attention at 1, as in zoology's "
         f"Figure 2: {_counts(solved)}. `rates` counts learning rates with a result, of "
         f"{PAPER_RATES}, HGRN2's and HGRN1's. Others could only raise what is there: with fewer, a "
-        "verdict stands where that could not change it, the difference being a bound, and else "
-        "there is none and no point in the figure. "
+        "verdict stands where that could not change it (the difference is a bound then, but for a "
+        "tie), and else there is none and no point in the figure. "
         f"{setting(table, 'seed', 'Seed {}.')} {origin(table)}"
     )
     return Plot(figure, caption, rows, rows)

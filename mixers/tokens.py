@@ -16,8 +16,32 @@ def valid_tokens(lengths: Tensor, t: int) -> Tensor:
 
 
 def taken(x: Shaped[Tensor, "b t *c"], at: Int[Tensor, "b n"] | None) -> Shaped[Tensor, "b n *c"]:
-    """The tokens of each row at `at`, which differ; None: all of them."""
-    return x if at is None else _Taken.apply(x, at)
+    """The tokens of each row at `at`, which differ; None: all of them.
+
+    Raises ValueError where `at` is not int64 or has other rows than x, and on a CPU, in eager
+    calls, where a row asks for a token twice: its gradient would be wrong.
+    """
+    if at is None:
+        return x
+    if at.dtype != torch.int64 or at.ndim != 2 or len(at) != len(x):
+        raise ValueError(
+            f"at is {at.dtype} {list(at.shape)}; for x {list(x.shape)} it should be torch.int64, "
+            f"[{len(x)} n]"
+        )
+    if at.device.type == "cpu" and not torch.compiler.is_compiling():
+        _expect_different(at)
+    return _Taken.apply(x, at)
+
+
+def _expect_different(at: Tensor) -> None:
+    ordered = at.sort(1).values
+    twice = (ordered[:, 1:] == ordered[:, :-1]).nonzero()
+    if len(twice):
+        row, place = twice[0].tolist()
+        raise ValueError(
+            f"at asks for token {int(ordered[row, place])} of row {row} twice; the tokens of a row "
+            "should differ"
+        )
 
 
 def _gathered(x: Tensor, index: Tensor) -> Tensor:
@@ -48,6 +72,8 @@ class _Taken(torch.autograd.Function):
     ) -> tuple[Tensor, None]:
         (at,) = ctx.saved_tensors
         b, n = at.shape
+        if n == 0:
+            return dy.new_zeros((b, ctx.t, *dy.shape[2:])), None
         place = at.new_full((b, ctx.t), -1)
         place = place.scatter(1, at, torch.arange(n, device=at.device).expand(b, n))
         own = (place >= 0).view(b, ctx.t, *[1] * (dy.ndim - 2))

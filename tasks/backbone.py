@@ -120,8 +120,7 @@ class Encoder(nn.Module):
         self.blocks = nn.ModuleList(Block(backbone, layer, generator) for layer in token_mixers)
         final = backbone.final_norm or backbone.norm
         self.norm = norm(final, d_model, device=generator.device)
-        # What a token becomes depends on all of them.
-        self.over_tokens = "batch" in (backbone.norm, final)
+        self.norms_see_all_tokens = "batch" in (backbone.norm, final)
 
     def embedded(self, tokens: Shaped[Tensor, "b t *c"]) -> Float[Tensor, "b t d"]:
         """Each token by itself, without its position."""
@@ -148,9 +147,9 @@ class Encoder(nn.Module):
         *below, last = self.blocks
         for block in below:
             x = block(x, lengths=lengths)
-        x = last(x, lengths=lengths, at=None if self.over_tokens else at)
+        x = last(x, lengths=lengths, at=None if self.norms_see_all_tokens else at)
         x = normalised(self.norm, x, lengths)
-        return taken(x, at) if self.over_tokens else x
+        return taken(x, at) if self.norms_see_all_tokens else x
 
 
 class LanguageModel(Encoder):
@@ -224,6 +223,8 @@ class Block(nn.Module):
         lengths: Int[Tensor, " b"] | None = None,
         at: Int[Tensor, "b n"] | None = None,
     ) -> Float[Tensor, "b n d"]:
+        """`at`: what is added after the mixer is of these tokens alone, so not with norms over the
+        batch."""
         mixed = self.mixer(normalised(self.mixer_norm, x, lengths), lengths=lengths, at=at)
         x = taken(x, at) + self.dropout(mixed)
         if self.channel is not None and self.channel_norm is not None:

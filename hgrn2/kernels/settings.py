@@ -92,9 +92,8 @@ def settings(k: int, v: int, dtype: torch.dtype, capability: tuple[int, int]) ->
             states=Launch(bk, bv if capability[0] < 10 else 64, 4, 3),
             output=Launch(bk, bv, 4, 2),
             bwd_value=Launch(bk, bv, 4, 3),
-            # This and the next timed on Hopper.
-            bwd_gate=Launch(bk, min(v, 64), 4, 3 if capability[0] == 9 else 2),
-            # Elsewhere it spills more. Of wider values two tiles of 128 do too.
+            bwd_gate=Launch(bk, min(v, 64), 4, 2),
+            # Timed on Hopper; elsewhere it spills more. Of wider values two tiles of 128 do too.
             deep=Launch(bk, bv if v <= 128 else 64, 4, 1)
             if capability[0] == 9
             else Launch(bk, min(v, 64), 8, 1),

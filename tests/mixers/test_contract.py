@@ -146,13 +146,16 @@ def check_padding(mixer: Mixer) -> None:
 
 
 def check_positions(mixer: Mixer) -> None:
-    """Tokens asked for alone are those of all, in any order, and so are the gradients."""
-    at = torch.tensor([[69, 0, 33], [5, 68, 6]])
+    """Valid tokens asked for alone are those of all, in any order, and so are the gradients."""
+    at, lengths = torch.tensor([[69, 0, 33], [5, 39, 6]]), torch.tensor([70, 40])
     for causal in BOTH:
         layer, found = moved(mixer, causal=causal), []
         for alone in (True, False):
             x = tokens(2, 70).requires_grad_()
-            y = layer(x, at=at) if alone else layer(x)[torch.arange(2)[:, None], at]
+            if alone:
+                y = layer(x, lengths=lengths, at=at)
+            else:
+                y = layer(x, lengths=lengths)[torch.arange(2)[:, None], at]
             leaves = [x, *(p for p in layer.parameters() if p.requires_grad)]
             gradients = torch.autograd.grad(y.sin().sum(), leaves, allow_unused=True)
             found.append([y, *(g for g in gradients if g is not None)])

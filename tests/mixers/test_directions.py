@@ -93,6 +93,15 @@ def test_a_parallel_scan_is_the_sum_of_four_loops(mixer):
 
 
 @pytest.mark.parametrize("mixer", MIXERS_2D, ids=lambda mixer: mixer.name)
+@pytest.mark.parametrize("scan", ["2d_parallel", "2d_series"])
+def test_tokens_of_an_image_asked_for_alone(mixer, scan):
+    layer, x = top_layer(mixer.model_copy(update={"scan": scan})), images()
+    at = torch.tensor([[7, 0], [3, 8]])
+    expected = layer(x)[torch.arange(2)[:, None], at]
+    torch.testing.assert_close(layer(x, at=at), expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("mixer", MIXERS_2D, ids=lambda mixer: mixer.name)
 def test_a_serial_scan_is_the_layer_along_columns_then_along_rows(mixer):
     layer, x = top_layer(mixer.model_copy(update={"scan": "2d_series"})), images()
     with torch.no_grad():
