@@ -17,10 +17,10 @@ Timeout = Annotated[
 ]
 
 
-def _folder(text: str) -> Path:
-    """An empty variable of a shell would be the working directory."""
-    if not text:
-        raise typer.BadParameter("'' names no folder: write one, as results, or leave it out")
+def _folder(text: str | Path) -> Path:
+    """An empty variable of a shell would be the working directory. The default comes as a Path."""
+    if not str(text).strip():
+        raise typer.BadParameter(f"{text!r} names no folder: write one, as results")
     return Path(text)
 
 

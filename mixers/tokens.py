@@ -28,7 +28,8 @@ def taken(x: Shaped[Tensor, "b t *c"], at: Int[Tensor, "b n"] | None) -> Shaped[
             f"at is {at.dtype} {list(at.shape)}; for x {list(x.shape)} it should be torch.int64, "
             f"[{len(x)} n]"
         )
-    if at.device.type == "cpu" and not torch.compiler.is_compiling():
+    # No subclass: a tracer's tensors hold no numbers.
+    if type(at) is Tensor and at.device.type == "cpu" and not torch.compiler.is_compiling():
         _expect_different(at)
     return _Taken.apply(x, at)
 

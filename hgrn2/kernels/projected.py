@@ -132,7 +132,7 @@ def _backward(
 
 
 # torch's compiler keeps code by an operator's name and not by what its likeness below returns:
-# where that changes, the name must.
+# where shapes or dtypes of that change, the name must.
 _compiled_forward = torch.library.custom_op("hgrn2::projected", _forward, mutates_args=())
 _compiled_backward = torch.library.custom_op(
     "hgrn2::projected_backward", _backward, mutates_args=()

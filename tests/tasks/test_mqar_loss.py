@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from inspect import unwrap
 
+import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from tasks.mqar.loss import separate
+from tasks.mqar.loss import cross_entropy, separate
 
 # Torch's tracer stops at the type checker that tests may run under.
 COMPILED = torch.compile(unwrap(separate), backend="aot_eager", fullgraph=True)
@@ -46,3 +49,53 @@ def test_16_bit_logits_are_summed_in_fp32():
         assert mine.dtype == baseline.dtype
         error, allowed = ((x.double() - truth).norm() for x in (mine, baseline))
         assert error <= 2 * allowed + 1e-6 * truth.norm()
+
+
+def logits_of(largest: float, gap: float, offset: float = 0.0) -> tuple[Tensor, Tensor]:
+    """fp32 [n vocab], each row's target above the others by some `gap`, or below."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(200, 97, generator=generator)
+    target = torch.randint(97, (200,), generator=generator)
+    row = torch.arange(200)
+    logits[row, target] += gap
+    return logits - logits.amax() + largest + offset, target
+
+
+@pytest.mark.parametrize(
+    ("largest", "gap", "offset"), [(20, 10, 0), (40, 14, 0), (100, 14, 0), (5, -8, 1e5), (0, 0, 0)]
+)
+def test_digits_of_small_losses_and_of_large_logits(largest: float, gap: float, offset: float):
+    """As many as torch's own, against fp64 of the same logits: twice its error at most, and a
+    rounding of each row's probability, which is next to 1."""
+    logits, target = logits_of(largest, gap, offset)
+    exact, theirs, ours = (
+        with_gradient(form, x, target)
+        for form, x in (
+            (F.cross_entropy, logits.double()),
+            (F.cross_entropy, logits),
+            (unwrap(cross_entropy), logits),
+        )
+    )
+    rounding = torch.finfo(torch.float32).eps * len(target) ** -0.5
+    for mine, baseline, truth in zip(ours, theirs, exact, strict=True):
+        error, allowed = ((x.double() - truth).norm() for x in (mine, baseline))
+        assert error <= 2 * allowed + rounding
+
+
+@pytest.mark.parametrize("odd", [math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize("place", ["target", "other", "row"])
+def test_what_is_not_finite_is_told_as_torch_tells_it(odd: float, place: str):
+    logits, target = logits_of(5, 3)
+    column = target[7] if place == "target" else (target[7] + 1) % 97
+    logits[7, slice(None) if place == "row" else column] = odd
+    ours, theirs = (
+        with_gradient(f, logits, target) for f in (unwrap(cross_entropy), F.cross_entropy)
+    )
+    for mine, baseline in zip(ours, theirs, strict=True):
+        assert torch.equal(mine.isfinite(), baseline.isfinite())
+
+
+def with_gradient(form, logits: Tensor, target: Tensor) -> list[Tensor]:
+    leaf = logits.clone().requires_grad_()
+    loss = form(leaf, target)
+    return [loss.detach(), *torch.autograd.grad(loss, leaf)]
