@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from mixers.base import Frozen, Mixer
 from mixers.directions import Directions, stack
 from mixers.layers import INIT_STD, Dropout, Init, NormName, linear, norm, normalised
+from mixers.lookup import looked_up
 from mixers.tokens import taken
 
 
@@ -254,15 +255,6 @@ class GLU(nn.Module):
     def forward(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
         gate = self.gate(x)
         return self.down((F.silu(gate) if self.silu else gate) * self.up(x))
-
-
-def looked_up(table: Float[Tensor, "vocab d"], ids: Int[Tensor, "b t"]) -> Float[Tensor, "b t d"]:
-    """table[ids]. Id 0 fills most of a row of recall: the additions to its gradient would wait for
-    one another, so they are a sum of their own, and zeros go to rows far apart in their place."""
-    filler = ids == 0
-    apart = torch.arange(ids.numel(), device=ids.device).view_as(ids) % len(table)
-    others = F.embedding(torch.where(filler, apart, ids), table)
-    return torch.where(filler[..., None], table[0], others)
 
 
 def sinusoidal(max_len: int, d_model: int) -> Float[Tensor, "t d"]:

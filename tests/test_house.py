@@ -25,6 +25,7 @@ MAY_IMPORT = {
         "mixers.layers",
         "mixers.tokens",
         "mixers.directions",
+        "mixers.lookup",
         "mixers.cross_entropy",
         "mixers.cross_entropy_settings",
     },

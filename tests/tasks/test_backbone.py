@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch.nn import functional as F
 
 from mixers import HGRN1, HGRN2, Attention, Mixer
-from tasks.backbone import Backbone, looked_up
+from tasks.backbone import Backbone
 
 WIKI = {"d_model": 512, "n_layers": 6, "glu_activation": "none", "glu_bias": True, "norm": "layer"}
 LARGE = {"d_model": 1024, "n_layers": 26, "glu_activation": "none", "norm": "simple_rms"}
@@ -128,18 +127,6 @@ def test_identity_channel_mixer_adds_a_normalised_copy():
     stream = plain.blocks[0](x)
     norm = torch.nn.RMSNorm(32, eps=1e-5, elementwise_affine=False)
     torch.testing.assert_close(quirky.blocks[0](x), stream + norm(stream))
-
-
-def test_a_row_mostly_of_filler_is_looked_up_like_any_other():
-    ids = torch.randint(0, 9, (4, 20))
-    ids[ids > 5] = 0
-    table = torch.randn(9, 5, dtype=torch.float64, requires_grad=True)
-    found, expected = looked_up(table, ids), F.embedding(ids, table)
-    assert torch.equal(found, expected)
-    dy = torch.randn_like(found)
-    torch.testing.assert_close(
-        torch.autograd.grad(found, table, dy), torch.autograd.grad(expected, table, dy)
-    )
 
 
 def test_errors_name_the_field():
