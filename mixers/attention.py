@@ -11,16 +11,15 @@ import torch
 from jaxtyping import Bool, Float, Int
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from hgrn2 import unsupported
-from hgrn2.gate import arithmetic_dtype
 from mixers import sdpa
+from mixers.attention_eager import Eager, rope
 from mixers.attention_settings import expect_head_size
 from mixers.base import Mixer, Operator, expect_divisor
-from mixers.layers import Dropout, Init, linear
+from mixers.layers import Init, linear
 from mixers.tokens import taken, valid_tokens
-
-ROPE_BASE = 10_000
 
 
 class Attention(Mixer):
@@ -164,18 +163,6 @@ class Attention(Mixer):
         return Operator(run, (draw(batch, heads, width), *caches), flops, ("q", "k", "v"))
 
 
-def rope(x: Float[Tensor, "b t h k"], position: Int[Tensor, " t"]) -> Float[Tensor, "b t h k"]:
-    """Turn each pair of channels (i, i + k/2) by position * 10000^(-2i/k) radians."""
-    half = x.shape[-1] // 2
-    i = torch.arange(half, dtype=torch.float64, device=x.device)
-    # fp64: at position 10^5 an fp32 angle is off by up to 0.004
-    angle = position[:, None, None] * ROPE_BASE ** (-i / half)
-    dtype = arithmetic_dtype(x)
-    cos, sin = angle.cos().to(dtype), angle.sin().to(dtype)
-    left, right = x.to(dtype).chunk(2, dim=-1)
-    return torch.cat([left * cos - right * sin, right * cos + left * sin], dim=-1).to(x.dtype)
-
-
 def attend_by(impl: str, dropout: float = 0.0) -> Callable[..., Tensor]:
     """`sdpa.attend`, or what has its signature."""
     if impl == "reference":
@@ -190,33 +177,6 @@ def _triton() -> ModuleType:
     from mixers import attention_triton
 
     return attention_triton
-
-
-class Eager(nn.Module):
-    """`sdpa.attend` in eager torch, with dropout of the probabilities."""
-
-    def __init__(self, dropout: float) -> None:
-        super().__init__()
-        self.dropout = Dropout(dropout)
-
-    def forward(
-        self,
-        q: Float[Tensor, "b t h k"],
-        k: Float[Tensor, "b s h k"],
-        v: Float[Tensor, "b s h k"],
-        *,
-        causal: bool,
-        mask: Bool[Tensor, "#b s"] | None,
-    ) -> Float[Tensor, "b t h k"]:
-        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-        scores = (q * q.shape[-1] ** -0.5) @ k.mT
-        if causal:
-            seen = torch.ones_like(scores[0, 0], dtype=torch.bool).tril()
-            scores = scores.masked_fill(~seen, -torch.inf)
-        if mask is not None:
-            scores = scores.masked_fill(~mask[:, None, None], -torch.inf)
-        p = scores.softmax(-1, dtype=arithmetic_dtype(scores)).to(v.dtype)
-        return (self.dropout(p) @ v).transpose(1, 2)
 
 
 class AttentionLayer(nn.Module):
@@ -267,14 +227,37 @@ class AttentionLayer(nn.Module):
             fused: Any = self.attend  # whose gradient in one piece is no copy of three
             qkv = self.proj_in(x).unflatten(-1, (3, self.n_heads, -1))
             return self.proj_out(taken(fused.packed(qkv), at).flatten(-2))
-        q, k, v = self._project(x, torch.arange(t, device=x.device))
+        position = torch.arange(t, device=x.device)
         mask = None
         # Under a causal mask no valid token reaches the padding on its right.
         if lengths is not None and not self.causal:
             # A row without any token sees its first one: no key at all would make it NaN.
             mask = valid_tokens(lengths.clamp(min=1), t)
+        if self.impl == "reference" and at is not None:
+            return self._attend_from(x, at, position, mask)
+        q, k, v = self._project(x, position)
         y = self.attend(q, k, v, causal=self.causal, mask=mask)
         return self.proj_out(taken(y, at).flatten(-2))
+
+    def _attend_from(
+        self,
+        x: Float[Tensor, "b t d"],
+        at: Int[Tensor, "b n"],
+        position: Int[Tensor, " t"],
+        mask: Bool[Tensor, "#b t"] | None,
+    ) -> Float[Tensor, "b n d"]:
+        """Queries of the tokens at `at` alone."""
+        weight, bias, d = self.proj_in.weight, self.proj_in.bias, x.shape[-1]
+
+        def part(x: Tensor, rows: slice) -> Tensor:
+            y = F.linear(x, weight[rows], None if bias is None else bias[rows])
+            return y.unflatten(-1, (-1, self.n_heads, d // self.n_heads))
+
+        q, (k, v) = part(taken(x, at), slice(d))[:, :, 0], part(x, slice(d, None)).unbind(2)
+        if self.rope:
+            q, k = rope(q, at), rope(k, position)
+        y = self.attend(q, k, v, causal=self.causal, mask=mask, at=at)
+        return self.proj_out(y.flatten(-2))
 
     def start(self, batch: int, max_len: int) -> tuple[Tensor, ...]:
         """The caches of keys and values [b max_len h k], zeros, and the next position [1]."""

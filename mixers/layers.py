@@ -187,12 +187,14 @@ class Dropout(nn.Module):
         self.p = p
         self.register_buffer("state", None)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, row: Int[Tensor, "*#rows 1"] | None = None) -> Tensor:
+        """x [*rows columns]; `row`: the numbers of its rows, from 0 on where None."""
         state = self._state_to_use()
         if state is None:
             return x
         *rows, columns = x.shape
-        row = torch.arange(math.prod(rows), device=x.device).view(*rows, 1)
+        if row is None:
+            row = torch.arange(math.prod(rows), device=x.device).view(*rows, 1)
         keep = keeps(row, torch.arange(columns, device=x.device), state, self.p)
         hash_(state.add_(1))
         return torch.where(keep, x / (1 - self.p), 0)

@@ -16,7 +16,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from mixers.attention import Eager
+from mixers.attention_eager import Eager
 from mixers.layers import seed_dropout
 
 DTYPES = {

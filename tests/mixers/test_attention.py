@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mixers import Attention
-from mixers.attention import rope
+from mixers.attention_eager import rope
 from mixers.layers import seed_dropout
 from tests.mixers.test_contract import D, assert_close, generator, moved, tokens
 
@@ -95,6 +95,16 @@ def test_attention_dropout_draws_from_its_own_generator():
     assert torch.equal(torch.get_rng_state(), before)
     plain = moved(Attention(impl="reference"))
     assert torch.equal(layer.eval()(x), plain(x))
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_dropout_of_tokens_asked_for_alone_is_that_of_all(causal):
+    layer = moved(Attention(impl="reference", n_heads=2, dropout=0.5), causal=causal)
+    x, at, found = tokens(2, 20), torch.tensor([[19, 0, 7], [3, 4, 12]]), []
+    for asked in (at, None):
+        seed_dropout(layer, generator(1))
+        found.append(layer(x, at=asked))
+    assert_close(found[0], found[1][torch.arange(2)[:, None], at])
 
 
 @pytest.mark.parametrize("impl", ["sdpa", "reference"])
