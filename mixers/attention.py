@@ -201,7 +201,9 @@ class AttentionLayer(nn.Module):
         bias, init = mixer.bias, mixer.init
         # query, key, value
         self.proj_in = linear(d_model, 3 * d_model, bias=bias, generator=generator, init=init)
-        self.attend = attend_by(mixer.impl, mixer.dropout)
+        self.attend: Any = attend_by(mixer.impl, mixer.dropout)
+        # A gradient in one piece is no copy of three.
+        self.packs = mixer.impl == "triton" and not self.rope
         self.proj_out = linear(
             d_model, d_model, bias=bias, generator=generator, init=init, out_of_layers=n_layers
         )
@@ -222,30 +224,31 @@ class AttentionLayer(nn.Module):
         lengths: Int[Tensor, " b"] | None = None,
         at: Int[Tensor, "b n"] | None = None,
     ) -> Float[Tensor, "b n d"]:
-        t = x.shape[1]
-        if self.impl == "triton" and not self.rope:
-            fused: Any = self.attend  # whose gradient in one piece is no copy of three
-            qkv = self.proj_in(x).unflatten(-1, (3, self.n_heads, -1))
-            return self.proj_out(taken(fused.packed(qkv), at).flatten(-2))
-        position = torch.arange(t, device=x.device)
         mask = None
         # Under a causal mask no valid token reaches the padding on its right.
         if lengths is not None and not self.causal:
             # A row without any token sees its first one: no key at all would make it NaN.
-            mask = valid_tokens(lengths.clamp(min=1), t)
-        if self.impl == "reference" and at is not None:
-            return self._attend_from(x, at, position, mask)
-        q, k, v = self._project(x, position)
-        y = self.attend(q, k, v, causal=self.causal, mask=mask)
-        return self.proj_out(taken(y, at).flatten(-2))
+            mask = valid_tokens(lengths.clamp(min=1), x.shape[1])
+        if at is not None and self.impl in ("triton", "reference"):
+            y = self._attend_from(x, at, mask)
+        else:
+            y = taken(self._attend(x, mask), at)
+        return self.proj_out(y.flatten(-2))
+
+    def _attend(
+        self, x: Float[Tensor, "b t d"], mask: Bool[Tensor, "#b t"] | None
+    ) -> Float[Tensor, "b t h k"]:
+        if self.packs:
+            return self.attend.packed(self.proj_in(x).unflatten(-1, (3, self.n_heads, -1)))
+        q, k, v = self._project(x, torch.arange(x.shape[1], device=x.device))
+        return self.attend(q, k, v, causal=self.causal, mask=mask)
 
     def _attend_from(
         self,
         x: Float[Tensor, "b t d"],
         at: Int[Tensor, "b n"],
-        position: Int[Tensor, " t"],
         mask: Bool[Tensor, "#b t"] | None,
-    ) -> Float[Tensor, "b n d"]:
+    ) -> Float[Tensor, "b n h k"]:
         """Queries of the tokens at `at` alone."""
         weight, bias, d = self.proj_in.weight, self.proj_in.bias, x.shape[-1]
 
@@ -253,11 +256,13 @@ class AttentionLayer(nn.Module):
             y = F.linear(x, weight[rows], None if bias is None else bias[rows])
             return y.unflatten(-1, (-1, self.n_heads, d // self.n_heads))
 
-        q, (k, v) = part(taken(x, at), slice(d))[:, :, 0], part(x, slice(d, None)).unbind(2)
+        q, kv = part(taken(x, at), slice(d))[:, :, 0], part(x, slice(d, None))
+        if self.packs:
+            return self.attend.packed(q, kv, at=at)
+        k, v = kv.unbind(2)
         if self.rope:
-            q, k = rope(q, at), rope(k, position)
-        y = self.attend(q, k, v, causal=self.causal, mask=mask, at=at)
-        return self.proj_out(y.flatten(-2))
+            q, k = rope(q, at), rope(k, torch.arange(x.shape[1], device=x.device))
+        return self.attend(q, k, v, causal=self.causal, mask=mask, at=at)
 
     def start(self, batch: int, max_len: int) -> tuple[Tensor, ...]:
         """The caches of keys and values [b max_len h k], zeros, and the next position [1]."""

@@ -7,8 +7,8 @@ of its softmax's sum, from which the backward pass forms the probabilities again
     dS_ij = P_ij (D_ij do_i v_j - delta_i)      delta_i = do_i o_i
 
 D is 1 / (1 - p) where a probability is kept, else 0. No number is summed by two programs: results
-are the same bits every time. Axes: b batch, t time, h heads, k head size. A program has C tokens of
-one head and walks over others STEP at a time.
+are the same bits every time. Axes: b batch, t time, n queries (all t, or those of some tokens), h
+heads, k head size. A program has C tokens of one head and walks over others STEP at a time.
 
 `no_type_check`: Triton compiles a function's text where it stands, so nothing may wrap it.
 """
@@ -49,6 +49,15 @@ def whole_tiles(T):
     """T rounded up: the rows of a head in lse, bits and delta. Those past T have numbers too, so
     that who walks over rows masks none of them."""
     return tl.cdiv(T, WHOLE_TILE) * WHOLE_TILE
+
+
+@triton.jit
+@no_type_check
+def tokens_of(at, batch, row, N, AT: tl.constexpr):
+    """Which tokens N queries are of: at [b n], or, where not AT, the first N."""
+    if AT:
+        row = tl.load(at + batch * N + row, mask=row < N, other=0).to(tl.int32)
+    return row
 
 
 @triton.jit
@@ -104,12 +113,13 @@ def store_rows(y, tile, start, stride_t, T, K: tl.constexpr, C: tl.constexpr):
     tl.store(y + place, tile.to(y.dtype.element_ty), mask=(start + token < T)[:, None])
 
 
-@triton.jit(do_not_specialize=["T", "heads"])
+@triton.jit(do_not_specialize=["T", "N", "heads"])
 @no_type_check
 def attention_fwd_kernel(
     q,
     k,
     v,
+    at,
     o,
     lse,
     bits,
@@ -124,25 +134,29 @@ def attention_fwd_kernel(
     v_stride_t,
     v_stride_h,
     T,
+    N,
     H,
     heads,
     K: tl.constexpr,
     C: tl.constexpr,
     STEP: tl.constexpr,
+    AT: tl.constexpr,
     SCALE: tl.constexpr,
     DROPPED: tl.constexpr,
     KEPT: tl.constexpr,
     DOT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """o [b t h k], lse [b h t'], to base 2, and bits [b h t'] of C queries of one head, over the
-    keys up to them.
+    """o [b n h k], lse [b h n'], to base 2, and bits [b h n'] of C queries of one head, over the
+    keys up to them, T in all.
 
     SCALE: log2(e) / sqrt(k), so that exponents are those of 2. KEPT: 1 / (1 - p).
     """
+    if not AT:
+        N = T
     program = tl.program_id(0)
     # The longest rows first: the short ones fill what is left of the device at the end.
-    start = (whole_tiles(T) // C - 1 - program // heads) * C
+    start = (whole_tiles(N) // C - 1 - program // heads) * C
     head = (program % heads).to(tl.int64)
     batch, own = head // H, head % H
     q += batch * q_stride_b + own * q_stride_h
@@ -150,18 +164,20 @@ def attention_fwd_kernel(
     v += batch * v_stride_b + own * v_stride_h
 
     row = start + tl.arange(0, C)
-    own_bits = bits_of(head, row, T, state, DROPPED)
+    token = tokens_of(at, batch, row, N, AT)
+    own_bits = bits_of(head, token, T, state, DROPPED)
     if DROPPED > 0:
-        tl.store(bits + head * whole_tiles(T) + row, own_bits.to(tl.int32, bitcast=True))
-    query = as_operand(load_rows(q, start, q_stride_t, T, K, C), DOT, PRECISION)
+        tl.store(bits + head * whole_tiles(N) + row, own_bits.to(tl.int32, bitcast=True))
+    query = as_operand(load_rows(q, start, q_stride_t, N, K, C), DOT, PRECISION)
     acc = tl.zeros([C, K], tl.float32)
     highest = tl.full([C], float("-inf"), tl.float32)
     total = tl.zeros([C], tl.float32)
-    for first in range(0, tl.minimum(start + C, T), STEP):
+    end = tl.max(token, 0) + 1 if AT else tl.minimum(start + C, T)
+    for first in range(0, end, STEP):
         column = first + tl.arange(0, STEP)
         key = as_operand(load_rows(k, first, k_stride_t, T, K, STEP), DOT, PRECISION)
         S = tl.dot(query, tl.trans(key), input_precision=PRECISION)
-        S = tl.where(tl.arange(0, STEP)[None, :] <= (row - first)[:, None], S, float("-inf"))
+        S = tl.where(tl.arange(0, STEP)[None, :] <= (token - first)[:, None], S, float("-inf"))
         higher = tl.maximum(highest, tl.max(S, 1) * SCALE)
         shrink = tl.exp2(highest - higher)
         highest = higher
@@ -172,11 +188,11 @@ def attention_fwd_kernel(
         acc = tl.dot(
             operand(P, DOT, PRECISION), value, acc * shrink[:, None], input_precision=PRECISION
         )
-    # Of rows past T every probability is 0, infinite keys or not.
-    own_lse = tl.where(row < T, highest + tl.log2(total), float("inf"))
-    tl.store(lse + head * whole_tiles(T) + row, own_lse)
-    o += (batch * T * H + own) * K
-    store_rows(o, acc * (KEPT / total)[:, None], start, H * K, T, K, C)
+    # Of rows past N every probability is 0, infinite keys or not.
+    own_lse = tl.where(row < N, highest + tl.log2(total), float("inf"))
+    tl.store(lse + head * whole_tiles(N) + row, own_lse)
+    o += (batch * N * H + own) * K
+    store_rows(o, acc * (KEPT / total)[:, None], start, H * K, N, K, C)
 
 
 def padded(t: int) -> int:
@@ -200,39 +216,43 @@ def compiled_for(q: Tensor, p: float) -> tuple[Settings, dict[str, object]]:
 
 
 def buffers_of(q: Tensor, *, drops: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """o [b t h k] in q's dtype, and for `attention_gradients` lse fp32 [b h t'], to base 2, and
-    dropout's bits int32 [b h t'], an empty tensor where nothing is dropped. t' is t padded."""
-    b, t, h, _ = q.shape
-    lse = q.new_empty((b, h, padded(t)), dtype=torch.float32)
+    """o [b n h k] in q's dtype, and for `attention_gradients` lse fp32 [b h n'], to base 2, and
+    dropout's bits int32 [b h n'], an empty tensor where nothing is dropped. n' is n padded."""
+    b, n, h, _ = q.shape
+    lse = q.new_empty((b, h, padded(n)), dtype=torch.float32)
     bits = torch.empty_like(lse, dtype=torch.int32) if drops else lse.new_empty(0)
     return q.new_empty(q.shape), lse, bits
 
 
 def attention_output(
-    q: Tensor, k: Tensor, v: Tensor, state: Tensor | None, p: float
+    q: Tensor, k: Tensor, v: Tensor, at: Tensor | None, state: Tensor | None, p: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`buffers_of` q, filled, of q, k, v [b t h k], whose last axes are contiguous. `state`:
-    dropout's, int64 []; None: no dropout."""
-    b, t, h, _ = q.shape
+    """`buffers_of` q, filled, of q [b n h k], k and v [b t h k], whose last axes are contiguous.
+    `at`: the tokens of the queries, int64 [b n], contiguous; None: all, n = t. `state`: dropout's,
+    int64 []; None: no dropout."""
+    b, n, h, _ = q.shape
     o, lse, bits = buffers_of(q, drops=state is not None)
     table, constants = compiled_for(q, 0.0 if state is None else p)
     launch = table.forward
     enqueue(
         attention_fwd_kernel,
-        b * h * padded(t) // launch.block,
+        b * h * padded(n) // launch.block,
         q,
         k,
         v,
+        bits if at is None else at,
         o,
         lse,
         bits,
         bits if state is None else state,
         *(stride for x in (q, k, v) for stride in x.stride()[:3]),
-        t,
+        k.shape[1],
+        n,
         h,
         b * h,
         C=launch.block,
         STEP=launch.step,
+        AT=at is not None,
         **constants,
         num_warps=launch.num_warps,
         num_stages=launch.num_stages,

@@ -32,7 +32,7 @@ ROUNDING = {"fp32": 2**-24, "tf32x3": 2**-22, "tf32": 2**-11, "fp16": 2**-11, "b
 OF_SCORES = {**ROUNDING, "fp16": 2**-24, "bf16": 2**-24}
 
 Attend = Callable[[Tensor], Tensor]
-"""[b t 3 h k] -> [b t h k]"""
+"""[b t 3 h k] -> [b t h k], or [b n h k] of n tokens alone"""
 
 
 def generator(seed: int, device: str = "cpu") -> torch.Generator:
@@ -54,6 +54,29 @@ def eager(p: float, device: str = "cpu") -> Attend:
     form = Eager(p)
     seed_dropout(form, generator(1, device))
     return lambda qkv: copy.deepcopy(form)(*qkv.unbind(2), causal=True, mask=None)
+
+
+def some(b: int, t: int, n: int, device: str = "cpu") -> Tensor:
+    """n tokens of each row, in no order [b n]."""
+    source = generator(n, device)
+    return torch.rand(b, t, generator=source, device=device).argsort(1)[:, :n].contiguous()
+
+
+def of(at: Tensor, x: Tensor) -> Tensor:
+    """[b t ...] -> [b n ...]"""
+    return x[torch.arange(len(x), device=x.device)[:, None], at]
+
+
+def eager_of(at: Tensor, p: float) -> Attend:
+    """`eager` of these tokens' queries."""
+    form = Eager(p)
+    seed_dropout(form, generator(1, at.device.type))
+
+    def attend(qkv: Tensor) -> Tensor:
+        q, k, v = qkv.unbind(2)
+        return copy.deepcopy(form)(of(at, q), k, v, causal=True, mask=None, at=at)
+
+    return attend
 
 
 def results(attend: Attend, qkv: Tensor, do: Tensor) -> dict[str, Tensor]:
@@ -85,12 +108,27 @@ def roundings(p: float, qkv: Tensor, do: Tensor, o: Tensor, precision: str) -> d
     }
 
 
-def check(attend: Attend, qkv: Tensor, do: Tensor, p: float, precision: str) -> None:
-    """`attend` meets the bar; its dropout has the state that `eager`'s starts with."""
-    form = eager(p, qkv.device.type)
-    found, theirs = results(attend, qkv, do), results(form, qkv, do)
-    exact = results(form, qkv.double(), do.double())
-    terms = roundings(p, qkv, do, exact["o"], precision)
+def check(
+    attend: Attend,
+    qkv: Tensor,
+    do: Tensor,
+    p: float,
+    precision: str,
+    at: Tensor | None = None,
+) -> None:
+    """`attend`, of these tokens' queries or of all, meets the bar; its dropout has the state that
+    `eager`'s starts with."""
+    form, asked, spread = eager(p, qkv.device.type), do, do
+    o = results(form, qkv.double(), do.double())["o"]
+    if at is not None:
+        form, asked = eager_of(at, p), of(at, do)
+        # Rows that are not asked for have no gradient, and add no terms.
+        spread = torch.zeros_like(do).scatter(1, at[..., None, None].expand(asked.shape), asked)
+    found, theirs = results(attend, qkv, asked), results(form, qkv, asked)
+    exact = results(form, qkv.double(), asked.double())
+    terms = roundings(p, qkv, spread, o, precision)
+    if at is not None:
+        terms["o"] = of(at, terms["o"].transpose(1, 2))
     for name, x in exact.items():
         ours, other = ((y[name].double() - x).norm() for y in (found, theirs))
         allowed = max(2 * other, 4 * terms[name].norm())

@@ -13,7 +13,16 @@ from torch import Tensor, nn
 
 from mixers import Attention
 from mixers.layers import Dropout, keeps, seed_dropout
-from tests.mixers.attention_inputs import DTYPES, ROUNDING, check, draw, generator, results
+from tests.mixers.attention_inputs import (
+    DTYPES,
+    ROUNDING,
+    check,
+    draw,
+    generator,
+    of,
+    results,
+    some,
+)
 
 pytestmark = [
     pytest.mark.gpu,
@@ -53,6 +62,27 @@ def test_every_length_and_head_size(t, k, precision):
         qkv, do = draw(3, t, h, k, dtype=DTYPES[precision], device="cuda")
         form = fused(p)
         check(form.packed if h == 1 else partial(separate, form), qkv, do, p, precision)
+
+
+def alone(form, at: Tensor, qkv: Tensor) -> Tensor:
+    return form.packed(of(at, qkv[:, :, 0]), qkv[:, :, 1:], at=at)
+
+
+@pytest.mark.parametrize("k", [64, 128])
+@pytest.mark.parametrize(("b", "t", "n"), [(512, 64, 4), (256, 256, 16), (128, 512, 64)])
+def test_queries_of_the_labelled_tokens(b, t, n, k, precision):
+    at = some(b, t, n, "cuda")
+    qkv, do = draw(b, t, 1, k, dtype=DTYPES[precision], device="cuda")
+    check(partial(alone, fused(0.1), at), qkv, do, 0.1, precision, at)
+
+
+@pytest.mark.parametrize("k", [16, 32, 64, 128])
+@pytest.mark.parametrize(("t", "n"), [(1, 1), (5, 5), (65, 3), (130, 100), (1000, 65)])
+def test_queries_of_some_tokens(t, n, k, precision):
+    for h, p in ((1, 0.0), (3, 0.5)):
+        at = some(3, t, n, "cuda")
+        qkv, do = draw(3, t, h, k, dtype=DTYPES[precision], device="cuda")
+        check(partial(alone, fused(p), at), qkv, do, p, precision, at)
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
