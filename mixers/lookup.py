@@ -22,14 +22,14 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def looked_up(table: Float[Tensor, "vocab d"], ids: Int[Tensor, "b t"]) -> Float[Tensor, "b t d"]:
-    """table[ids]. Its gradient is summed in fp32 (in fp64 of fp64); on a GPU in no fixed order."""
-    return _LookedUp.apply(table, ids)
+    """table[ids]. On a GPU its gradient is summed in fp32 (in fp64 of fp64), in no fixed order."""
+    if HAS_TRITON and (table.is_cuda or INTERPRETED):
+        return _LookedUp.apply(table, ids)
+    return F.embedding(ids, table)
 
 
 def _gradient(dy: Tensor, ids: Tensor, vocab: int) -> Tensor:
     """[vocab d] of dy [b t d]."""
-    if not (HAS_TRITON and (dy.is_cuda or INTERPRETED)):
-        return torch.ops.aten.embedding_dense_backward(dy, ids, vocab, -1, False)
     # triton is not everywhere, and takes a while to import.
     from mixers import lookup_kernel
 

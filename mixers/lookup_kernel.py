@@ -3,7 +3,7 @@
     dtable_v = sum of dy_i over the i with ids_i = v
 
 A program walks over some rows of dy and adds each to its row of the table, but keeps the sum of
-those of id 0, which it adds at its end: hundreds of rows are one addition.
+those of id 0, which it adds at its end: a hundred rows or more are one addition.
 
 `no_type_check`: Triton compiles a function's text where it stands, so nothing may wrap it.
 """
@@ -61,7 +61,7 @@ def lookup_gradient_kernel(
 
 @no_type_check
 def gradient(dy: Tensor, ids: Tensor, vocab: int) -> Tensor:
-    """[vocab d] in dy's dtype, of dy [b t d] and ids [b t], each below `vocab`."""
+    """[vocab d] in dy's dtype, of dy [b t d] and ids [b t], each from 0 to vocab - 1."""
     d = dy.shape[-1]
     c = min(WIDEST, triton.next_power_of_2(d))
     rows = TILE // c

@@ -29,8 +29,9 @@ def test_rows_without_and_of_nothing_but_the_filler():
     check(table, torch.zeros_like(ids), dy)
 
 
-def test_fp64_is_summed_in_fp64():
-    check(*draw(2, 100, 9, 16, dtype=torch.float64))
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_sums_are_in_fp32_at_least(dtype):
+    check(*draw(2, 1500, 9, 16, dtype=dtype))
 
 
 def test_strides():
@@ -57,5 +58,6 @@ def test_the_compiler_meets_one_operator(monkeypatch):
 
 
 def test_the_operator_is_one_for_torch():
-    _, ids, dy = draw(2, 40, 30, 16)
-    torch.library.opcheck(lookup_kernel.compiled_gradient, (dy, ids, 30))
+    for dtype in (torch.float32, torch.bfloat16):
+        _, ids, dy = draw(2, 40, 30, 16, dtype=dtype)
+        torch.library.opcheck(lookup_kernel.compiled_gradient, (dy, ids, 30))
