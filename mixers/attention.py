@@ -250,13 +250,11 @@ class AttentionLayer(nn.Module):
         mask: Bool[Tensor, "#b t"] | None,
     ) -> Float[Tensor, "b n h k"]:
         """Queries of the tokens at `at` alone."""
-        weight, bias, d = self.proj_in.weight, self.proj_in.bias, x.shape[-1]
-
-        def part(x: Tensor, rows: slice) -> Tensor:
-            y = F.linear(x, weight[rows], None if bias is None else bias[rows])
-            return y.unflatten(-1, (-1, self.n_heads, d // self.n_heads))
-
-        q, kv = part(taken(x, at), slice(d))[:, :, 0], part(x, slice(d, None))
+        d, bias = x.shape[-1], self.proj_in.bias
+        weights = self.proj_in.weight.split((d, 2 * d))
+        biases = (None, None) if bias is None else bias.split((d, 2 * d))
+        q = F.linear(taken(x, at), weights[0], biases[0]).unflatten(-1, (self.n_heads, -1))
+        kv = F.linear(x, weights[1], biases[1]).unflatten(-1, (2, self.n_heads, -1))
         if self.packs:
             return self.attend.packed(q, kv, at=at)
         k, v = kv.unbind(2)

@@ -72,6 +72,11 @@ def attend(
     inputs may be strided views as long as their last axes are contiguous; others are copied. Raises
     ValueError as `Fused`.
     """
+    if len(x) not in ((1, 3) if at is None else (2, 3)):
+        raise ValueError(
+            f"{len(x)} tensors {'without' if at is None else 'with'} `at`: q, k, v or, without it, "
+            "all in one, with it, q and the others in one"
+        )
     _check(*_split(x), at)
     if torch.compiler.is_compiling():
         o, *_ = _compiled_forward(list(x), at, state, p)

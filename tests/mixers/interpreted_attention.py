@@ -59,19 +59,25 @@ def test_queries_of_some_tokens(t, n, k):
 
 
 def test_queries_of_some_tokens_are_those_of_all():
-    """Bit for bit: a row meets the same tiles of keys, and others are empty."""
+    """Whatever the strides of `at`; bit for bit where it is all of them, in order."""
     qkv, do = draw(2, 130, 2, 16)
     at = some(2, 130, 40)
     separately = fused(0.2)(
         *(of(at, qkv[:, :, 0]), qkv[:, :, 1], qkv[:, :, 2]), causal=True, mask=None, at=at
     )
-    assert torch.equal(alone(fused(0.2), at, qkv), separately)
+    for same in (at, at.mT.contiguous().mT):
+        assert torch.equal(alone(fused(0.2), same, qkv), separately)
     torch.testing.assert_close(separately, of(at, fused(0.2).packed(qkv)))
     sparse = torch.zeros_like(do).scatter(1, at[..., None, None].expand(-1, -1, 2, 16), of(at, do))
     expected = results(fused(0.2).packed, qkv, sparse)
-    found = results(partial(alone, fused(0.2), at), qkv, of(at, do))
-    for name in ("dq", "dk", "dv"):
-        torch.testing.assert_close(found[name], expected[name])
+    for same in (at, at.mT.contiguous().mT):
+        found = results(partial(alone, fused(0.2), same), qkv, of(at, do))
+        for name in ("dq", "dk", "dv"):
+            torch.testing.assert_close(found[name], expected[name])
+    everyone = torch.arange(130).expand(2, -1)
+    found = results(partial(alone, fused(0.2), everyone), qkv, do)
+    for name, x in results(fused(0.2).packed, qkv, do).items():
+        assert torch.equal(found[name], x)
 
 
 @pytest.mark.parametrize("positions", ["none", "rope"])
@@ -274,6 +280,10 @@ def test_bad_input_is_named():
         with pytest.raises(ValueError, match=message):
             attend(*wrong, state=None, p=0.0)
     at = torch.tensor([[0, 2]])
+    with pytest.raises(ValueError, match="2 tensors without `at`: q, k, v or"):
+        attend(q, qkv[:, :, 1:], state=None, p=0.0)
+    with pytest.raises(ValueError, match="1 tensors with `at`: q, k, v or"):
+        attend(qkv, state=None, p=0.0, at=at)
     with pytest.raises(ValueError, match=r"at is torch\.int32 \[1, 2\]; for q \[1, 2, 1, 16\] it"):
         attend(q[:, :2], k, v, state=None, p=0.0, at=at.int())
     with pytest.raises(ValueError, match=r"at is torch\.int64 \[1, 2\]; for q .*int64, \[1, 4\]"):
