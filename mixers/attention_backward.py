@@ -17,6 +17,7 @@ from mixers.attention_kernels import (
     compiled_for,
     load_rows,
     padded,
+    split,
     store_rows,
     tokens_of,
     where_kept,
@@ -260,8 +261,7 @@ def attention_gradients(
     from what `attention_output` took and gave, and do; p is 0 where it gave no bits."""
     (b, n, h, _), t = q.shape, k.shape[1]
     gradients = gradients_like(q, k, apart=at is not None)
-    whole = gradients[0].unbind(2) if at is None else (gradients[0], *gradients[1].unbind(2))
-    dq, dk, dv = whole
+    dq, dk, dv = split(gradients)
     delta = torch.empty_like(lse)
     table, constants = compiled_for(q, p)
     tokens = bits if at is None else at

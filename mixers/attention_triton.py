@@ -19,7 +19,7 @@ from triton import knobs
 
 from hgrn2.kernels.chunks import rows
 from mixers.attention_backward import attention_gradients, gradients_like
-from mixers.attention_kernels import attention_output, buffers_of
+from mixers.attention_kernels import attention_output, buffers_of, split
 from mixers.attention_settings import HEAD_SIZES
 from mixers.layers import Dropout
 
@@ -77,7 +77,7 @@ def attend(
             f"{len(x)} tensors {'without' if at is None else 'with'} `at`: q, k, v or, without it, "
             "all in one, with it, q and the others in one"
         )
-    _check(*_split(x), at)
+    _check(*split(x), at)
     if torch.compiler.is_compiling():
         o, *_ = _compiled_forward(list(x), at, state, p)
     elif torch.is_grad_enabled() and any(part.requires_grad for part in x):
@@ -87,16 +87,9 @@ def attend(
     return o
 
 
-def _split(x: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """q, k, v of what `attend` takes: the last piece holds those that are not pieces."""
-    *own, rest = x
-    q, k, v = x if len(x) == 3 else (*own, *rest.unbind(2))
-    return q, k, v
-
-
 def _parts(x: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     """q, k, v, the last axes contiguous."""
-    q, k, v = _split(x)
+    q, k, v = split(x)
     return rows(q), rows(k), rows(v)
 
 
@@ -185,7 +178,7 @@ def _backward_fake(
     p: float,
 ) -> list[Tensor]:
     del o, lse, bits, do, p
-    q, k, _ = _split(x)
+    q, k, _ = split(x)
     return gradients_like(q, k, apart=at is not None)
 
 
@@ -199,7 +192,7 @@ def _differentiate(ctx: Any, run: Callable[..., list[Tensor]], do: Tensor) -> li
     """Of each of the inputs."""
     at, o, lse, bits, *x = ctx.saved_tensors
     gradients = run(x, at, o, lse, bits, do, ctx.p)
-    return gradients if len(x) == len(gradients) else list(_split(gradients))
+    return gradients if len(x) == len(gradients) else list(split(gradients))
 
 
 class _Eager(torch.autograd.Function):

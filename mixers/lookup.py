@@ -7,7 +7,6 @@ another. On a GPU a kernel adds them up before (`lookup_kernel.py`).
 from __future__ import annotations
 
 import os
-from importlib.util import find_spec
 from typing import Any, no_type_check
 
 import torch
@@ -16,7 +15,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-HAS_TRITON = find_spec("triton") is not None
+from hgrn2.api import HAS_TRITON
+
 # On a CPU.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
