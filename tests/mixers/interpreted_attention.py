@@ -20,7 +20,7 @@ from mixers.attention_kernels import bits_of, where_kept
 from mixers.attention_triton import Fused, attend
 from mixers.layers import Dropout, keeps, seed_dropout
 from tests.mixers import test_contract as contract
-from tests.mixers.attention_inputs import check, draw, eager, generator, of, results, some
+from tests.mixers.attention_inputs import check, draw, eager, generator, results
 
 assert os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -42,58 +42,6 @@ def test_results_and_gradients(t, k):
         form = fused(p)
         qkv, do = draw(2, t, h, k)
         check(form.packed if h == 1 else partial(separate, form), qkv, do, p, "fp32")
-
-
-def alone(form: Fused, at: Tensor, qkv: Tensor) -> Tensor:
-    return form.packed(of(at, qkv[:, :, 0]), qkv[:, :, 1:], at=at)
-
-
-@pytest.mark.parametrize("k", [16, 64])
-@pytest.mark.parametrize(("t", "n"), [(1, 1), (5, 3), (65, 65), (200, 7), (130, 70)])
-def test_queries_of_some_tokens(t, n, k):
-    """In any order, against the eager form whose masks are those of the same tokens among all."""
-    for h, p in ((1, 0.0), (2, 0.3)):
-        at = some(2, t, n)
-        qkv, do = draw(2, t, h, k)
-        check(partial(alone, fused(p), at), qkv, do, p, "fp32", at)
-
-
-def test_queries_of_some_tokens_are_those_of_all():
-    """Whatever the strides of `at`; bit for bit where it is all of them, in order."""
-    qkv, do = draw(2, 130, 2, 16)
-    at = some(2, 130, 40)
-    separately = fused(0.2)(
-        *(of(at, qkv[:, :, 0]), qkv[:, :, 1], qkv[:, :, 2]), causal=True, mask=None, at=at
-    )
-    for same in (at, at.mT.contiguous().mT):
-        assert torch.equal(alone(fused(0.2), same, qkv), separately)
-    torch.testing.assert_close(separately, of(at, fused(0.2).packed(qkv)))
-    sparse = torch.zeros_like(do).scatter(1, at[..., None, None].expand(-1, -1, 2, 16), of(at, do))
-    expected = results(fused(0.2).packed, qkv, sparse)
-    for same in (at, at.mT.contiguous().mT):
-        found = results(partial(alone, fused(0.2), same), qkv, of(at, do))
-        for name in ("dq", "dk", "dv"):
-            torch.testing.assert_close(found[name], expected[name])
-    everyone = torch.arange(130).expand(2, -1)
-    found = results(partial(alone, fused(0.2), everyone), qkv, do)
-    for name, x in results(fused(0.2).packed, qkv, do).items():
-        assert torch.equal(found[name], x)
-
-
-@pytest.mark.parametrize("positions", ["none", "rope"])
-def test_a_layer_of_some_tokens(positions):
-    """Eager and compiled, as `reference`."""
-    at, x = some(2, 70, 9), torch.randn(2, 70, 32, generator=generator(2))
-    found = []
-    for impl, compiled in (("reference", False), ("triton", False), ("triton", True)):
-        own = layer(impl, dropout=0.2, positions=positions)
-        run = torch.compile(own, backend="aot_eager", fullgraph=True) if compiled else own
-        y = run(x, at=at)
-        y.square().sum().backward()
-        found.append([y.detach(), *(p.grad for p in own.parameters())])
-    for exact, ours, compiled in zip(*found, strict=True):
-        torch.testing.assert_close(ours, exact)
-        assert torch.equal(ours, compiled)
 
 
 def test_large_scores():
@@ -279,15 +227,6 @@ def test_bad_input_is_named():
     ):
         with pytest.raises(ValueError, match=message):
             attend(*wrong, state=None, p=0.0)
-    at = torch.tensor([[0, 2]])
-    with pytest.raises(ValueError, match="2 tensors without `at`: q, k, v or"):
-        attend(q, qkv[:, :, 1:], state=None, p=0.0)
-    with pytest.raises(ValueError, match="1 tensors with `at`: q, k, v or"):
-        attend(qkv, state=None, p=0.0, at=at)
-    with pytest.raises(ValueError, match=r"at is torch\.int32 \[1, 2\]; for q \[1, 2, 1, 16\] it"):
-        attend(q[:, :2], k, v, state=None, p=0.0, at=at.int())
-    with pytest.raises(ValueError, match=r"at is torch\.int64 \[1, 2\]; for q .*int64, \[1, 4\]"):
-        attend(q, k, v, state=None, p=0.0, at=at)
     with pytest.raises(ValueError, match=r"causal = False without a mask does not fit"):
         fused(0.1)(q, k, v, causal=False, mask=None)
     with pytest.raises(ValueError, match=r"causal = True with a mask does not fit.*or 'reference'"):

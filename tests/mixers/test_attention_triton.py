@@ -1,6 +1,6 @@
 """Attention's kernels where there is no GPU: interpreted, compiled for one, and asked for wrongly.
 
-triton reads TRITON_INTERPRET on import, so interpreted_attention.py runs in a process of its own.
+triton reads TRITON_INTERPRET on import, so the interpreted_ files run in processes of their own.
 """
 
 from __future__ import annotations
@@ -48,8 +48,9 @@ SPILL_BYTES_ALONE = {
 }
 
 
-def test_the_interpreted_kernels_agree_with_the_oracle():
-    expect_passes(Path(__file__).with_name("interpreted_attention.py"))
+@pytest.mark.parametrize("file", ["interpreted_attention.py", "interpreted_queries.py"])
+def test_the_interpreted_kernels_agree_with_the_oracle(file):
+    expect_passes(Path(__file__).with_name(file))
 
 
 def entries():
