@@ -19,6 +19,15 @@ MOST_COMPILATIONS = 1000
 """Of one function in a process: one for each width, length and mixer that a worker trains in its
 life. It guards against a function that is compiled anew at each call."""
 
+COMPILER: dict[str, str | int | bool | Callable[..., Any]] = {
+    # Reductions over rows and over columns of one tensor by one kernel: fewer bytes, more time.
+    "triton.mix_order_reduction": False,
+    # Small kernels that need nothing of one another launched as one, each with tiles of its own.
+    "combo_kernels": True,
+    "combo_kernel_per_subkernel_blocks": True,
+}
+"""Of torch's compiler, other than its defaults: what training steps gain by (LOG.md)."""
+
 Function = Callable[..., Tensor]
 
 
@@ -86,7 +95,8 @@ class _Place:
 def compiled(function: Function, backend: str = "inductor") -> Function:
     """By torch.compile, for static shapes; an error where it would give up and run eagerly. What is
     `mixers.peers.not_compiled` runs as it is, between compiled parts."""
-    fast = torch.compile(function, dynamic=False, backend=backend)
+    options = COMPILER if backend == "inductor" else None
+    fast = torch.compile(function, dynamic=False, backend=backend, options=options)
     limits = {
         "recompile_limit": MOST_COMPILATIONS,
         "accumulated_recompile_limit": MOST_COMPILATIONS,

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tasks.base import Context, Paused
-from tasks.graphs import compiled
+from tasks.graphs import COMPILER, compiled
 from tasks.mqar.recall import Recall
 from tasks.mqar.task import Segment
 from tasks.problem import runs
@@ -66,3 +66,10 @@ def test_a_process_compiles_for_more_cells_than_a_compiler_allows_by_itself():
     function = compiled(double, backend="eager")
     for width in range(1, 12):
         assert torch.equal(function(torch.ones(width)), torch.full((width,), 2.0))
+
+
+def test_the_compiler_refuses_what_it_does_not_know_of_its_settings(monkeypatch):
+    compiled(torch.sin)
+    monkeypatch.setitem(COMPILER, "no_such_setting", True)
+    with pytest.raises(RuntimeError, match="no_such_setting"):
+        compiled(torch.sin)

@@ -249,7 +249,11 @@ def test_the_engine_changes_no_key_of_a_cell_before_it():
 def test_a_compiled_loss_equals_the_eager_one(monkeypatch):
     # What is left of compiling: torch's tracer, which finds nothing that it has to break at.
     compile = torch.compile
-    monkeypatch.setattr(torch, "compile", partial(compile, backend="aot_eager", fullgraph=True))
+
+    def traced(function, *, dynamic, **_):
+        return compile(function, dynamic=dynamic, backend="aot_eager", fullgraph=True)
+
+    monkeypatch.setattr(torch, "compile", traced)
     fast, plain = tiny(compiled=True, epochs=2).run(Context(CPU)), tiny(epochs=2).run(Context(CPU))
     assert fast["loss_by_epoch"] == pytest.approx(plain["loss_by_epoch"], rel=1e-5)
 
