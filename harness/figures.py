@@ -15,14 +15,15 @@ from harness.figures_lra import lra, lra_step
 from harness.figures_recall import mqar
 from harness.figures_speed import memory, speed
 from harness.figures_step import mqar_step
+from harness.figures_trainings import trainings_an_hour
 from harness.frames import settings
 from harness.plot import Plot
 
 
 def recall(table: pd.DataFrame) -> dict[str, Plot]:
-    """Of MQAR: what is claimed first, then all that was measured."""
+    """Of MQAR: what is claimed first, then all that was measured, then what it took."""
     plots = mqar(table)
-    return claims(table) | plots if plots else plots
+    return claims(table) | plots | trainings_an_hour(table) if plots else plots
 
 
 FIGURES: dict[str, Callable[[pd.DataFrame], dict[str, Plot]]] = {
