@@ -18,7 +18,7 @@ from mixers import sdpa
 from mixers.attention_eager import Eager, rope
 from mixers.attention_settings import expect_head_size
 from mixers.base import Mixer, Operator, expect_divisor
-from mixers.layers import Init, linear
+from mixers.layers import Init, linear, multiplied
 from mixers.tokens import taken, valid_tokens
 
 
@@ -203,7 +203,7 @@ class AttentionLayer(nn.Module):
         self.proj_in = linear(d_model, 3 * d_model, bias=bias, generator=generator, init=init)
         self.attend: Any = attend_by(mixer.impl, mixer.dropout)
         # A gradient in one piece is no copy of three.
-        self.packs = mixer.impl == "triton" and not self.rope
+        self.packs = mixer.impl in ("triton", "reference") and causal and not self.rope
         self.proj_out = linear(
             d_model, d_model, bias=bias, generator=generator, init=init, out_of_layers=n_layers
         )
@@ -250,6 +250,7 @@ class AttentionLayer(nn.Module):
         mask: Bool[Tensor, "#b t"] | None,
     ) -> Float[Tensor, "b n h k"]:
         """Queries of the tokens at `at` alone."""
+        x = multiplied(x)
         d, bias = x.shape[-1], self.proj_in.bias
         weights = self.proj_in.weight.split((d, 2 * d))
         biases = (None, None) if bias is None else bias.split((d, 2 * d))

@@ -1,13 +1,17 @@
-"""Softmax attention in eager torch, with dropout of the probabilities, and rotary positions."""
+"""Softmax attention by torch's products, with dropout of the probabilities; rotary positions."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, no_type_check
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from hgrn2.gate import arithmetic_dtype
-from mixers.layers import Dropout
+from mixers.layers import Dropout, kept
 
 ROPE_BASE = 10_000
 
@@ -43,19 +47,121 @@ class Eager(nn.Module):
     ) -> Float[Tensor, "b n h k"]:
         """`at`: which of the t tokens the queries are of; None: of all, or, where not `causal`, of
         any. The probabilities that drop are those of the same tokens among all."""
-        t = k.shape[1]
-        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-        scores = (q * q.shape[-1] ** -0.5) @ k.mT
-        if causal:
-            token = torch.arange(t, device=q.device)
-            last = token if at is None else at[:, None]
-            scores = scores.masked_fill(token > last[..., None], -torch.inf)
-        if mask is not None:
-            scores = scores.masked_fill(~mask[:, None, None], -torch.inf)
-        p = scores.softmax(-1, dtype=arithmetic_dtype(scores)).to(v.dtype)
+        keep = self._keep(q, k, at)
+        p = probabilities(q, k, causal=causal, mask=mask, at=at)
+        return _weights(p, keep, self.dropout.p, v).matmul(v.transpose(1, 2)).transpose(1, 2)
+
+    def packed(self, *x: Tensor, at: Int[Tensor, "b n"] | None = None) -> Float[Tensor, "b n h k"]:
+        """`forward`, causal, of one projection [b t 3 h k], or of the queries [b n h k] at `at` and
+        the rest [b t 2 h k]: gradients come in these pieces too, each written where it belongs."""
+        q, k, _ = split(x)
+        return _Packed.apply(at, self._keep(q, k, at), self.dropout.p, *x)
+
+    def _keep(self, q: Tensor, k: Tensor, at: Tensor | None) -> Bool[Tensor, "b h n t"] | None:
+        (b, n, h, _), t = q.shape, k.shape[1]
         row = None
         if at is not None:
-            b, h = p.shape[:2]
             first = torch.arange(b * h, device=q.device).view(b, h, 1, 1) * t
             row = first + at[:, None, :, None]
-        return (self.dropout(p, row) @ v).transpose(1, 2)
+        return self.dropout.mask(torch.Size((b, h, n, t)), q.device, row)
+
+
+def split(x: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k and v, each [b t h k], of the three, of q and both others in one [b t 2 h k], or of all
+    in one [b t 3 h k]."""
+    *own, rest = x
+    q, k, v = x if len(x) == 3 else (*own, *rest.unbind(2))
+    return q, k, v
+
+
+def probabilities(
+    q: Float[Tensor, "b n h k"],
+    k: Float[Tensor, "b t h k"],
+    *,
+    causal: bool,
+    mask: Bool[Tensor, "#b t"] | None,
+    at: Int[Tensor, "b n"] | None,
+) -> Float[Tensor, "b h n t"]:
+    """The softmax over the keys, in fp32 (fp64 of fp64); arguments as `Eager`."""
+    q, k, scale = q.transpose(1, 2), k.transpose(1, 2), q.shape[-1] ** -0.5
+    if q.dtype == torch.float16:
+        # Scores that are scaled afterwards could pass its largest number.
+        scores = (q * scale) @ k.mT
+        scores = scores.to(arithmetic_dtype(scores))
+    else:
+        scores = q @ k.mT
+        scores = scores.to(arithmetic_dtype(scores)) * scale
+    if causal:
+        token = torch.arange(k.shape[2], device=q.device)
+        last = token if at is None else at[:, None]
+        scores = scores.masked_fill(token > last[..., None], -torch.inf)
+    if mask is not None:
+        scores = scores.masked_fill(~mask[:, None, None], -torch.inf)
+    return scores.softmax(-1)
+
+
+def _weights(p: Tensor, keep: Tensor | None, share: float, v: Tensor) -> Float[Tensor, "b h n t"]:
+    """What the values are summed by, in their dtype."""
+    p = p.to(v.dtype)
+    return p if keep is None else kept(p, keep, share)
+
+
+class _Packed(torch.autograd.Function):
+    """Autograd's own gradients of q, k and v would be stacked by a copy of all three, and k's would
+    come in columns. With D the kept over what is left, W = P D and O = W v:
+
+        dv = W^T dO,  dP = D (dO v^T),  dS = P (dP - sum P dP) / sqrt(k),  dq = dS k,  dk = dS^T q
+
+    `no_type_check`: torch's compiler takes both functions as they are, so nothing may wrap them.
+    """
+
+    @staticmethod
+    @no_type_check
+    def forward(ctx: Any, at: Any, keep: Any, share: Any, *x: Any) -> Tensor:
+        q, k, v = split(x)
+        p = probabilities(q, k, causal=True, mask=None, at=at)
+        weights = _weights(p, keep, share, v)
+        ctx.save_for_backward(p, keep, weights, *x)
+        ctx.share = share
+        return (weights @ v.transpose(1, 2)).transpose(1, 2)
+
+    @staticmethod
+    @once_differentiable
+    @no_type_check
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, do: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        p, keep, weights, *x = ctx.saved_tensors
+        q, k, v = split(x)
+        dp = do.transpose(1, 2) @ v.permute(0, 2, 3, 1)
+        if keep is not None:
+            dp = kept(dp, keep, ctx.share)
+        ds = p * (dp - (p * dp).sum(-1, keepdim=True)) * q.shape[-1] ** -0.5
+        ds = ds.to(q.dtype)
+        stack = _compiled_products if torch.compiler.is_compiling() else _products
+        of_q, of_k, of_v = (ds, k), (ds.mT, q), (weights.mT, do)
+        pieces = [(of_q, of_k, of_v)] if len(x) == 1 else [(of_q,), (of_k, of_v)]
+        dx = [stack(*map(list, zip(*piece, strict=True))) for piece in pieces]
+        return None, None, None, *(d.view(y.shape) for d, y in zip(dx, x, strict=True))
+
+
+@no_type_check
+def _products(left: list[Tensor], right: list[Tensor]) -> Tensor:
+    """left [b h n t] @ right [b t h k], side by side for each pair: [b n pairs h k]."""
+    out = _products_fake(left, right)
+    for pair, (x, y) in enumerate(zip(left, right, strict=True)):
+        for head in range(x.shape[1]):
+            torch.bmm(x[:, head], y[:, :, head], out=out[:, :, pair, head])
+    return out
+
+
+_compiled_products = torch.library.custom_op(
+    "mixers::products_side_by_side", _products, mutates_args=()
+)
+
+
+@_compiled_products.register_fake
+@no_type_check
+def _products_fake(left: list[Tensor], right: list[Tensor]) -> Tensor:
+    (b, _, n, _), (_, _, h, k) = left[0].shape, right[0].shape
+    return right[0].new_empty(b, n, len(left), h, k)

@@ -189,15 +189,22 @@ class Dropout(nn.Module):
 
     def forward(self, x: Tensor, row: Int[Tensor, "*#rows 1"] | None = None) -> Tensor:
         """x [*rows columns]; `row`: the numbers of its rows, from 0 on where None."""
+        keep = self.mask(x.shape, x.device, row)
+        return x if keep is None else kept(x, keep, self.p)
+
+    def mask(
+        self, shape: torch.Size, device: torch.device, row: Int[Tensor, "*#rows 1"] | None = None
+    ) -> Bool[Tensor, "*rows columns"] | None:
+        """Which numbers a call keeps, and the module's state has moved on; None: all."""
         state = self._state_to_use()
         if state is None:
-            return x
-        *rows, columns = x.shape
+            return None
+        *rows, columns = shape
         if row is None:
-            row = torch.arange(math.prod(rows), device=x.device).view(*rows, 1)
-        keep = keeps(row, torch.arange(columns, device=x.device), state, self.p)
+            row = torch.arange(math.prod(rows), device=device).view(*rows, 1)
+        keep = keeps(row, torch.arange(columns, device=device), state, self.p)
         hash_(state.add_(1))
-        return torch.where(keep, x / (1 - self.p), 0)
+        return keep
 
     def draw(self) -> Int[Tensor, ""] | None:
         """The state of one call, for a kernel that forms its mask, and the module's has moved on;
@@ -215,6 +222,11 @@ class Dropout(nn.Module):
         if self.state is None:
             raise RuntimeError("Dropout has no state: call seed_dropout(model, generator)")
         return self.state
+
+
+def kept(x: Tensor, keep: Bool[Tensor, "*#n"], p: float) -> Tensor:
+    """Dropout of a share p, and its gradient."""
+    return torch.where(keep, x / (1 - p), 0)
 
 
 WORD = 2**32 - 1
@@ -262,6 +274,15 @@ def seed_dropout(model: nn.Module, generator: torch.Generator) -> None:
     for module in model.modules():
         if isinstance(module, Dropout):
             module.state = torch.randint(WORD, (), generator=generator, device=generator.device)
+
+
+def multiplied(x: Tensor) -> Tensor:
+    """x as autocast would have it in a product, where some of it goes into one and all into
+    another: it would be rounded twice, and kept unrounded for that."""
+    device = x.device.type
+    if not torch.is_autocast_enabled(device):
+        return x
+    return x.to(torch.get_autocast_dtype(device))
 
 
 def no_autocast(x: Tensor) -> torch.autocast:

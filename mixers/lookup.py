@@ -47,7 +47,8 @@ class _LookedUp(torch.autograd.Function):
     def forward(ctx: Any, table: Any, ids: Any) -> Tensor:
         ctx.save_for_backward(ids)
         ctx.vocab = len(table)
-        return F.embedding(ids, table)
+        # An embedding's rows a compiler would keep for the backward pass; these it looks up again.
+        return table[ids] if torch.compiler.is_compiling() else F.embedding(ids, table)
 
     @staticmethod
     @once_differentiable

@@ -126,8 +126,11 @@ class Encoder(nn.Module):
     def embedded(self, tokens: Shaped[Tensor, "b t *c"]) -> Float[Tensor, "b t d"]:
         """Each token by itself, without its position."""
         if isinstance(self.embedding, nn.Embedding):
-            return looked_up(self.embedding.weight, tokens) * self.embed_scale
-        return self.embedding(tokens) * self.embed_scale
+            x = looked_up(self.embedding.weight, tokens)
+        else:
+            x = self.embedding(tokens)
+        # A compiler does not leave out a product by one: its gradient would be a copy.
+        return x if self.embed_scale == 1 else x * self.embed_scale
 
     def encoded(
         self,

@@ -6,14 +6,24 @@ Run by test_attention_triton.py, as interpreted_attention.py.
 from __future__ import annotations
 
 from functools import partial
+from itertools import product
 
 import pytest
 import torch
 from torch import Tensor
 
+from mixers import attention_eager
+from mixers.attention_eager import Eager
 from mixers.attention_triton import Fused, attend
+from mixers.layers import seed_dropout
 from tests.mixers.attention_inputs import check, draw, generator, of, results, some
 from tests.mixers.interpreted_attention import fused, layer
+
+
+def reference(p: float) -> Eager:
+    form = Eager(p)
+    seed_dropout(form, generator(1))
+    return form
 
 
 def alone(form: Fused, at: Tensor, qkv: Tensor) -> Tensor:
@@ -54,18 +64,34 @@ def test_queries_of_some_tokens_are_those_of_all():
 
 @pytest.mark.parametrize("positions", ["none", "rope"])
 def test_a_layer_of_some_tokens(positions):
-    """Eager and compiled, as `reference`."""
+    """Eager and compiled, as `reference`, which is compiled too."""
     at, x = some(2, 70, 9), torch.randn(2, 70, 32, generator=generator(2))
     found = []
-    for impl, compiled in (("reference", False), ("triton", False), ("triton", True)):
+    for impl, compiled in product(("reference", "triton"), (False, True)):
         own = layer(impl, dropout=0.2, positions=positions)
         run = torch.compile(own, backend="aot_eager", fullgraph=True) if compiled else own
         y = run(x, at=at)
         y.square().sum().backward()
         found.append([y.detach(), *(p.grad for p in own.parameters())])
-    for exact, ours, compiled in zip(*found, strict=True):
+    for exact, compiled_exact, ours, compiled in zip(*found, strict=True):
         torch.testing.assert_close(ours, exact)
+        assert torch.equal(exact, compiled_exact)
         assert torch.equal(ours, compiled)
+
+
+def test_a_compiler_meets_one_operator_for_the_gradients_of_reference(monkeypatch):
+    products, calls = attention_eager._products, []
+    monkeypatch.setattr(attention_eager, "_products", lambda *x: calls.append(x) or products(*x))
+    qkv, do = draw(2, 20, 2, 8)
+    whole = torch.compile(reference(0.3).packed, backend="aot_eager", fullgraph=True)
+    found = []
+    for run in (whole, reference(0.3).packed):
+        assert not calls
+        leaf = qkv.clone().requires_grad_()
+        run(leaf).backward(do)
+        found.append(leaf.grad)
+    assert len(calls) == 1
+    assert torch.equal(*found)
 
 
 def test_bad_input_is_named():

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mixers import Attention
-from mixers.attention_eager import rope
+from mixers.attention_eager import Eager, _compiled_products, rope
 from mixers.layers import seed_dropout
+from tests.mixers.attention_inputs import DTYPES, check, draw, of, some
 from tests.mixers.test_contract import D, assert_close, generator, moved, tokens
 
 
@@ -126,3 +129,38 @@ def test_attention_is_its_formula(positions, impl):
         p = p / p.sum(-1, keepdim=True)
         y[:, t] = torch.einsum("bhs,bshv->bhv", p, v[:, : t + 1])
     assert_close(layer(x), layer.proj_out(y.flatten(2)))
+
+
+def packed(p: float) -> Eager:
+    form = Eager(p)
+    seed_dropout(form, generator(1))
+    return form
+
+
+def packed_of(form: Eager, at: Tensor, qkv: Tensor) -> Tensor:
+    return form.packed(of(at, qkv[:, :, 0]), qkv[:, :, 1:], at=at)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize(("h", "p"), [(1, 0.0), (1, 0.3), (2, 0.3)])
+def test_packed_gradients_are_those_of_the_parts(h, p, precision):
+    """Of all tokens' queries and of some, by the bar of the kernels."""
+    qkv, do = draw(2, 40, h, 24, dtype=DTYPES.get(precision, torch.float32))
+    check(packed(p).packed, qkv, do, p, precision)
+    at = some(2, 40, 7)
+    check(partial(packed_of, packed(p), at), qkv, do, p, precision, at)
+
+
+def test_products_side_by_side():
+    qkv, _ = draw(2, 20, 2, 8)
+    q, k, v = qkv.unbind(2)
+    weights = torch.rand(2, 2, 20, 20, generator=generator(3))
+    torch.library.opcheck(_compiled_products, ([weights, weights.mT], [k, q]))
+    one, two = _compiled_products([weights, weights.mT], [k, v]).unbind(2)
+    torch.testing.assert_close(one, torch.einsum("bhnt,bthk->bnhk", weights, k))
+    torch.testing.assert_close(two, torch.einsum("bhtn,bthk->bnhk", weights, v))
+
+
+def test_scores_are_scaled_before_they_pass_the_largest_number():
+    qkv = torch.full((1, 3, 3, 1, 64), 60.0, dtype=torch.float16)
+    assert torch.equal(packed(0.0).packed(qkv), qkv[:, :, 2])
