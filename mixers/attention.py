@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from types import ModuleType
 from typing import Annotated, Any, Literal
 
 import torch
@@ -168,15 +167,11 @@ def attend_by(impl: str, dropout: float = 0.0) -> Callable[..., Tensor]:
     if impl == "reference":
         return Eager(dropout)
     if impl == "triton":
-        return _triton().Fused(dropout)
+        # Imported when first asked for: triton is not everywhere.
+        from mixers.attention_triton import Fused
+
+        return Fused(dropout)
     return partial(sdpa.attend, backend=sdpa.BACKENDS.get(impl))
-
-
-def _triton() -> ModuleType:
-    """The kernels, imported when first asked for: triton is not everywhere."""
-    from mixers import attention_triton
-
-    return attention_triton
 
 
 class AttentionLayer(nn.Module):
@@ -254,14 +249,32 @@ class AttentionLayer(nn.Module):
         d, bias = x.shape[-1], self.proj_in.bias
         weights = self.proj_in.weight.split((d, 2 * d))
         biases = (None, None) if bias is None else bias.split((d, 2 * d))
-        q = F.linear(taken(x, at), weights[0], biases[0]).unflatten(-1, (self.n_heads, -1))
+        q = F.linear(taken(x, at), weights[0], biases[0])
+        if self.packs and self.impl == "reference" and self.n_heads == 1:
+            return self._attend_to_stream(q, x, at)[:, :, None]
+        q = q.unflatten(-1, (self.n_heads, -1))
         kv = F.linear(x, weights[1], biases[1]).unflatten(-1, (2, self.n_heads, -1))
-        if self.packs:
+        if self.packs and self.impl == "triton":
             return self.attend.packed(q, kv, at=at)
         k, v = kv.unbind(2)
         if self.rope:
             q, k = rope(q, at), rope(k, torch.arange(x.shape[1], device=x.device))
         return self.attend(q, k, v, causal=self.causal, mask=mask, at=at)
+
+    def _attend_to_stream(
+        self, q: Float[Tensor, "b n d"], x: Float[Tensor, "b t d"], at: Int[Tensor, "b n"]
+    ) -> Float[Tensor, "b n d"]:
+        """With one head the maps of keys and of values move to the few queries' side (as in
+        DeepSeek-V2's latent attention, arXiv 2405.04434): no key and no value is formed.
+
+        q (W_k x + b_k) = (W_k^T q) x + q b_k, of which the last is the same for every key: the
+        softmax does not see it. And sum w (W_v x + b_v) = W_v (sum w x) + b_v sum w.
+        """
+        _, key, value = self.proj_in.weight.chunk(3)
+        y, total = self.attend.shared(F.linear(q, key.mT), x, at)
+        y = F.linear(y, value)
+        bias = self.proj_in.bias
+        return y if bias is None else y + total * bias.chunk(3)[2].to(y.dtype)
 
     def start(self, batch: int, max_len: int) -> tuple[Tensor, ...]:
         """The caches of keys and values [b max_len h k], zeros, and the next position [1]."""

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from hgrn2.kernels.first_call import enqueue
 from hgrn2.kernels.gate import operand
-from mixers.attention_eager import split
 from mixers.attention_kernels import (
     as_operand,
     compiled_for,
     load_rows,
     padded,
+    split,
     store_rows,
     tokens_of,
     where_kept,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, no_type_check
 
 import torch
@@ -51,11 +50,18 @@ class Eager(nn.Module):
         p = probabilities(q, k, causal=causal, mask=mask, at=at)
         return _weights(p, keep, self.dropout.p, v).matmul(v.transpose(1, 2)).transpose(1, 2)
 
-    def packed(self, *x: Tensor, at: Int[Tensor, "b n"] | None = None) -> Float[Tensor, "b n h k"]:
-        """`forward`, causal, of one projection [b t 3 h k], or of the queries [b n h k] at `at` and
-        the rest [b t 2 h k]: gradients come in these pieces too, each written where it belongs."""
-        q, k, _ = split(x)
-        return _Packed.apply(at, self._keep(q, k, at), self.dropout.p, *x)
+    def packed(self, qkv: Float[Tensor, "b t 3 h k"]) -> Float[Tensor, "b t h k"]:
+        """`forward`, causal, of one projection: its gradient comes in one piece too."""
+        q, k, _ = qkv.unbind(2)
+        return _Packed.apply(self._keep(q, k, None), self.dropout.p, qkv)
+
+    def shared(
+        self, q: Float[Tensor, "b n d"], x: Float[Tensor, "b t d"], at: Int[Tensor, "b n"]
+    ) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b n 1"]]:
+        """`forward`, causal, of one head, whose keys and values both are x; and what each query's
+        weights sum to, which is not 1 where some are dropped."""
+        keep = self._keep(q[:, :, None], x[:, :, None], at)
+        return _Shared.apply(at, keep, self.dropout.p, q, x)
 
     def _keep(self, q: Tensor, k: Tensor, at: Tensor | None) -> Bool[Tensor, "b h n t"] | None:
         (b, n, h, _), t = q.shape, k.shape[1]
@@ -64,14 +70,6 @@ class Eager(nn.Module):
             first = torch.arange(b * h, device=q.device).view(b, h, 1, 1) * t
             row = first + at[:, None, :, None]
         return self.dropout.mask(torch.Size((b, h, n, t)), q.device, row)
-
-
-def split(x: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """q, k and v, each [b t h k], of the three, of q and both others in one [b t 2 h k], or of all
-    in one [b t 3 h k]."""
-    *own, rest = x
-    q, k, v = x if len(x) == 3 else (*own, *rest.unbind(2))
-    return q, k, v
 
 
 def probabilities(
@@ -106,22 +104,30 @@ def _weights(p: Tensor, keep: Tensor | None, share: float, v: Tensor) -> Float[T
     return p if keep is None else kept(p, keep, share)
 
 
+def _of_scores(
+    p: Tensor, keep: Tensor | None, share: float, dw: Tensor, scale: float
+) -> Float[Tensor, "b h n t"]:
+    """The gradient of unscaled scores, of that of the weights, in its dtype."""
+    dp = dw if keep is None else kept(dw, keep, share)
+    return (p * (dp - (p * dp).sum(-1, keepdim=True)) * scale).to(dw.dtype)
+
+
 class _Packed(torch.autograd.Function):
     """Autograd's own gradients of q, k and v would be stacked by a copy of all three, and k's would
-    come in columns. With D the kept over what is left, W = P D and O = W v:
+    come in columns. With W the weights, o = W v, and dS the scores' gradient,
 
-        dv = W^T dO,  dP = D (dO v^T),  dS = P (dP - sum P dP) / sqrt(k),  dq = dS k,  dk = dS^T q
+        dq = dS k,  dk = dS^T q,  dv = W^T do
 
     `no_type_check`: torch's compiler takes both functions as they are, so nothing may wrap them.
     """
 
     @staticmethod
     @no_type_check
-    def forward(ctx: Any, at: Any, keep: Any, share: Any, *x: Any) -> Tensor:
-        q, k, v = split(x)
-        p = probabilities(q, k, causal=True, mask=None, at=at)
+    def forward(ctx: Any, keep: Any, share: Any, qkv: Any) -> Tensor:
+        q, k, v = qkv.unbind(2)
+        p = probabilities(q, k, causal=True, mask=None, at=None)
         weights = _weights(p, keep, share, v)
-        ctx.save_for_backward(p, keep, weights, *x)
+        ctx.save_for_backward(p, keep, weights, qkv)
         ctx.share = share
         return (weights @ v.transpose(1, 2)).transpose(1, 2)
 
@@ -130,19 +136,41 @@ class _Packed(torch.autograd.Function):
     @no_type_check
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, do: Tensor
-    ) -> tuple[Tensor | None, ...]:
-        p, keep, weights, *x = ctx.saved_tensors
-        q, k, v = split(x)
-        dp = do.transpose(1, 2) @ v.permute(0, 2, 3, 1)
-        if keep is not None:
-            dp = kept(dp, keep, ctx.share)
-        ds = p * (dp - (p * dp).sum(-1, keepdim=True)) * q.shape[-1] ** -0.5
-        ds = ds.to(q.dtype)
-        stack = _compiled_products if torch.compiler.is_compiling() else _products
-        of_q, of_k, of_v = (ds, k), (ds.mT, q), (weights.mT, do)
-        pieces = [(of_q, of_k, of_v)] if len(x) == 1 else [(of_q,), (of_k, of_v)]
-        dx = [stack(*map(list, zip(*piece, strict=True))) for piece in pieces]
-        return None, None, None, *(d.view(y.shape) for d, y in zip(dx, x, strict=True))
+    ) -> tuple[None, None, Tensor]:
+        p, keep, weights, qkv = ctx.saved_tensors
+        q, k, v = qkv.unbind(2)
+        dw = do.transpose(1, 2) @ v.permute(0, 2, 3, 1)
+        ds = _of_scores(p, keep, ctx.share, dw, q.shape[-1] ** -0.5)
+        products = _compiled_products if torch.compiler.is_compiling() else _products
+        return None, None, products([ds, ds.mT, weights.mT], [k, q, do])
+
+
+class _Shared(torch.autograd.Function):
+    """x has one gradient, by one product, where autograd would add up two: [W, dS]^T [do, q].
+
+    `no_type_check`: as `_Packed`.
+    """
+
+    @staticmethod
+    @no_type_check
+    def forward(ctx: Any, at: Any, keep: Any, share: Any, q: Any, x: Any) -> tuple[Tensor, Tensor]:
+        p = probabilities(q[:, :, None], x[:, :, None], causal=True, mask=None, at=at)
+        weights = _weights(p, keep, share, x)[:, 0]
+        ctx.save_for_backward(p, keep, weights, q, x)
+        ctx.share = share
+        return weights @ x, weights.sum(-1, keepdim=True)
+
+    @staticmethod
+    @once_differentiable
+    @no_type_check
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, do: Tensor, dtotal: Tensor
+    ) -> tuple[None, None, None, Tensor, Tensor]:
+        p, keep, weights, q, x = ctx.saved_tensors
+        dw = (do @ x.mT + dtotal)[:, None]
+        ds = _of_scores(p, keep, ctx.share, dw, q.shape[-1] ** -0.5)[:, 0]
+        dx = torch.cat([weights, ds], 1).mT @ torch.cat([do, q], 1)
+        return None, None, None, ds @ x, dx
 
 
 @no_type_check

@@ -15,6 +15,7 @@ heads, k head size. A program has C tokens of one head and walks over others STE
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import log, sqrt
 from typing import no_type_check
 
@@ -193,6 +194,14 @@ def attention_fwd_kernel(
     tl.store(lse + head * whole_tiles(N) + row, own_lse)
     o += (batch * N * H + own) * K
     store_rows(o, acc * (KEPT / total)[:, None], start, H * K, N, K, C)
+
+
+def split(x: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k and v, each [b t h k], of the three, of q and both others in one [b t 2 h k], or of all
+    in one [b t 3 h k]."""
+    *own, rest = x
+    q, k, v = x if len(x) == 3 else (*own, *rest.unbind(2))
+    return q, k, v
 
 
 def padded(t: int) -> int:

@@ -19,8 +19,7 @@ from triton import knobs
 
 from hgrn2.kernels.chunks import rows
 from mixers.attention_backward import attention_gradients, gradients_like
-from mixers.attention_eager import split
-from mixers.attention_kernels import attention_output, buffers_of
+from mixers.attention_kernels import attention_output, buffers_of, split
 from mixers.attention_settings import HEAD_SIZES
 from mixers.layers import Dropout
 

@@ -62,13 +62,13 @@ def test_queries_of_some_tokens_are_those_of_all():
         assert torch.equal(found[name], x)
 
 
-@pytest.mark.parametrize("positions", ["none", "rope"])
-def test_a_layer_of_some_tokens(positions):
+@pytest.mark.parametrize(("n_heads", "positions"), [(1, "none"), (2, "none"), (2, "rope")])
+def test_a_layer_of_some_tokens(n_heads, positions):
     """Eager and compiled, as `reference`, which is compiled too."""
     at, x = some(2, 70, 9), torch.randn(2, 70, 32, generator=generator(2))
     found = []
     for impl, compiled in product(("reference", "triton"), (False, True)):
-        own = layer(impl, dropout=0.2, positions=positions)
+        own = layer(impl, dropout=0.2, n_heads=n_heads, positions=positions)
         run = torch.compile(own, backend="aot_eager", fullgraph=True) if compiled else own
         y = run(x, at=at)
         y.square().sum().backward()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+import copy
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from mixers import Attention
 from mixers.attention_eager import Eager, _compiled_products, rope
 from mixers.layers import seed_dropout
-from tests.mixers.attention_inputs import DTYPES, check, draw, of, some
+from tests.mixers.attention_inputs import DTYPES, check, draw, of
 from tests.mixers.test_contract import D, assert_close, generator, moved, tokens
 
 
@@ -100,14 +100,52 @@ def test_attention_dropout_draws_from_its_own_generator():
     assert torch.equal(layer.eval()(x), plain(x))
 
 
+def sparse(x: Tensor, at: Tensor) -> Tensor:
+    """x [b n d] at its tokens among zeros."""
+    return torch.zeros(2, 20, D, dtype=x.dtype).scatter(1, at[..., None].expand(x.shape), x)
+
+
 @pytest.mark.parametrize("causal", [True, False])
-def test_dropout_of_tokens_asked_for_alone_is_that_of_all(causal):
-    layer = moved(Attention(impl="reference", n_heads=2, dropout=0.5), causal=causal)
-    x, at, found = tokens(2, 20), torch.tensor([[19, 0, 7], [3, 4, 12]]), []
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("n_heads", [1, 2])
+def test_tokens_asked_for_alone_are_those_of_all(n_heads, bias, causal):
+    """Under dropout too, and so are the gradients; one causal head forms no keys and no values."""
+    mixer = Attention(impl="reference", n_heads=n_heads, dropout=0.5, bias=bias)
+    layer = moved(mixer, causal=causal)
+    at, dy = torch.tensor([[19, 0, 7], [3, 4, 12]]), tokens(2, 3, seed=4)
+    found: list[list[Tensor]] = []
     for asked in (at, None):
+        x = tokens(2, 20).requires_grad_()
         seed_dropout(layer, generator(1))
-        found.append(layer(x, at=asked))
-    assert_close(found[0], found[1][torch.arange(2)[:, None], at])
+        y = layer(x, at=asked)
+        y.backward(dy if asked is not None else sparse(dy, at))
+        gradients = [x.grad, *(p.grad for p in layer.parameters())]
+        found.append([y.detach() if asked is not None else of(at, y.detach()), *gradients])
+        layer.zero_grad()
+    for some, every in zip(*found, strict=True):
+        torch.testing.assert_close(some, every, rtol=1e-11, atol=1e-12)
+
+
+def test_one_head_of_tokens_asked_for_alone_rounds_no_worse():
+    """Under autocast, by the bar of the kernels against the layer of all tokens."""
+    exact = moved(Attention(impl="reference"))
+    at, dy = torch.tensor([[19, 0, 7], [3, 4, 12]]), tokens(2, 3, seed=4)
+
+    def run(layer: torch.nn.Module, x: Tensor, asked: Tensor | None) -> list[Tensor]:
+        x = x.clone().requires_grad_()
+        y = layer(x, at=asked)
+        layer.zero_grad()
+        y.backward((dy if asked is not None else sparse(dy, at)).to(y.dtype))
+        y = y if asked is not None else of(at, y)
+        weight = layer.proj_in.weight.grad
+        return [t.detach().double().clone() for t in (y, x.grad, *weight.chunk(3))]
+
+    truth = run(exact, tokens(2, 20), at)
+    layer = copy.deepcopy(exact).float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        alone, all_ = (run(layer, tokens(2, 20).float(), asked) for asked in (at, None))
+    for ours, theirs, true in zip(alone, all_, truth, strict=True):
+        assert (ours - true).norm() <= 2 * (theirs - true).norm()
 
 
 @pytest.mark.parametrize("impl", ["sdpa", "reference"])
@@ -137,18 +175,12 @@ def packed(p: float) -> Eager:
     return form
 
 
-def packed_of(form: Eager, at: Tensor, qkv: Tensor) -> Tensor:
-    return form.packed(of(at, qkv[:, :, 0]), qkv[:, :, 1:], at=at)
-
-
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize(("h", "p"), [(1, 0.0), (1, 0.3), (2, 0.3)])
 def test_packed_gradients_are_those_of_the_parts(h, p, precision):
-    """Of all tokens' queries and of some, by the bar of the kernels."""
+    """By the bar of the kernels."""
     qkv, do = draw(2, 40, h, 24, dtype=DTYPES.get(precision, torch.float32))
     check(packed(p).packed, qkv, do, p, precision)
-    at = some(2, 40, 7)
-    check(partial(packed_of, packed(p), at), qkv, do, p, precision, at)
 
 
 def test_products_side_by_side():
