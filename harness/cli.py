@@ -92,15 +92,18 @@ def submit(
 def merge(
     grid: Annotated[str, typer.Argument(help="The grid of the records", show_default=False)],
     files: Annotated[
-        list[Path], typer.Argument(help="Other machines' records.jsonl", show_default=False)
+        list[Path],
+        typer.Argument(help="Other machines' records.jsonl, or other grids'", show_default=False),
     ],
     results: Results = RESULTS,
 ) -> None:
     """Add other machines' records to a grid's: each once, all or, where a line is damaged, none.
+    Of another grid's records those of the cells that both have.
 
     \b
     Example:
       mixerbench merge mqar_fig3 from_a/records.jsonl from_b/records.jsonl
+      mixerbench merge mqar_variants results/mqar_fig3/records.jsonl
     """
     from harness.merge import merge
 

@@ -11,8 +11,10 @@ from harness.records import Record, Records
 def merge(grid: str, files: Iterable[Path], results: Path) -> Iterator[str]:
     """Append to the grid's records those of `files` that it lacks; give a line for each file.
 
-    A torn last line is skipped and told. Raises ValueError, before anything is written, for a file
-    that is not there or holds another grid's records, and for a damaged line, which it names.
+    Of another grid's records those count whose cells are this grid's too, and become its own. A
+    torn last line is skipped and told. Raises ValueError, before anything is written, for a file
+    that is not there or holds other grids' records alone, of other cells, and for a damaged line,
+    which it names.
     """
     target = Records(results / grid)
     there = {record.line() for record in target.rows()}
@@ -37,6 +39,29 @@ def _rows(grid: str, source: Records) -> list[Record]:
         raise ValueError(f"there is no file {source.path}: name a records.jsonl of another run")
     rows = source.rows()
     others = sorted({row.grid for row in rows} - {grid})
-    if others:
-        raise ValueError(f"{source.path} holds records of {', '.join(others)}, not of {grid}")
-    return rows
+    if not others:
+        return rows
+    shared = _keys(grid)
+    own = [
+        row.model_copy(update={"grid": grid})
+        for row in rows
+        if row.grid == grid or row.key in shared
+    ]
+    if not own:
+        raise ValueError(
+            f"{source.path} holds records of {', '.join(others)}, none of a cell that {grid} has"
+        )
+    return own
+
+
+def _keys(grid: str) -> set[str]:
+    """Of the grid's cells on a CPU and on a GPU; none of a grid that the suite does not have."""
+    # Tasks import torch, which most merges do without.
+    import torch
+
+    from harness.plan import built_in
+
+    make = built_in().get(grid)
+    if make is None:
+        return set()
+    return {task.key for kind in ("cpu", "cuda") for task in make(torch.device(kind))}

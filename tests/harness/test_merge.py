@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from harness.grids import mqar_fig3, mqar_variants
 from harness.merge import merge
 from harness.records import Record, Records, utc_now
 
@@ -95,10 +97,27 @@ def test_plain_concatenation_joins_a_torn_line_to_the_next_and_that_is_an_error(
         Records(joined.folder).rows()
 
 
+def test_another_grids_records_of_cells_that_both_have_become_its_own(tmp_path: Path) -> None:
+    gpu = torch.device("cuda")
+    shared = {task.key for task in mqar_fig3(gpu)} & {task.key for task in mqar_variants(gpu)}
+    assert shared
+    both, other = min(shared), next(task.key for task in mqar_fig3(gpu) if task.key not in shared)
+    theirs = Records(tmp_path / "mqar_fig3")
+    theirs.append(*(record(key, "H100", grid="mqar_fig3") for key in (both, other)))
+    results = tmp_path / "results"
+    for new in (1, 0):
+        told = list(merge("mqar_variants", [theirs.path], results))
+        assert told[0].endswith(f"{new} of 1 records are new")
+        (row,) = Records(results / "mqar_variants").rows()
+        assert (row.key, row.grid) == (both, "mqar_variants")
+
+
 def test_another_grids_records_and_a_file_that_is_not_there_are_refused(
     files: list[Path], tmp_path: Path
 ) -> None:
-    with pytest.raises(ValueError, match="holds records of toy, not of speed_quick"):
+    with pytest.raises(
+        ValueError, match="holds records of toy, none of a cell that speed_quick has"
+    ):
         list(merge("speed_quick", files, tmp_path / "results"))
     with pytest.raises(ValueError, match=r"there is no file .*nothing"):
         merged([tmp_path / "nothing.jsonl"], tmp_path / "results")
