@@ -16,45 +16,38 @@ RATE = Cost(
 
 
 def trainings_an_hour(table: pd.DataFrame) -> dict[str, Plot]:
-    """For trainings on a GPU, those that had it alone and those side by side apart: how many of
-    them one GPU makes an hour. The frame has `train_s`, the seconds of a training and of what
-    trained beside it in its process, and `pack`, how many began there."""
-    plots: dict[str, Plot] = {}
+    """How many trainings a GPU makes an hour, each device by itself, of those that had a process
+    to themselves; what failed is told. The frame has `train_s`, a training's seconds, and `pack`,
+    how many its process trained at once."""
     table = table[table["device_type"] == "cuda"]
     if not {"train_s", "pack"} <= set(table):
-        return plots
-    for packed, cells in table.groupby(table["pack"] > 1):
-        if not cells["train_s"].notna().any():
-            continue
-        cells = cells.assign(gpu_s=cells["train_s"] / cells["pack"])
-        cells = cells.assign(trainings_an_hour=3600 / cells["gpu_s"])
-        cells = with_series(cells, AXES, apart=["protocol"], devices="device_type")
-        for suffix, page in pages(cells):
-            name = f"trainings_an_hour{'_packed' if packed else ''}{suffix}"
-            plots[name] = _plot(page, packed=bool(packed))
-    return plots
+        return {}
+    # What failed has no pack.
+    table = table[table["pack"].isna() | (table["pack"] == 1)]
+    if not table["train_s"].notna().any():
+        return {}
+    table = table.assign(trainings_an_hour=3600 / table["train_s"])
+    table = with_series(table, [*AXES, "precision"], apart=["protocol", "device"])
+    return {f"trainings_an_hour{suffix}": _plot(page) for suffix, page in pages(table)}
 
 
-def _plot(table: pd.DataFrame, *, packed: bool) -> Plot:
-    ran = table[table["gpu_s"].notna()]
+def _plot(table: pd.DataFrame) -> Plot:
+    ran = table[table["train_s"].notna()]
     lines = ran.groupby([*LINE, *KIND, "d_model"], sort=False).agg(
-        trainings=("gpu_s", "size"),
-        gpu_s=("gpu_s", "sum"),
+        trainings=("train_s", "size"),
+        train_s=("train_s", "sum"),
         trainings_an_hour_min=("trainings_an_hour", "min"),
         trainings_an_hour_max=("trainings_an_hour", "max"),
     )
     lines = lines.assign(
-        trainings_an_hour=3600 * lines["trainings"] / lines["gpu_s"], trials=lines["trainings"]
+        trainings_an_hour=3600 * lines["trainings"] / lines["train_s"], trials=lines["trainings"]
     ).reset_index()
-    how, share = "each alone on its GPU", ""
-    if packed:
-        how = f"{_packs(ran)} side by side in one process"
-        share = "Of a training beside others its share counts, as if all had stopped at once."
     sentences = [
-        f"Trainings that one GPU makes an hour, {how}: how many there are by the time that they "
-        "took together, evaluations, and what a worker's first one compiles, included. Some stop "
-        "early, so it depends on what is learned. Points: trainings by themselves.",
-        share,
+        "Trainings that one GPU makes an hour, of those that had a process to themselves (whether "
+        "another process had the same GPU is not in the records): how many there are by the time "
+        "that they took together. Evaluations and what a worker's first one compiles are "
+        "included, making data and model is not. Some stop early, so it depends on what is "
+        "learned, and on which learning rates have run there. Points: trainings by themselves.",
         *(_total(name, cells) for name, cells in ran.groupby("series", sort=False)),
         "×: out of memory." if "oom" in set(table["status"]) else "",
         setting(table, "protocol", "Protocol {}."),
@@ -64,10 +57,6 @@ def _plot(table: pd.DataFrame, *, packed: bool) -> Plot:
     return curves(table, lines, RATE, sentences)
 
 
-def _packs(table: pd.DataFrame) -> str:
-    return " or ".join(str(int(pack)) for pack in sorted(table["pack"].unique()))
-
-
 def _total(series: object, cells: pd.DataFrame) -> str:
-    hours = cells["gpu_s"].sum() / 3600
+    hours = cells["train_s"].sum() / 3600
     return f"{series}: {len(cells)} in {hours:.3g} GPU-hours, {len(cells) / hours:.3g} an hour."

@@ -1,4 +1,4 @@
-"""How many trainings a GPU makes an hour, by all the time that they took, alone and together."""
+"""How many trainings a GPU makes an hour: by all the time that they took, each device apart."""
 
 from __future__ import annotations
 
@@ -29,6 +29,8 @@ def test_an_hour_holds_as_many_as_all_their_time_says(table):
     (plot,) = trained(table).values()
     # 100 + 300 + 100 s for three, where the mean of 36, 12 and 36 an hour is 28.
     assert plot.table["trainings_an_hour"].to_numpy() == pytest.approx(21.6)
+    assert plot.table["trainings_an_hour_min"].to_numpy() == pytest.approx(12)
+    assert plot.table["trainings_an_hour_max"].to_numpy() == pytest.approx(36)
     assert set(plot.table["trainings"]) == {6}
     assert "HGRN2: 24 in 1.11 GPU-hours, 21.6 an hour." in plot.caption
 
@@ -38,18 +40,34 @@ def test_what_ran_out_of_memory_is_told(table):
     failed = plot.summary.query("seq_len == 512 and d_model == 128")
     assert list(failed["Attention"]) == ["oom"]
     assert "×: out of memory." in plot.caption
+    # At the bottom, as of a rate.
+    axes = next(ax for ax in plot.figure.axes if "512" in ax.get_title())
+    (cross,) = (line for line in axes.lines if line.get_marker() == "x")
+    low, high = axes.get_ylim()
+    assert low < cross.get_ydata()[0] < (low * high) ** 0.5
 
 
-def test_what_ran_side_by_side_has_a_figure_of_its_own(table):
-    beside = table.assign(pack=table["pack"].mask(table["mixer"] == "hgrn2", 3.0))
-    plots = trained(beside)
-    assert set(plots) == {"trainings_an_hour", "trainings_an_hour_packed"}
-    packed = plots["trainings_an_hour_packed"]
-    assert set(packed.table["mixer"]) == {"hgrn2"}
-    assert packed.table["trainings_an_hour"].to_numpy() == pytest.approx(3 * 21.6)
-    assert "3 side by side in one process" in packed.caption
-    assert "hgrn2" not in set(plots["trainings_an_hour"].table["mixer"])
+def test_devices_are_apart(table):
+    wide = table["d_model"] == 128
+    two = table.assign(device=table["device"].mask(wide, "NVIDIA H100 80GB HBM3"))
+    lines = pd.concat([plot.table for plot in trained(two).values()])
+    assert (lines.groupby("series")["d_model"].nunique() == 1).all()
+    assert lines["series"].nunique() == 2 * table["mixer"].nunique()
 
 
-def test_trainings_on_a_cpu_have_none(table):
+def test_precisions_are_panels_and_no_lines(table):
+    other = table.assign(precision=table["precision"].mask(table["seq_len"] == 64, "tf32"))
+    (plot,) = trained(other).values()
+    assert plot.table["series"].nunique() == table["mixer"].nunique()
+
+
+def test_what_shared_a_process_has_no_part(table):
+    beside = table.assign(pack=table["pack"].mask(table["mixer"] == "hgrn2", 2.0))
+    (plot,) = trained(beside).values()
+    assert set(plot.table["mixer"]) == set(table["mixer"]) - {"hgrn2"}
+    assert not trained(table.assign(pack=table["pack"] * 3))
+
+
+def test_trainings_on_a_cpu_have_none_nor_records_without_packs(table):
     assert not trained(table.assign(device_type="cpu"))
+    assert not trained(table.drop(columns="pack"))
