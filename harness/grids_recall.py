@@ -221,7 +221,7 @@ def _timed_recall(device: torch.device) -> list[MQAR]:
     return [
         protocols.iclr2024(mixer, seq_len=seq_len, kv_pairs=kv_pairs, d_model=d_model, lr=1e-3)
         for (seq_len, kv_pairs), d_model in product(STEP_SHAPES, STEP_WIDTHS)
-        for mixer in recall_mixers(d_model, device, init="zoology")
+        for mixer in recall_mixers(d_model, device, init="zoology", wide_heads="products")
     ]
 
 
@@ -241,11 +241,18 @@ def on(device: torch.device, task: MQAR) -> MQAR:
 
 
 def recall_mixers(
-    d_model: int, device: torch.device, init: Init = "torch", attention_heads: int = 1
+    d_model: int,
+    device: torch.device,
+    init: Init = "torch",
+    attention_heads: int = 1,
+    wide_heads: Literal["products", "reference"] = "reference",
 ) -> list[Mixer]:
     """The five mixers as the MQAR protocols configure them at this width; on a GPU each by its
-    kernels, the peers' by their own."""
+    kernels, the peers' by their own. `wide_heads`: attention's where our kernels do not fit;
+    Figure 3 began by `reference`, and cells that it has are not trained again."""
     zoology, gpu = init == "zoology", device.type == "cuda"
+    # With dropout of the probabilities, whose masks are seeded: no kernel of torch's.
+    head_size, wide = d_model // attention_heads, wide_heads if gpu else "reference"
     return [
         HGRN2(
             preset="biased",
@@ -259,14 +266,9 @@ def recall_mixers(
         GLA(n_heads=2, init="normal" if zoology else init, impl="fla" if gpu else "reference"),
         Mamba(init=init, impl="mamba_ssm" if gpu else "reference"),
         Attention(
-            impl=attention_impl(d_model // attention_heads, device) if zoology else "sdpa",
+            impl="sdpa" if not zoology else "triton" if gpu and head_size <= 128 else wide,
             n_heads=attention_heads,
             dropout=0.1 if zoology else 0.0,
             init=init,
         ),
     ]
-
-
-def attention_impl(head_size: int, device: torch.device) -> Literal["triton", "reference"]:
-    """With dropout of the probabilities, whose masks are seeded: our kernels where they fit."""
-    return "triton" if device.type == "cuda" and head_size <= 128 else "reference"

@@ -48,6 +48,7 @@ Dash = str | tuple[float, tuple[float, ...]]
 DASHES: dict[str, Dash] = {
     "triton": "-",
     "sdpa": "-",
+    "products": (0.0, (9.0, 1.2)),
     "reference": (0.0, (3.5, 1.2)),
     "fla": (0.0, (5.0, 1.2, 1.0, 1.2)),
     "fla_chunk": (0.0, (5.0, 1.2, 1.0, 1.2)),

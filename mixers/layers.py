@@ -280,7 +280,8 @@ def multiplied(x: Tensor) -> Tensor:
     """x as autocast would have it in a product, where some of it goes into one and all into
     another: it would be rounded twice, and kept unrounded for that."""
     device = x.device.type
-    if not torch.is_autocast_enabled(device):
+    # Autocast knows no meta device, and leaves fp64 as it is.
+    if x.is_meta or x.dtype == torch.float64 or not torch.is_autocast_enabled(device):
         return x
     return x.to(torch.get_autocast_dtype(device))
 

@@ -22,7 +22,8 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def looked_up(table: Float[Tensor, "vocab d"], ids: Int[Tensor, "b t"]) -> Float[Tensor, "b t d"]:
-    """table[ids]. On a GPU its gradient is summed in fp32 (in fp64 of fp64), in no fixed order."""
+    """table[ids], ids from 0 on: compiled, a negative one is not refused. On a GPU the gradient is
+    summed in fp32 (in fp64 of fp64), in no fixed order."""
     if HAS_TRITON and (table.is_cuda or INTERPRETED):
         return _LookedUp.apply(table, ids)
     return F.embedding(ids, table)

@@ -153,6 +153,6 @@ def test_a_grid_with_heads_of_one_size_is_one_part():
 def test_two_kernels_of_one_mixer_have_two_dashes():
     for mixer, impls in (
         ("hgrn1", ("triton", "reference", "fla_chunk", "fla_recurrent")),
-        ("attention", ("sdpa", "reference", "sdpa_flash", "sdpa_cudnn")),
+        ("attention", ("sdpa", "products", "reference", "sdpa_flash", "sdpa_cudnn")),
     ):
         assert len({str(mark(mixer, impl).dash) for impl in impls}) == len(impls)

@@ -121,6 +121,9 @@ def test_steps_are_timed_at_the_published_shapes():
     assert {cell.pack for cell in cells} == {1, 4, 7}
     assert {cell.training.precision for cell in cells} == {"fp32", "tf32", "bf16_autocast"}
     assert all(cell.timed and not cell.packs for cell in cells)
+    attention = [cell for cell in cells if cell.mixer.name == "attention"]
+    widths = {(cell.mixer.impl, cell.backbone.d_model) for cell in attention}
+    assert widths == {("triton", 64), ("products", 256), ("products", 512)}
     fused = [cell for cell in cells if cell.fused_loss]
     assert {cell.backbone.d_model for cell in fused} == {64}
     assert all(cell.training.compiled for cell in fused)

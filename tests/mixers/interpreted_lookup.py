@@ -57,6 +57,23 @@ def test_the_compiler_meets_one_operator(monkeypatch):
     assert torch.equal(found, expected)
 
 
+def test_a_compiler_looks_rows_up_again():
+    """It keeps the table and the ids for the backward pass, which is less."""
+    table, ids, dy = draw(4, 40, 30, 16)
+    kept: list[torch.Size] = []
+
+    def squares(table: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        return looked_up(table, ids).square()
+
+    compiled = torch.compile(squares, fullgraph=True, backend="aot_eager_decomp_partition")
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.shape) or x, lambda x: x):
+        y = compiled(table, ids)
+    assert table.shape in kept
+    assert y.shape not in kept
+    (found,) = torch.autograd.grad(y, table, dy)
+    torch.testing.assert_close(found, torch.autograd.grad(squares(table, ids), table, dy)[0])
+
+
 def test_the_operator_is_one_for_torch():
     for dtype in (torch.float32, torch.bfloat16):
         _, ids, dy = draw(2, 40, 30, 16, dtype=dtype)

@@ -12,16 +12,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from mixers import attention_eager
-from mixers.attention_eager import Eager
+from mixers import attention_products
+from mixers.attention_products import Products
 from mixers.attention_triton import Fused, attend
 from mixers.layers import seed_dropout
 from tests.mixers.attention_inputs import check, draw, generator, of, results, some
 from tests.mixers.interpreted_attention import fused, layer
 
 
-def reference(p: float) -> Eager:
-    form = Eager(p)
+def products(p: float) -> Products:
+    form = Products(p)
     seed_dropout(form, generator(1))
     return form
 
@@ -64,28 +64,32 @@ def test_queries_of_some_tokens_are_those_of_all():
 
 @pytest.mark.parametrize(("n_heads", "positions"), [(1, "none"), (2, "none"), (2, "rope")])
 def test_a_layer_of_some_tokens(n_heads, positions):
-    """Eager and compiled, as `reference`, which is compiled too."""
+    """Eager and compiled, as `reference`, and as `products` where that takes them."""
     at, x = some(2, 70, 9), torch.randn(2, 70, 32, generator=generator(2))
     found = []
-    for impl, compiled in product(("reference", "triton"), (False, True)):
+    other = "reference" if positions == "rope" else "products"
+    for impl, compiled in (("reference", False), *product((other, "triton"), (False, True))):
         own = layer(impl, dropout=0.2, n_heads=n_heads, positions=positions)
         run = torch.compile(own, backend="aot_eager", fullgraph=True) if compiled else own
         y = run(x, at=at)
         y.square().sum().backward()
         found.append([y.detach(), *(p.grad for p in own.parameters())])
-    for exact, compiled_exact, ours, compiled in zip(*found, strict=True):
+    for exact, theirs, compiled_theirs, ours, compiled in zip(*found, strict=True):
         torch.testing.assert_close(ours, exact)
-        assert torch.equal(exact, compiled_exact)
+        torch.testing.assert_close(theirs, exact)
+        assert torch.equal(theirs, compiled_theirs)
         assert torch.equal(ours, compiled)
 
 
-def test_a_compiler_meets_one_operator_for_the_gradients_of_reference(monkeypatch):
-    products, calls = attention_eager._products, []
-    monkeypatch.setattr(attention_eager, "_products", lambda *x: calls.append(x) or products(*x))
+def test_a_compiler_meets_one_operator_for_the_gradients_of_products(monkeypatch):
+    run_eagerly, calls = attention_products.products_of, []
+    monkeypatch.setattr(
+        attention_products, "products_of", lambda *x: calls.append(x) or run_eagerly(*x)
+    )
     qkv, do = draw(2, 20, 2, 8)
-    whole = torch.compile(reference(0.3).packed, backend="aot_eager", fullgraph=True)
+    whole = torch.compile(products(0.3).packed, backend="aot_eager", fullgraph=True)
     found = []
-    for run in (whole, reference(0.3).packed):
+    for run in (whole, products(0.3).packed):
         assert not calls
         leaf = qkv.clone().requires_grad_()
         run(leaf).backward(do)

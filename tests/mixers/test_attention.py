@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from itertools import product
 
 import pytest
 import torch
@@ -10,7 +11,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mixers import Attention
-from mixers.attention_eager import Eager, _compiled_products, rope
+from mixers.attention_eager import rope
+from mixers.attention_products import Products, compiled_products
 from mixers.layers import seed_dropout
 from tests.mixers.attention_inputs import DTYPES, check, draw, of
 from tests.mixers.test_contract import D, assert_close, generator, moved, tokens
@@ -105,30 +107,66 @@ def sparse(x: Tensor, at: Tensor) -> Tensor:
     return torch.zeros(2, 20, D, dtype=x.dtype).scatter(1, at[..., None].expand(x.shape), x)
 
 
-@pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("n_heads", [1, 2])
-def test_tokens_asked_for_alone_are_those_of_all(n_heads, bias, causal):
-    """Under dropout too, and so are the gradients; one causal head forms no keys and no values."""
-    mixer = Attention(impl="reference", n_heads=n_heads, dropout=0.5, bias=bias)
-    layer = moved(mixer, causal=causal)
+@pytest.mark.parametrize(
+    ("impl", "causal"), [("reference", True), ("reference", False), ("products", True)]
+)
+def test_tokens_asked_for_alone_are_those_of_all(impl, causal, n_heads, bias, monkeypatch):
+    """Under dropout too, and so are the gradients, by whichever form of torch's products."""
+    called = spied(monkeypatch)
+    fields = {"n_heads": n_heads, "dropout": 0.5, "bias": bias}
+    layer, exact = (
+        moved(Attention.model_validate({"impl": x} | fields), causal=causal)
+        for x in (impl, "reference")
+    )
     at, dy = torch.tensor([[19, 0, 7], [3, 4, 12]]), tokens(2, 3, seed=4)
     found: list[list[Tensor]] = []
-    for asked in (at, None):
+    for own, asked in ((layer, at), (layer, None), (exact, None)):
         x = tokens(2, 20).requires_grad_()
-        seed_dropout(layer, generator(1))
-        y = layer(x, at=asked)
+        seed_dropout(own, generator(1))
+        y = own(x, at=asked)
         y.backward(dy if asked is not None else sparse(dy, at))
-        gradients = [x.grad, *(p.grad for p in layer.parameters())]
+        gradients = [x.grad, *(p.grad for p in own.parameters())]
         found.append([y.detach() if asked is not None else of(at, y.detach()), *gradients])
-        layer.zero_grad()
-    for some, every in zip(*found, strict=True):
+        own.zero_grad()
+    for some, every, true in zip(*found, strict=True):
         torch.testing.assert_close(some, every, rtol=1e-11, atol=1e-12)
+        torch.testing.assert_close(every, true, rtol=1e-11, atol=1e-12)
+    # One head forms no keys and no values.
+    one = ["shared"] if n_heads == 1 else []
+    assert called == ([*one, "packed"] if impl == "products" else [])
 
 
-def test_one_head_of_tokens_asked_for_alone_rounds_no_worse():
+def spied(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The forms of `Products` that are called from now on."""
+    called: list[str] = []
+    for name in ("packed", "shared"):
+        form = getattr(Products, name)
+        monkeypatch.setattr(
+            Products, name, lambda *x, name=name, form=form: called.append(name) or form(*x)
+        )
+    return called
+
+
+@pytest.mark.parametrize("impl", ["reference", "products"])
+def test_no_stream_is_kept_unrounded(impl):
+    """Where its queries are of some tokens, and all of it goes into another product."""
+    layer, x = moved(Attention(impl=impl)).float(), tokens(2, 20).float()
+    kept: list[Tensor] = []
+    with (
+        torch.autocast("cpu", dtype=torch.bfloat16),
+        torch.autograd.graph.saved_tensors_hooks(lambda y: kept.append(y) or y, lambda y: y),
+    ):
+        layer(x.requires_grad_() * 1, at=torch.tensor([[1], [2]]))
+    assert not [y for y in kept if y.shape == x.shape and y.dtype == torch.float32]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert layer.double()(x.double(), at=torch.tensor([[1], [2]])).dtype == torch.float64
+
+
+def test_one_head_of_tokens_asked_for_alone_rounds_no_worse(monkeypatch):
     """Under autocast, by the bar of the kernels against the layer of all tokens."""
-    exact = moved(Attention(impl="reference"))
+    called, exact = spied(monkeypatch), moved(Attention(impl="products"))
     at, dy = torch.tensor([[19, 0, 7], [3, 4, 12]]), tokens(2, 3, seed=4)
 
     def run(layer: torch.nn.Module, x: Tensor, asked: Tensor | None) -> list[Tensor]:
@@ -144,12 +182,15 @@ def test_one_head_of_tokens_asked_for_alone_rounds_no_worse():
     layer = copy.deepcopy(exact).float()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         alone, all_ = (run(layer, tokens(2, 20).float(), asked) for asked in (at, None))
+    assert called == ["shared", "shared", "packed"]
     for ours, theirs, true in zip(alone, all_, truth, strict=True):
         assert (ours - true).norm() <= 2 * (theirs - true).norm()
 
 
-@pytest.mark.parametrize("impl", ["sdpa", "reference"])
-@pytest.mark.parametrize("positions", ["none", "rope"])
+@pytest.mark.parametrize(
+    ("positions", "impl"),
+    [*product(["none", "rope"], ["sdpa", "reference"]), ("none", "products")],
+)
 def test_attention_is_its_formula(positions, impl):
     k, x = D // 2, tokens(2, 20)
     layer = moved(Attention(n_heads=2, positions=positions, impl=impl))
@@ -169,8 +210,8 @@ def test_attention_is_its_formula(positions, impl):
     assert_close(layer(x), layer.proj_out(y.flatten(2)))
 
 
-def packed(p: float) -> Eager:
-    form = Eager(p)
+def packed(p: float) -> Products:
+    form = Products(p)
     seed_dropout(form, generator(1))
     return form
 
@@ -187,10 +228,20 @@ def test_products_side_by_side():
     qkv, _ = draw(2, 20, 2, 8)
     q, k, v = qkv.unbind(2)
     weights = torch.rand(2, 2, 20, 20, generator=generator(3))
-    torch.library.opcheck(_compiled_products, ([weights, weights.mT], [k, q]))
-    one, two = _compiled_products([weights, weights.mT], [k, v]).unbind(2)
+    torch.library.opcheck(compiled_products, ([weights, weights.mT], [k, q]))
+    one, two = compiled_products([weights, weights.mT], [k, v]).unbind(2)
     torch.testing.assert_close(one, torch.einsum("bhnt,bthk->bnhk", weights, k))
     torch.testing.assert_close(two, torch.einsum("bhtn,bthk->bnhk", weights, v))
+
+
+def test_what_products_does_not_take_is_named():
+    with pytest.raises(ValueError, match="positions = 'rope' does not fit impl = 'products'"):
+        Attention(impl="products", positions="rope")
+    with pytest.raises(ValueError, match="impl = 'products' sees the past alone, but causal = F"):
+        moved(Attention(impl="products"), causal=False)
+    q = torch.zeros(1, 2, 1, 8)
+    with pytest.raises(ValueError, match="causal = True with a mask does not fit"):
+        packed(0.0)(q, q, q, causal=True, mask=torch.ones(1, 2, dtype=torch.bool))
 
 
 def test_scores_are_scaled_before_they_pass_the_largest_number():

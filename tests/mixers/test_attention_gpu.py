@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mixers import Attention
-from mixers.attention_eager import Eager
+from mixers.attention_products import Products
 from mixers.layers import Dropout, keeps, seed_dropout
 from tests.mixers.attention_inputs import (
     DTYPES,
@@ -106,7 +106,7 @@ def test_wide_heads_by_torchs_products(compiled, precision):
     """Whose gradients torch writes into one stack, strided."""
     for h, k in ((1, 512), (2, 192)):
         qkv, do = draw(4, 128, h, k, dtype=DTYPES[precision], device="cuda")
-        form = Eager(0.1)
+        form = Products(0.1)
         seed_dropout(form, generator(1, "cuda"))
         run = torch.compile(form.packed, fullgraph=True, dynamic=False) if compiled else form.packed
         check(run, qkv, do, 0.1, precision)

@@ -103,7 +103,7 @@ def test_a_width_that_does_not_fit_is_named(mixer, d_model, message):
         (
             Attention,
             {"impl": "flash"},
-            "'sdpa', 'sdpa_flash', 'sdpa_cudnn', 'triton' or 'reference'",
+            "'sdpa', 'sdpa_flash', 'sdpa_cudnn', 'triton', 'products' or",
         ),
         (Mamba, {"init": "kaiming"}, "'torch', 'normal' or 'zoology'"),
     ],

@@ -113,6 +113,19 @@ def test_the_head_at_initialisation_knows_nothing():
     assert float(loss) == pytest.approx(9.02, abs=0.05)
 
 
+def test_embeddings_are_multiplied_where_asked_alone():
+    """By the width's root; a product by one would be a copy of the gradient."""
+    ids, found = torch.tensor([[3, 0, 1]]), []
+    for scale in (False, True):
+        backbone = Backbone(d_model=64, embed_scale=scale)
+        generator = torch.Generator().manual_seed(0)
+        model = backbone.build(Attention(), vocab_size=5, max_len=3, generator=generator)
+        found.append(model.embedded(ids))
+    plain, scaled = found
+    assert torch.equal(scaled, 8 * plain)
+    assert "Embedding" in plain.grad_fn.name()
+
+
 def test_identity_channel_mixer_adds_a_normalised_copy():
     plain, quirky = (
         Backbone(d_model=32, n_layers=1, channel_mixer=kind, norm="simple_rms").build(

@@ -50,8 +50,10 @@ def test_a_fault_of_the_implementation_is_found_before_a_time_is_told(monkeypatc
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16_autocast"])
-def test_the_check_passes_what_is_right(precision):
-    timed(mixer=Attention(n_heads=2, impl="sdpa"), precision=precision).check(CPU)
+@pytest.mark.parametrize(("n_heads", "impl"), [(2, "sdpa"), (2, "products"), (1, "products")])
+def test_the_check_passes_what_is_right(n_heads, impl, precision):
+    mixer = Attention.model_validate({"n_heads": n_heads, "impl": impl})
+    timed(mixer=mixer, precision=precision).check(CPU)
 
 
 def test_a_batch_that_is_never_full_is_refused():

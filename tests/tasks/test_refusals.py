@@ -7,12 +7,13 @@ import torch
 from torch import Tensor, nn
 
 import hgrn2.reference
-from mixers import HGRN2, Attention, Mamba
+from mixers import HGRN2, Attention, Mamba, attention_products
 from tasks.base import Context, Unsupported, Wrong
 from tasks.decode import Decode
 from tasks.memory import Memory
 from tasks.speed import Speed
 from tasks.workload import WorkloadTask
+from tests.tasks.test_training import tiny
 
 CPU = torch.device("cpu")
 
@@ -39,6 +40,16 @@ def test_a_wrong_implementation_gets_no_numbers(task_class: type[WorkloadTask]):
         Wrong, match=r"the output in fp32 of attention \(sdpa\) is off by 1\.00e-03"
     ):
         wrong.run(Context(CPU))
+
+
+def test_a_wrong_gradient_of_ours_is_not_trained_with(monkeypatch):
+    """Attention by torch's products, whose gradients are written by hand."""
+    task = tiny(epochs=1).model_copy(update={"mixer": Attention(impl="products")})
+    task.check(CPU)
+    gradient = attention_products._of_scores
+    monkeypatch.setattr(attention_products, "_of_scores", lambda *x: 1.1 * gradient(*x))
+    with pytest.raises(Wrong, match=r"the gradient in fp32 of attention \(products\) is off by"):
+        task.run(Context(CPU))
 
 
 def test_a_wrong_reference_gets_no_numbers_either(monkeypatch):

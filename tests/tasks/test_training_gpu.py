@@ -57,6 +57,7 @@ def test_a_graphed_run_equals_an_eager_one(order, precision):
         Mamba(),
         Mamba(impl="mamba_ssm"),
         Attention(impl="reference", dropout=0.1),
+        Attention(impl="products", dropout=0.1),
         Attention(impl="triton", dropout=0.1),
     ],
     ids=lambda mixer: f"{mixer.name}-{mixer.impl}",
