@@ -15,7 +15,7 @@ from mixers.attention_eager import rope
 from mixers.attention_products import Products, compiled_products
 from mixers.layers import seed_dropout
 from tests.mixers.attention_inputs import DTYPES, check, draw, of
-from tests.mixers.test_contract import D, assert_close, generator, moved, tokens
+from tests.mixers.test_contract import D, assert_close, decoded, generator, moved, tokens
 
 
 @pytest.mark.parametrize("causal", [True, False])
@@ -232,6 +232,11 @@ def test_products_side_by_side():
     one, two = compiled_products([weights, weights.mT], [k, v]).unbind(2)
     torch.testing.assert_close(one, torch.einsum("bhnt,bthk->bnhk", weights, k))
     torch.testing.assert_close(two, torch.einsum("bhtn,bthk->bnhk", weights, v))
+
+
+def test_products_decodes_what_it_trains():
+    layer, x = moved(Attention(impl="products", n_heads=2)), tokens(2, 20)
+    assert_close(decoded(layer, x), layer(x))
 
 
 def test_what_products_does_not_take_is_named():
