@@ -44,7 +44,7 @@ def _plot(table: pd.DataFrame) -> Plot:
     ).reset_index()
     sentences = [
         "Trainings that one GPU makes an hour, of those that had a process to themselves (whether "
-        "another process had the same GPU is not in the records): how many there are by the time "
+        "another process had the same GPU is not looked at): how many there are by the time "
         "that they took together. Evaluations and what a worker's first one compiles are "
         "included, making data and model is not. Some stop early, so it depends on what is "
         "learned, and on which learning rates have run there. Points: trainings by themselves.",

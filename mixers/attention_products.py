@@ -144,7 +144,8 @@ class _Shared(torch.autograd.Function):
         weights = _weights(p, keep, share, x)[:, 0]
         ctx.save_for_backward(p, keep, weights, q, x)
         ctx.share = share
-        return weights @ x, weights.sum(-1, keepdim=True)
+        # Autocast on a GPU would have the sum, and the gradient that comes for it, in fp32.
+        return weights @ x, weights.sum(-1, keepdim=True, dtype=weights.dtype)
 
     @staticmethod
     @once_differentiable

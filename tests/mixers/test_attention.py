@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from itertools import product
 
 import pytest
@@ -164,6 +165,24 @@ def test_no_stream_is_kept_unrounded(impl):
         assert layer.double()(x.double(), at=torch.tensor([[1], [2]])).dtype == torch.float64
 
 
+@pytest.fixture
+def sums_as_on_a_gpu() -> Iterator[None]:
+    """Where autocast has sums in fp32 unless they say otherwise; a CPU's leaves them alone."""
+    keys = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)
+
+    def in_fp32(x, dim, keepdim=False, *, dtype=None):
+        with torch._C._ExcludeDispatchKeyGuard(keys):
+            narrow = x.dtype in (torch.bfloat16, torch.float16)
+            dtype = torch.float32 if narrow and dtype is None else dtype
+            return torch.ops.aten.sum.dim_IntList(x, dim, keepdim, dtype=dtype)
+
+    library = torch.library.Library("aten", "IMPL", "AutocastCPU")
+    library.impl("sum.dim_IntList", in_fp32)
+    yield
+    library._destroy()
+
+
+@pytest.mark.usefixtures("sums_as_on_a_gpu")
 def test_one_head_of_tokens_asked_for_alone_rounds_no_worse(monkeypatch):
     """Under autocast, by the bar of the kernels against the layer of all tokens."""
     called, exact = spied(monkeypatch), moved(Attention(impl="products"))
@@ -171,7 +190,9 @@ def test_one_head_of_tokens_asked_for_alone_rounds_no_worse(monkeypatch):
 
     def run(layer: torch.nn.Module, x: Tensor, asked: Tensor | None) -> list[Tensor]:
         x = x.clone().requires_grad_()
-        y = layer(x, at=asked)
+        # Around the forward pass alone, as in a training.
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=x.dtype == torch.float32):
+            y = layer(x, at=asked)
         layer.zero_grad()
         y.backward((dy if asked is not None else sparse(dy, at)).to(y.dtype))
         y = y if asked is not None else of(at, y)
@@ -180,8 +201,7 @@ def test_one_head_of_tokens_asked_for_alone_rounds_no_worse(monkeypatch):
 
     truth = run(exact, tokens(2, 20), at)
     layer = copy.deepcopy(exact).float()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        alone, all_ = (run(layer, tokens(2, 20).float(), asked) for asked in (at, None))
+    alone, all_ = (run(layer, tokens(2, 20).float(), asked) for asked in (at, None))
     assert called == ["shared", "shared", "packed"]
     for ours, theirs, true in zip(alone, all_, truth, strict=True):
         assert (ours - true).norm() <= 2 * (theirs - true).norm()

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from mixers import Attention
-from mixers.attention_products import Products
 from mixers.layers import Dropout, keeps, seed_dropout
 from tests.mixers.attention_inputs import (
     DTYPES,
@@ -99,17 +98,6 @@ def test_masks_are_dropouts_bit_for_bit(p):
         o = form(q, q, v, causal=True, mask=None).transpose(1, 2)
         assert torch.equal(o != 0, kept.tril())
         assert torch.equal(form.dropout.state, dropout.state)
-
-
-@pytest.mark.parametrize("compiled", [False, True])
-def test_wide_heads_by_torchs_products(compiled, precision):
-    """Whose gradients torch writes into one stack, strided."""
-    for h, k in ((1, 512), (2, 192)):
-        qkv, do = draw(4, 128, h, k, dtype=DTYPES[precision], device="cuda")
-        form = Products(0.1)
-        seed_dropout(form, generator(1, "cuda"))
-        run = torch.compile(form.packed, fullgraph=True, dynamic=False) if compiled else form.packed
-        check(run, qkv, do, 0.1, precision)
 
 
 def test_rows_and_states_wrap_at_32_bits():
