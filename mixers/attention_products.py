@@ -6,72 +6,43 @@ from __future__ import annotations
 from typing import Any, no_type_check
 
 import torch
-from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from jaxtyping import Float, Int
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from hgrn2.gate import arithmetic_dtype
-from mixers.layers import Dropout, kept
+from mixers.attention_eager import Eager
+from mixers.layers import kept
 
 
-class Products(nn.Module):
-    """`sdpa.attend` under a causal mask, with dropout of the probabilities.
+class Products(Eager):
+    """`Eager`, and two forms of it, causal, whose gradients are written by hand.
 
-    All inputs are of one dtype, that of the products: autocast does not reach the gradients'.
+    Their inputs are of one dtype, that of the products: autocast does not reach the gradients'.
     """
-
-    def __init__(self, dropout: float) -> None:
-        super().__init__()
-        self.dropout = Dropout(dropout)
-
-    def forward(
-        self,
-        q: Float[Tensor, "b n h k"],
-        k: Float[Tensor, "b t h k"],
-        v: Float[Tensor, "b t h k"],
-        *,
-        causal: bool,
-        mask: Bool[Tensor, "#b t"] | None,
-        at: Int[Tensor, "b n"] | None = None,
-    ) -> Float[Tensor, "b n h k"]:
-        """By autograd; `at` as `attention_eager.Eager`. Raises ValueError without `causal` and with
-        a mask."""
-        if not causal or mask is not None:
-            raise ValueError(
-                f"causal = {causal} {'without' if mask is None else 'with'} a mask does not fit "
-                "impl = 'products', which sees all of the past and nothing else: use causal = True "
-                "without a mask, or impl = 'sdpa' or 'reference'"
-            )
-        p, keep = probabilities(q, k, at), self._keep(q, k, at)
-        return (_weights(p, keep, self.dropout.p, v) @ v.transpose(1, 2)).transpose(1, 2)
 
     def packed(self, qkv: Float[Tensor, "b t 3 h k"]) -> Float[Tensor, "b t h k"]:
         """`forward` of one projection: its gradient comes in one piece too."""
-        q, k, _ = qkv.unbind(2)
-        return _Packed.apply(self._keep(q, k, None), self.dropout.p, qkv)
+        b, t, _, h, _ = qkv.shape
+        keep = self.dropout.mask(torch.Size((b, h, t, t)), qkv.device)
+        return _Packed.apply(keep, self.dropout.p, qkv)
 
     def shared(
         self, q: Float[Tensor, "b n d"], x: Float[Tensor, "b t d"], at: Int[Tensor, "b n"]
     ) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b n 1"]]:
         """`forward` of one head, whose keys and values both are x; and what each query's weights
         sum to, which is not 1 where some are dropped."""
-        keep = self._keep(q[:, :, None], x[:, :, None], at)
+        (b, n, _), t = q.shape, x.shape[1]
+        row = torch.arange(b, device=q.device)[:, None] * t + at
+        keep = self.dropout.mask(torch.Size((b, n, t)), q.device, row[..., None])
         return _Shared.apply(at, keep, self.dropout.p, q, x)
-
-    def _keep(self, q: Tensor, k: Tensor, at: Tensor | None) -> Bool[Tensor, "b h n t"] | None:
-        (b, n, h, _), t = q.shape, k.shape[1]
-        row = None
-        if at is not None:
-            first = torch.arange(b * h, device=q.device).view(b, h, 1, 1) * t
-            row = first + at[:, None, :, None]
-        return self.dropout.mask(torch.Size((b, h, n, t)), q.device, row)
 
 
 def probabilities(
-    q: Float[Tensor, "b n h k"], k: Float[Tensor, "b t h k"], at: Int[Tensor, "b n"] | None
-) -> Float[Tensor, "b h n t"]:
-    """The softmax over the past keys, in fp32 (fp64 of fp64)."""
-    q, k, scale = q.transpose(1, 2), k.transpose(1, 2), q.shape[-1] ** -0.5
+    q: Float[Tensor, "*b n k"], k: Float[Tensor, "*b t k"], last: Int[Tensor, "*#b n"]
+) -> Float[Tensor, "*b n t"]:
+    """The softmax over each query's keys up to its `last`, in fp32 (fp64 of fp64)."""
+    scale = q.shape[-1] ** -0.5
     if q.dtype == torch.float16:
         # Scores that are scaled afterwards could pass its largest number.
         scores = (q * scale) @ k.mT
@@ -79,12 +50,11 @@ def probabilities(
     else:
         scores = q @ k.mT
         scores = scores.to(arithmetic_dtype(scores)) * scale
-    token = torch.arange(k.shape[2], device=q.device)
-    last = token if at is None else at[:, None]
+    token = torch.arange(k.shape[-2], device=q.device)
     return scores.masked_fill(token > last[..., None], -torch.inf).softmax(-1)
 
 
-def _weights(p: Tensor, keep: Tensor | None, share: float, v: Tensor) -> Float[Tensor, "b h n t"]:
+def _weights(p: Tensor, keep: Tensor | None, share: float, v: Tensor) -> Float[Tensor, "*b n t"]:
     """What the values are summed by, in their dtype."""
     p = p.to(v.dtype)
     return p if keep is None else kept(p, keep, share)
@@ -92,7 +62,7 @@ def _weights(p: Tensor, keep: Tensor | None, share: float, v: Tensor) -> Float[T
 
 def _of_scores(
     p: Tensor, keep: Tensor | None, share: float, dw: Tensor, scale: float
-) -> Float[Tensor, "b h n t"]:
+) -> Float[Tensor, "*b n t"]:
     """The gradient of unscaled scores, of that of the weights, in its dtype."""
     dp = dw if keep is None else kept(dw, keep, share)
     return (p * (dp - (p * dp).sum(-1, keepdim=True)) * scale).to(dw.dtype)
@@ -110,12 +80,12 @@ class _Packed(torch.autograd.Function):
     @staticmethod
     @no_type_check
     def forward(ctx: Any, keep: Any, share: Any, qkv: Any) -> Tensor:
-        q, k, v = qkv.unbind(2)
-        p = probabilities(q, k, None)
+        q, k, v = qkv.transpose(1, 3).unbind(2)
+        p = probabilities(q, k, torch.arange(qkv.shape[1], device=qkv.device))
         weights = _weights(p, keep, share, v)
         ctx.save_for_backward(p, keep, weights, qkv)
         ctx.share = share
-        return (weights @ v.transpose(1, 2)).transpose(1, 2)
+        return (weights @ v).transpose(1, 2)
 
     @staticmethod
     @once_differentiable
@@ -140,8 +110,8 @@ class _Shared(torch.autograd.Function):
     @staticmethod
     @no_type_check
     def forward(ctx: Any, at: Any, keep: Any, share: Any, q: Any, x: Any) -> tuple[Tensor, Tensor]:
-        p = probabilities(q[:, :, None], x[:, :, None], at)
-        weights = _weights(p, keep, share, x)[:, 0]
+        p = probabilities(q, x, at)
+        weights = _weights(p, keep, share, x)
         ctx.save_for_backward(p, keep, weights, q, x)
         ctx.share = share
         # Autocast on a GPU would have the sum, and the gradient that comes for it, in fp32.
@@ -154,8 +124,7 @@ class _Shared(torch.autograd.Function):
         ctx: Any, do: Tensor, dtotal: Tensor
     ) -> tuple[None, None, None, Tensor, Tensor]:
         p, keep, weights, q, x = ctx.saved_tensors
-        dw = (do @ x.mT + dtotal)[:, None]
-        ds = _of_scores(p, keep, ctx.share, dw, q.shape[-1] ** -0.5)[:, 0]
+        ds = _of_scores(p, keep, ctx.share, do @ x.mT + dtotal, q.shape[-1] ** -0.5)
         dx = torch.cat([weights, ds], 1).mT @ torch.cat([do, q], 1)
         return None, None, None, ds @ x, dx
 

@@ -264,9 +264,6 @@ def test_what_products_does_not_take_is_named():
         Attention(impl="products", positions="rope")
     with pytest.raises(ValueError, match="impl = 'products' sees the past alone, but causal = F"):
         moved(Attention(impl="products"), causal=False)
-    q = torch.zeros(1, 2, 1, 8)
-    with pytest.raises(ValueError, match="causal = True with a mask does not fit"):
-        packed(0.0)(q, q, q, causal=True, mask=torch.ones(1, 2, dtype=torch.bool))
 
 
 def test_scores_are_scaled_before_they_pass_the_largest_number():
