@@ -251,8 +251,9 @@ def recall_mixers(
     kernels, the peers' by their own. `wide_heads`: attention's where our kernels do not fit;
     Figure 3 began by `reference`, and cells that it has are not trained again."""
     zoology, gpu = init == "zoology", device.type == "cuda"
-    # With dropout of the probabilities, whose masks are seeded: no kernel of torch's.
-    head_size, wide = d_model // attention_heads, wide_heads if gpu else "reference"
+    wide = wide_heads if gpu else "reference"
+    # Dropout of the probabilities draws seeded masks: no kernel of torch's.
+    seeded = "triton" if gpu and d_model // attention_heads <= 128 else wide
     return [
         HGRN2(
             preset="biased",
@@ -266,7 +267,7 @@ def recall_mixers(
         GLA(n_heads=2, init="normal" if zoology else init, impl="fla" if gpu else "reference"),
         Mamba(init=init, impl="mamba_ssm" if gpu else "reference"),
         Attention(
-            impl="sdpa" if not zoology else "triton" if gpu and head_size <= 128 else wide,
+            impl=seeded if zoology else "sdpa",
             n_heads=attention_heads,
             dropout=0.1 if zoology else 0.0,
             init=init,
