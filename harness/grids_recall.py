@@ -221,8 +221,15 @@ def _timed_recall(device: torch.device) -> list[MQAR]:
     return [
         protocols.iclr2024(mixer, seq_len=seq_len, kv_pairs=kv_pairs, d_model=d_model, lr=1e-3)
         for (seq_len, kv_pairs), d_model in product(STEP_SHAPES, STEP_WIDTHS)
-        for mixer in recall_mixers(d_model, device, init="zoology", wide_heads="products")
+        for mixer in step_mixers(d_model, device)
     ]
+
+
+def step_mixers(d_model: int, device: torch.device) -> list[Mixer]:
+    """As the grids have them; on a GPU Mamba by the published kernels too."""
+    ours = recall_mixers(d_model, device, init="zoology", wide_heads="products")
+    published = Mamba(init="zoology", impl="mamba_ssm")
+    return [*ours, published] if device.type == "cuda" else ours
 
 
 def step_of(task: MQAR, pack: int, **training_fields: object) -> MQARStep:
@@ -265,7 +272,7 @@ def recall_mixers(
         HGRN1(kind="complex", lower_bound="off", init=init, impl=hgrn2_impl(device)),
         # zoology scales no last map that is called o_proj, and GLA's is.
         GLA(n_heads=2, init="normal" if zoology else init, impl="fla" if gpu else "reference"),
-        Mamba(init=init, impl="mamba_ssm" if gpu else "reference"),
+        Mamba(init=init, impl="triton" if gpu else "reference"),
         Attention(
             impl=seeded if zoology else "sdpa",
             n_heads=attention_heads,

@@ -27,9 +27,10 @@ class Mamba(Mixer):
     token, behind a SiLU gate."""
 
     name: Literal["mamba"] = "mamba"
-    impl: Literal["reference", "mamba_ssm"] = "reference"
-    """Which implementation runs. `reference`: eager torch. `mamba_ssm`: the published CUDA kernels,
-    convolution, scan and gate fused; causal stacks alone."""
+    impl: Literal["reference", "triton", "mamba_ssm"] = "reference"
+    """Which implementation runs. `reference`: eager torch. `triton`: the scan by our own kernels.
+    `mamba_ssm`: the published CUDA kernels, convolution, scan and gate fused; causal stacks
+    alone."""
     d_state: PositiveInt = 16
     """Numbers of state for each inner channel."""
     d_conv: PositiveInt = 4
@@ -42,11 +43,14 @@ class Mamba(Mixer):
 
     @model_validator(mode="after")
     def _sizes_fit_the_kernels(self) -> Mamba:
-        limits = (("d_conv", self.d_conv, 2, 4), ("d_state", self.d_state, 1, 256))
-        for field, value, low, high in limits:
-            if self.impl == "mamba_ssm" and not low <= value <= high:
+        limits = {
+            "mamba_ssm": (("d_conv", self.d_conv, 2, 4), ("d_state", self.d_state, 1, 256)),
+            "triton": (("d_state", self.d_state, 1, 256),),
+        }
+        for field, value, low, high in limits.get(self.impl, ()):
+            if not low <= value <= high:
                 raise ValueError(
-                    f"{field} = {value} does not fit impl = 'mamba_ssm', which takes {low} to "
+                    f"{field} = {value} does not fit impl = {self.impl!r}, which takes {low} to "
                     f"{high}: use one of these, or impl = 'reference'"
                 )
         return self
@@ -64,17 +68,21 @@ class Mamba(Mixer):
     ) -> list[nn.Module]:
         self.check_width(d_model)
         kind = MambaLayer
+        if self.impl == "triton":
+            kind = _ours().TritonMambaLayer
         if self.impl == "mamba_ssm":
             if not causal:
                 raise ValueError(
-                    "impl = 'mamba_ssm' runs forwards alone: use impl = 'reference' for both "
-                    "directions"
+                    "impl = 'mamba_ssm' runs forwards alone: use impl = 'triton' or 'reference' "
+                    "for both directions"
                 )
             kind = _fused().FusedMambaLayer
         return [kind(self, d_model, n_layers, causal, generator) for _ in range(n_layers)]
 
     def unsupported(self, device: torch.device, dtype: torch.dtype) -> str | None:
-        return None if self.impl == "reference" else _fused().unsupported(device, dtype)
+        if self.impl == "reference":
+            return None
+        return (_ours() if self.impl == "triton" else _fused()).unsupported(device, dtype)
 
     def state_size(self, d_model: int, seq_len: int) -> int:
         return self.expand * d_model * (self.d_state + self.d_conv - 1)
@@ -105,8 +113,10 @@ class Mamba(Mixer):
         B, C = draw(self.d_state).to(dtype), draw(self.d_state).to(dtype)
         A_log, D = a_log(channels, self.d_state, device), torch.ones(channels, device=device)
 
+        scan = _ours().selective_scan if self.impl == "triton" else selective_scan
+
         def run(*inputs: Tensor) -> Tensor:
-            return selective_scan(*inputs)[0]
+            return scan(*inputs)[0]
 
         if self.impl == "mamba_ssm":
             run = _fused().selective_scan
@@ -121,6 +131,13 @@ def _fused() -> ModuleType:
     from mixers import mamba_cuda
 
     return mamba_cuda
+
+
+def _ours() -> ModuleType:
+    """Our own kernels' side, which does too."""
+    from mixers import mamba_triton
+
+    return mamba_triton
 
 
 def dt_bias(channels: int, generator: torch.Generator) -> Float[Tensor, " c"]:

@@ -1,0 +1,214 @@
+"""Mamba by our own Triton kernels, for autograd, eager and compiled: no graph break, no host
+synchronisation.
+
+torch.compile sees custom operators; eager calls go around their dispatch.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any, no_type_check
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from hgrn2.api import HAS_TRITON
+from mixers.mamba import MambaLayer
+
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+# On a CPU.
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def unsupported(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why the kernels cannot run there, in words; None when they can."""
+    if device.type != "cuda" and not INTERPRETED:
+        return f"impl='triton' needs a CUDA device, not {device}: use impl='reference'"
+    if dtype not in DTYPES:
+        return f"impl='triton' takes bfloat16, float16 or float32, not {dtype}: use one of them"
+    if not HAS_TRITON:
+        return "impl='triton' needs triton, which is not installed: use impl='reference'"
+    return None
+
+
+def selective_scan(
+    x: Float[Tensor, "b t c"],
+    dt: Float[Tensor, "b t c"],
+    A_log: Float[Tensor, "c n"],
+    B: Float[Tensor, "b t n"],
+    C: Float[Tensor, "b t n"],
+    D: Float[Tensor, " c"],
+    bias: Float[Tensor, " c"] | None = None,
+    *,
+    state: Float[Tensor, "b c n"] | None = None,
+) -> tuple[Float[Tensor, "b t c"], Float[Tensor, "b c n"]]:
+    """`mixers.mamba.selective_scan` of dt + bias, in fp32 (the last state has no gradient).
+
+    x, dt, B and C of one dtype, bf16, fp16 or fp32; what is not contiguous is copied. Raises
+    ValueError for another dtype, another device than CUDA, and a state where gradients are wanted.
+    """
+    tokens = (x, dt, B, C)
+    if (reason := unsupported(x.device, x.dtype)) is not None:
+        raise ValueError(reason)
+    if any(y.dtype != x.dtype for y in tokens):
+        raise ValueError(
+            f"x, dt, B, C are {', '.join(str(y.dtype) for y in tokens)}; impl='triton' takes one "
+            "dtype for all four"
+        )
+    inputs = (x, dt, A_log, B, C, D, torch.zeros_like(D) if bias is None else bias)
+    learns = torch.is_grad_enabled() and any(y.requires_grad for y in inputs)
+    if state is not None and learns:
+        raise ValueError(
+            "state: impl='triton' has no gradients for a scan that goes on from one: call it under "
+            "torch.no_grad(), or use impl='reference'"
+        )
+    if torch.compiler.is_compiling():
+        y, last, _ = _compiled_forward(*inputs, state, learns)
+    elif learns:
+        y, last = _Eager.apply(*inputs)
+    else:
+        y, last, _ = _forward(*inputs, state, False)
+    return y, last
+
+
+# `no_type_check`: torch reads an operator's schema off a function that nothing wraps.
+@no_type_check
+def _ready(*inputs: Tensor) -> tuple[Tensor, ...]:
+    """The inputs as the kernels take them."""
+    x, dt, A_log, B, C, D, bias = (y.contiguous() for y in inputs)
+    return x, dt, A_log.float(), B, C, D.float(), bias.float()
+
+
+@no_type_check
+def _forward(
+    x: Tensor,
+    dt: Tensor,
+    A_log: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    bias: Tensor,
+    state: Tensor | None,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y, the last state, and the borders where they are to be kept."""
+    # triton takes a while to import.
+    from mixers.mamba_kernels import scan_output
+
+    state = None if state is None else state.float().contiguous()
+    with torch.cuda.device_of(x):
+        return scan_output(*_ready(x, dt, A_log, B, C, D, bias), state, keep)
+
+
+@no_type_check
+def _backward(
+    x: Tensor,
+    dt: Tensor,
+    A_log: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    bias: Tensor,
+    borders: Tensor,
+    dy: Tensor,
+) -> list[Tensor]:
+    """Of the first seven, in their dtypes."""
+    from mixers.mamba_backward import scan_gradients
+
+    inputs = (x, dt, A_log, B, C, D, bias)
+    with torch.cuda.device_of(x):
+        gradients = scan_gradients(*_ready(*inputs), borders, dy.contiguous())
+    return [g.to(y.dtype) for g, y in zip(gradients, inputs, strict=True)]
+
+
+_compiled_forward = torch.library.custom_op("mixers::selective_scan", _forward, mutates_args=())
+_compiled_backward = torch.library.custom_op(
+    "mixers::selective_scan_backward", _backward, mutates_args=()
+)
+
+
+@_compiled_forward.register_fake
+def _forward_fake(
+    x: Tensor,
+    dt: Tensor,
+    A_log: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    bias: Tensor,
+    state: Tensor | None,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    from mixers.mamba_kernels import buffers_of
+
+    del dt, B, C, D, bias, state
+    return buffers_of(x, A_log.shape[1], keep)
+
+
+@_compiled_backward.register_fake
+def _backward_fake(
+    x: Tensor,
+    dt: Tensor,
+    A_log: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    bias: Tensor,
+    borders: Tensor,
+    dy: Tensor,
+) -> list[Tensor]:
+    del borders, dy
+    return [y.new_empty(y.shape) for y in (x, dt, A_log, B, C, D, bias)]
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    _, last, borders = output
+    ctx.save_for_backward(*inputs[:7], borders)
+    ctx.mark_non_differentiable(last)
+
+
+def _differentiate(ctx: Any, run: Callable[..., list[Tensor]], dy: Tensor) -> list[Tensor]:
+    return run(*ctx.saved_tensors, dy)
+
+
+class _Eager(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        output = _forward(*inputs, None, True)
+        _save(ctx, inputs, output)
+        return output[:2]
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, dy: Tensor, _: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        return tuple(_differentiate(ctx, _backward, dy))
+
+
+_compiled_forward.register_autograd(
+    lambda ctx, dy, *_: (*_differentiate(ctx, _compiled_backward, dy), None, None),
+    setup_context=lambda ctx, inputs, output: _save(ctx, inputs, output),
+)
+
+
+class TritonMambaLayer(MambaLayer):
+    """`MambaLayer` with its scan in our kernels, and a convolution that a compiler fuses."""
+
+    def _conv(self, x: Float[Tensor, "b s c"]) -> Float[Tensor, "b t c"]:
+        """As `MambaLayer._conv`, a sum over the taps, in the widest dtype of x and the weights."""
+        t = x.shape[1] - self.d_conv + 1
+        taps = zip(range(self.d_conv), self.conv_weight.unbind(1), strict=True)
+        return sum((x[:, j : j + t] * w for j, w in taps), self.conv_bias)
+
+    def _scan(
+        self, x: Float[Tensor, "b s c"], state: Float[Tensor, "b c n"] | None = None
+    ) -> tuple[Float[Tensor, "b t c"], Float[Tensor, "b c n"]]:
+        x = F.silu(self._conv(x)).to(x.dtype)
+        dt, B, C = self.proj_scan(x).split(self.widths, dim=-1)
+        dt = self.proj_dt(dt)
+        return selective_scan(x, dt, self.A_log, B, C, self.D, self.dt_bias, state=state)

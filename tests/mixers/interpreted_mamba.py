@@ -1,0 +1,200 @@
+"""Mamba's scan under Triton's interpreter, against the fp64 oracle.
+
+Run by test_mamba_triton.py with TRITON_INTERPRET=1, which must be set before triton is imported.
+fp32 only: the interpreter's bf16 is wrong. mamba_inputs.py derives the bar.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+from torch import nn
+
+from mixers import Mamba, mamba_triton
+from mixers.mamba_kernels import ROWS, channels_of, softplus
+from mixers.mamba_triton import selective_scan
+from tests.mixers import test_contract as contract
+from tests.mixers.mamba_inputs import (
+    check,
+    draw,
+    generator,
+    output_gradient,
+    results,
+    softplus_inputs,
+)
+
+assert os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@pytest.mark.parametrize("t", [1, ROWS - 1, ROWS, ROWS + 1, 3 * ROWS + 5])
+@pytest.mark.parametrize(("c", "n"), [(3, 1), (8, 4), (70, 16), (9, 24), (2, 256)])
+def test_results_and_gradients(t, c, n):
+    check(selective_scan, draw(2, t, c, n))
+
+
+@pytest.mark.parametrize("shift", [-12.0, 2.0, 30.0])
+def test_steps_far_below_and_above_one(shift):
+    """Memory that hardly decays, and none: decays of exp(-30 n) are zeros."""
+    check(selective_scan, draw(1, 20, 5, 16, shift=shift))
+
+
+@triton.jit
+def softplus_kernel(x, y, N: tl.constexpr):
+    i = tl.arange(0, N)
+    tl.store(y + i, softplus(tl.load(x + i)))
+
+
+def test_a_small_step_has_all_its_digits():
+    z, exact = softplus_inputs()
+    found = torch.empty_like(z)
+    softplus_kernel[(1,)](z, found, N=len(z))
+    # An exponential has the rounding of its argument, which is absolute.
+    assert ((found.double() - exact).abs() <= (4 + z.abs()) * 2**-23 * exact).all()
+
+
+def test_a_scan_goes_on_from_a_state():
+    inputs = draw(2, 30, 5, 8)
+    x, dt, A_log, B, C, D, bias = inputs
+    whole, last = selective_scan(*inputs)
+    state, parts = None, []
+    for own in (slice(0, 11), slice(11, 12), slice(12, 30)):
+        y, state = selective_scan(
+            x[:, own], dt[:, own], A_log, B[:, own], C[:, own], D, bias, state=state
+        )
+        parts.append(y)
+    torch.testing.assert_close(torch.cat(parts, 1), whole)
+    torch.testing.assert_close(state, last)
+
+
+def test_strictly_causal_bit_for_bit():
+    inputs = draw(1, 30, 5, 8)
+    y, _ = selective_scan(*inputs)
+    for cut in (1, ROWS, 20, 29):
+        changed = [x.clone() for x in inputs]
+        for place in (0, 1, 3, 4):
+            changed[place][:, cut:] += 1
+        found, _ = selective_scan(*changed)
+        assert torch.equal(found[:, :cut], y[:, :cut])
+        assert not torch.equal(found[:, cut:], y[:, cut:])
+
+
+def test_views_of_any_strides():
+    inputs = draw(2, 20, 6, 8)
+    dy = output_gradient(inputs)
+    expected = results(selective_scan, inputs, dy)
+    views = [x.mT.contiguous().mT if x.ndim > 1 else x for x in inputs]
+    found = results(selective_scan, views, dy.mT.contiguous().mT)
+    assert all(torch.equal(x, expected[name]) for name, x in found.items())
+    ones = torch.ones(()).expand(dy.shape)
+    constant = results(selective_scan, inputs, ones)
+    assert torch.equal(constant["dx"], results(selective_scan, inputs, ones.contiguous())["dx"])
+
+
+def test_without_a_bias():
+    *inputs, bias = draw(1, 10, 5, 4)
+    y, _ = selective_scan(*inputs)
+    assert torch.equal(y, selective_scan(*inputs, torch.zeros_like(bias))[0])
+
+
+def test_gradients_of_some_inputs_alone():
+    inputs = draw(1, 10, 5, 4)
+    dy = output_gradient(inputs)
+    leaf = inputs[3].clone().requires_grad_()
+    selective_scan(*inputs[:3], leaf, *inputs[4:])[0].backward(dy)
+    assert torch.equal(leaf.grad, results(selective_scan, inputs, dy)["dB"])
+
+
+def test_programs_fill_the_device_where_they_can():
+    assert channels_of(512, 1024, 16) == 32
+    assert channels_of(128, 128, 16) == 16
+    assert channels_of(1, 128, 16) == 8
+    assert channels_of(1, 128, 256) == 2
+    assert channels_of(4096, 1024, 1) == 64
+
+
+def layer(impl: str, *, causal: bool = True, **fields) -> nn.Module:
+    mixer = Mamba.model_validate({"impl": impl, **fields})
+    return mixer.stack(16, 2, causal=causal, generator=generator(0))[0]
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_compiled_without_a_break(backend):
+    """A custom operator there, a plain autograd function in eager mode."""
+    found = []
+    x = torch.randn(2, 20, 16, generator=generator(2))
+    for compiled in (False, True):
+        own = layer("triton")
+        run = torch.compile(own, backend=backend, fullgraph=True) if compiled else own
+        run(x).square().sum().backward()
+        with torch.no_grad():
+            found.append([run(x), *(p.grad for p in own.parameters())])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_a_compiler_learns_the_operators_shapes():
+    inputs = draw(2, 20, 6, 8)
+    torch.library.opcheck(mamba_triton._compiled_forward, (*inputs, None, False))
+    y, state, borders = mamba_triton._compiled_forward(*inputs, None, True)
+    torch.library.opcheck(mamba_triton._compiled_forward, (*inputs, state, False))
+    torch.library.opcheck(mamba_triton._compiled_backward, (*inputs, borders, y))
+    leaves = [x.requires_grad_() for x in inputs]
+    torch.library.opcheck(mamba_triton._compiled_forward, (*leaves, None, True))
+
+
+def test_under_autocast_tokens_are_16_bits_and_rates_are_not(monkeypatch):
+    seen = []
+    scan = mamba_triton.selective_scan
+    monkeypatch.setattr(
+        mamba_triton, "selective_scan", lambda *x, state: seen.append(x) or scan(*x, state=state)
+    )
+    x = torch.randn(2, 10, 16, generator=generator(2))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = layer("triton")(x)
+    assert y.isfinite().all()
+    dtypes = [y.dtype for y in seen[0]]
+    tokens, rates = torch.bfloat16, torch.float32
+    assert dtypes == [tokens, tokens, rates, tokens, tokens, rates, rates]
+
+
+def test_bad_input_is_named():
+    x, dt, A_log, B, C, D, bias = draw(1, 4, 3, 2)
+    with pytest.raises(ValueError, match=r"takes bfloat16, float16 or float32, not torch\.float64"):
+        selective_scan(x.double(), dt, A_log, B, C, D, bias)
+    with pytest.raises(ValueError, match=r"x, dt, B, C are torch\.float32, torch\.float16.*one"):
+        selective_scan(x, dt.half(), A_log, B, C, D, bias)
+    state = torch.zeros(1, 3, 2)
+    with pytest.raises(ValueError, match=r"state: .*no gradients.*no_grad"):
+        selective_scan(x.requires_grad_(), dt, A_log, B, C, D, bias, state=state)
+
+
+# What every mixer promises, but for fp64 and bf16 (the interpreter's is wrong).
+PROMISES = (
+    contract.check_configuration,
+    contract.check_seed,
+    contract.check_padding,
+    contract.check_batch_invariance,
+    contract.check_gradients,
+    contract.check_decoding,
+    contract.check_state_size,
+    contract.check_operator,
+)
+
+
+@pytest.mark.parametrize("promise", PROMISES, ids=lambda check: check.__name__)
+@pytest.mark.parametrize(
+    "mixer",
+    [Mamba(impl="triton"), Mamba(impl="triton", d_state=4, d_conv=1, expand=1, init="normal")],
+    ids=["plain", "small"],
+)
+def test_contract(mixer, promise, monkeypatch):
+    tokens, moved = contract.tokens, contract.moved
+    monkeypatch.setattr(
+        contract, "tokens", lambda *args, **options: tokens(*args, **options).float()
+    )
+    monkeypatch.setattr(contract, "moved", lambda *args, **options: moved(*args, **options).float())
+    promise(mixer)

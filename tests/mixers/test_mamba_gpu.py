@@ -1,0 +1,153 @@
+"""Mamba's Triton kernels on a GPU, against the fp64 oracle; mamba_inputs.py derives the bar."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor, nn
+
+from mixers import Mamba
+from mixers.mamba_kernels import softplus
+from mixers.mamba_triton import selective_scan
+from tests.mixers.mamba_inputs import (
+    check,
+    draw,
+    generator,
+    output_gradient,
+    results,
+    softplus_inputs,
+)
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores:UserWarning"),
+]
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("b", "t", "c"), [(32, 64, 128), (16, 256, 128), (8, 512, 1024)])
+def test_the_shapes_of_recall(b, t, c, dtype):
+    check(selective_scan, draw(b, t, c, 16, dtype=dtype, device="cuda"))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("t", [1, 7, 8, 9, 100])
+@pytest.mark.parametrize(("c", "n"), [(3, 1), (40, 4), (70, 16), (96, 24), (128, 64), (6, 256)])
+def test_every_length_and_width(t, c, n, dtype):
+    check(selective_scan, draw(3, t, c, n, dtype=dtype, device="cuda"))
+
+
+@pytest.mark.parametrize("shift", [-12.0, 2.0, 30.0])
+def test_steps_far_below_and_above_one(shift):
+    check(selective_scan, draw(2, 200, 64, 16, device="cuda", shift=shift))
+
+
+@triton.jit
+def softplus_kernel(x, y, N: tl.constexpr):
+    i = tl.arange(0, N)
+    tl.store(y + i, softplus(tl.load(x + i)))
+
+
+def test_a_small_step_has_all_its_digits():
+    z, exact = softplus_inputs("cuda")
+    found = torch.empty_like(z)
+    softplus_kernel[(1,)](z, found, N=len(z))
+    # An exponential has the rounding of its argument, which is absolute.
+    assert ((found.double() - exact).abs() <= (4 + z.abs()) * 2**-23 * exact).all()
+
+
+def test_the_same_bits_every_time_into_poisoned_memory():
+    inputs = draw(16, 300, 128, 16, dtype=torch.bfloat16, device="cuda")
+    dy = output_gradient(inputs)
+    first = results(selective_scan, inputs, dy)
+    for _ in range(3):
+        poison = torch.full((1 << 26,), float("nan"), device="cuda")
+        del poison
+        for name, x in results(selective_scan, inputs, dy).items():
+            assert torch.equal(x, first[name]), name
+
+
+def layer(impl: str = "triton") -> nn.Module:
+    mixer = Mamba.model_validate({"impl": impl})
+    return mixer.stack(128, 2, causal=True, generator=generator(0, "cuda"))[0]
+
+
+def step(run, own: nn.Module, x: Tensor, *, autocast: bool) -> list[Tensor]:
+    with torch.autocast("cuda", dtype=torch.bfloat16, enabled=autocast):
+        y = run(x)
+    return [y.detach(), *torch.autograd.grad(y.float().square().sum(), own.parameters())]
+
+
+@pytest.mark.parametrize("autocast", [False, True], ids=["fp32", "autocast"])
+def test_compiled_without_a_break(autocast):
+    x = torch.randn(16, 200, 128, device="cuda")
+    own = layer()
+    expected = step(own, own, x, autocast=autocast)
+    found = step(torch.compile(own, fullgraph=True, dynamic=False), own, x, autocast=autocast)
+    # A rounding for each of a sum's channels and tokens; in bf16 of a few maps in a row.
+    allowed = 8 * 2**-8 if autocast else (128 + 200) * 2**-22
+    for one, other in zip(found, expected, strict=True):
+        assert (one - other).norm() <= allowed * other.norm()
+
+
+def test_replayed_from_a_graph():
+    own, xs = layer(), [torch.randn(16, 200, 128, device="cuda") for _ in range(3)]
+    expected = [step(own, own, x, autocast=True) for x in xs]
+    static = xs[0].clone()
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        step(own, own, static, autocast=True)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=side):
+        outputs = step(own, own, static, autocast=True)
+    for x, wanted in zip(xs, expected, strict=True):
+        static.copy_(x)
+        graph.replay()
+        assert all(torch.equal(y, z) for y, z in zip(outputs, wanted, strict=True))
+
+
+@pytest.mark.filterwarnings("ignore:.*ynchronization debug mode")
+def test_the_host_never_waits():
+    own, x = layer(), torch.randn(16, 200, 128, device="cuda")
+    step(own, own, x, autocast=True)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step(own, own, x, autocast=True)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_decoding_and_padding_follow_the_whole_sequence():
+    own, x = layer(), torch.randn(3, 1000, 128, device="cuda")
+    y, state = own(x), own.start(3, 1000)
+    for t in range(70):
+        one, state = own.step(x[:, t], state)
+        torch.testing.assert_close(one, y[:, t], rtol=1e-4, atol=1e-5)
+    for t in (1, 63, 64, 65, 999):
+        torch.testing.assert_close(own(x[:, :t]), y[:, :t], rtol=1e-4, atol=1e-5)
+
+
+def test_more_than_2_31_elements():
+    """The last row of a batch whose tensors hold more elements than an int32 counts."""
+    small = draw(1, 1024, 1024, 4, dtype=torch.bfloat16, device="cuda")
+    dy = output_gradient(small)
+    expected = results(selective_scan, small, dy)
+    tall = []
+    for x in (*small, dy):
+        if x.ndim == 3:
+            wide = torch.zeros(2100, *x.shape[1:], dtype=x.dtype, device="cuda")
+            wide[-1:] = x
+            x = wide
+        tall.append(x)
+    *inputs, dy = tall
+    assert inputs[0].numel() > 2**31
+    found = results(selective_scan, inputs, dy)
+    for name in ("y", "dx", "ddt", "dB", "dC"):
+        assert torch.equal(found[name][-1:], expected[name]), name
