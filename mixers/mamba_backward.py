@@ -23,20 +23,34 @@ from torch import Tensor
 
 from hgrn2.kernels.first_call import enqueue, total
 from hgrn2.kernels.settings import cdiv
-from mixers.mamba_kernels import LN2, ROWS, channels_of, load_rates, load_token, softplus
+from mixers.mamba_kernels import LN2, ROWS, channels_of, load_rates, power_of_2
+
+# Channels of a program. Triton loads a row of fewer than a warp has threads as it is needed, each
+# number in several, and exchanges none.
+TILE = 16
+# Tokens whose states are held at a time.
+HELD = 4
+
+
+@triton.jit
+@no_type_check
+def slope(s):
+    """The derivative of softplus where it is s, 1 - exp(-s); of a small s its series."""
+    p = 1.0 - s * (1 / 5) * (1.0 - s * (1 / 6) * (1.0 - s * (1 / 7)))
+    p = s * (1.0 - s * (1 / 2) * (1.0 - s * (1 / 3) * (1.0 - s * (1 / 4) * p)))
+    return tl.where(s < 0.25, p, 1.0 - tl.exp2(-s / LN2))
 
 
 @triton.jit(do_not_specialize=["T"])
 @no_type_check
 def mamba_bwd_kernel(
     x,
-    dt,
     B,
     C,
     A_log,
     D,
-    bias,
     dy,
+    steps,
     borders,
     dx,
     ddt,
@@ -51,6 +65,7 @@ def mamba_bwd_kernel(
     TILE_C: tl.constexpr,
     TILE_N: tl.constexpr,
     ROWS: tl.constexpr,
+    HELD: tl.constexpr,
 ):
     """dx, ddt [b t c]; dB, dC [tiles b t n], dA_log [b c n], dD, dbias [b c] fp32, of this program
     alone; all contiguous."""
@@ -61,10 +76,11 @@ def mamba_bwd_kernel(
     c = tile * TILE_C + tl.arange(0, TILE_C)
     n = tl.arange(0, TILE_N)
     here, own = c < CHANNELS, n < STATE
-    A, there = load_rates(A_log, c, n, CHANNELS, STATE)
+    # Triton gives a thread two channels and four numbers of state then: fewest sums among threads.
+    pairs = tl.max_contiguous(c, 2)
+    A, there = load_rates(A_log, pairs, n, CHANNELS, STATE)
     skip = tl.load(D + c, mask=here, other=0.0)
-    shift = tl.load(bias + c, mask=here, other=0.0)
-    state = c[:, None] * STATE + n[None, :]
+    state = n[None, :] * CHANNELS + pairs[:, None]
     whole: tl.constexpr = CHANNELS * STATE
 
     blocks = tl.cdiv(T, ROWS)
@@ -73,7 +89,7 @@ def mamba_bwd_kernel(
     of_states = (batch * T + start) * STATE
     part = tile.to(tl.int64) * batches * T * STATE
     x += of_channels
-    dt += of_channels
+    steps += of_channels
     dy += of_channels
     dx += of_channels
     ddt += of_channels
@@ -89,48 +105,60 @@ def mamba_bwd_kernel(
     sum_bias = sum_D
     for i in range(blocks):
         left = T - (blocks - 1 - i) * ROWS
-        h = tl.load(borders + state, mask=there, other=0.0)
-        entering = (h,)
-        for j in tl.static_range(ROWS - 1):
-            u, v = j * CHANNELS, j * STATE
-            own_x, own_dt, own_B, _ = load_token(
-                x + u, dt + u, B + v, C + v, left - j, c, n, CHANNELS, STATE
-            )
-            s = tl.where(left > j, softplus(own_dt.to(tl.float32) + shift), 0.0)
-            written = (s * own_x.to(tl.float32))[:, None] * own_B.to(tl.float32)[None, :]
-            h = tl.exp2(s[:, None] * A) * h + written
-            entering += (h,)
-        for j in tl.static_range(ROWS - 1, -1, -1):
-            u, v = j * CHANNELS, j * STATE
-            own_x, own_dt, own_B, own_C = load_token(
-                x + u, dt + u, B + v, C + v, left - j, c, n, CHANNELS, STATE
-            )
-            taken = here & (left > j)
-            own_dy = tl.load(dy + u + c, mask=taken, other=0.0).to(tl.float32)
-            own_x = own_x.to(tl.float32)
-            own_B, own_C = own_B.to(tl.float32)[None, :], own_C.to(tl.float32)[None, :]
-            z = own_dt.to(tl.float32) + shift
-            s = tl.where(left > j, softplus(z), 0.0)
-            written = (s * own_x)[:, None]
-            a = tl.exp2(s[:, None] * A)
-            h = a * entering[j] + written * own_B
-            dh = g + own_dy[:, None] * own_C
-            g = a * dh
-            e = g * entering[j]
-            du = tl.sum(dh * own_B, 1)
-            ds = own_x * du + tl.sum(e * A, 1) * LN2
-            own_ddt = ds / (1.0 + tl.exp2(-z / LN2))
-            own_dx = s * du + skip * own_dy
-            sum_A += e * s[:, None]
-            sum_D += own_x * own_dy
-            # Of a token that is none, z is no logit, but ds is 0.
-            sum_bias += own_ddt
-            tl.store(dx + u + c, own_dx.to(dx.dtype.element_ty), mask=taken)
-            tl.store(ddt + u + c, own_ddt.to(ddt.dtype.element_ty), mask=taken)
-            tl.store(dB + v + n, tl.sum(dh * written, 0), mask=own & (left > j))
-            tl.store(dC + v + n, tl.sum(h * own_dy[:, None], 0), mask=own & (left > j))
+        # The later half first, so that no more than HELD states are held; what leads there is run
+        # twice.
+        for begin in tl.static_range(ROWS - HELD, -1, -HELD):
+            row = begin + tl.arange(0, HELD)
+            h = tl.load(borders + state, mask=there, other=0.0)
+            states = ()
+            for j in tl.static_range(begin + HELD):
+                u, v = j * CHANNELS, j * STATE
+                inside = here & (left > j)
+                own_x = tl.load(x + u + c, mask=inside, other=0.0).to(tl.float32)
+                # Past the end it is 0, which keeps the state.
+                s = tl.load(steps + u + c, mask=inside, other=0.0)
+                own_B = tl.load(B + v + n, mask=own & (left > j), other=0.0)
+                if j >= begin:
+                    states += (h,)
+                h = tl.exp2(s[:, None] * A) * h + (s * own_x)[:, None] * own_B[None, :]
+            states += (h,)
+            # Rows are stored together: a program's channels change lanes at a store.
+            dxs = tl.zeros((TILE_C, HELD), tl.float32)
+            ddts = dxs
+            dBs = tl.zeros((HELD, TILE_N), tl.float32)
+            dCs = dBs
+            for j in tl.static_range(begin + HELD - 1, begin - 1, -1):
+                u, v = j * CHANNELS, j * STATE
+                inside = here & (left > j)
+                own_x = tl.load(x + u + c, mask=inside, other=0.0).to(tl.float32)
+                own_dy = tl.load(dy + u + c, mask=inside, other=0.0).to(tl.float32)
+                s = tl.load(steps + u + c, mask=inside, other=0.0)
+                own_B = tl.load(B + v + n, mask=own & (left > j), other=0.0)[None, :]
+                own_C = tl.load(C + v + n, mask=own & (left > j), other=0.0)[None, :]
+                dh = g + own_dy[:, None] * own_C
+                g = tl.exp2(s[:, None] * A) * dh
+                e = g * states[j - begin]
+                du = tl.sum(dh * own_B, 1)
+                own_ddt = (own_x * du + tl.sum(e * A, 1) * LN2) * slope(s)
+                sum_A += e * s[:, None]
+                sum_D += own_x * own_dy
+                sum_bias += own_ddt
+                dB_row = tl.sum(dh * (s * own_x)[:, None], 0)
+                dC_row = tl.sum(states[j + 1 - begin] * own_dy[:, None], 0)
+                dxs = tl.where((row == j)[None, :], (s * du + skip * own_dy)[:, None], dxs)
+                ddts = tl.where((row == j)[None, :], own_ddt[:, None], ddts)
+                dBs = tl.where((row == j)[:, None], dB_row[None, :], dBs)
+                dCs = tl.where((row == j)[:, None], dC_row[None, :], dCs)
+            inside = here[:, None] & (left > row)[None, :]
+            to = row[None, :] * CHANNELS + c[:, None]
+            tl.store(dx + to, dxs.to(dx.dtype.element_ty), mask=inside)
+            tl.store(ddt + to, ddts.to(ddt.dtype.element_ty), mask=inside)
+            inside = (left > row)[:, None] & own[None, :]
+            to = row[:, None] * STATE + n[None, :]
+            tl.store(dB + to, dBs, mask=inside)
+            tl.store(dC + to, dCs, mask=inside)
         x -= ROWS * CHANNELS
-        dt -= ROWS * CHANNELS
+        steps -= ROWS * CHANNELS
         dy -= ROWS * CHANNELS
         dx -= ROWS * CHANNELS
         ddt -= ROWS * CHANNELS
@@ -147,35 +175,35 @@ def mamba_bwd_kernel(
 @no_type_check
 def scan_gradients(
     x: Tensor,
-    dt: Tensor,
     A_log: Tensor,
     B: Tensor,
     C: Tensor,
     D: Tensor,
-    bias: Tensor,
-    borders: Tensor,
     dy: Tensor,
+    steps: Tensor,
+    borders: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """dx, ddt, dA_log, dB, dC, dD, dbias in the inputs' dtypes; inputs as `scan_output`'s."""
+    """dx and ddt in x's dtype, and in fp32 dA_log [n c], dB, dC, dD and dbias; inputs and what the
+    forward pass kept as `scan_output` has them."""
     b, t, c = x.shape
-    n = A_log.shape[1]
-    tile = channels_of(b, c, n)
+    n = len(A_log)
+    tile = channels_of(b, c, n, TILE)
     tiles = cdiv(c, tile)
-    wide = {"dtype": torch.float32, "device": x.device}
-    dx, ddt = torch.empty_like(x), torch.empty_like(dt)
-    dB, dC = (torch.empty(tiles, b, t, n, **wide) for _ in range(2))
-    dA_log = torch.empty(b, c, n, **wide)
-    dD, dbias = (torch.empty(b, c, **wide) for _ in range(2))
+    wide = {"dtype": torch.float32}
+    dx, ddt = x.new_empty(b, t, c), x.new_empty(b, t, c)
+    dB, dC = (x.new_empty(tiles, b, t, n, **wide) for _ in range(2))
+    dA_log = x.new_empty(b, n, c, **wide)
+    dD, dbias = (x.new_empty(b, c, **wide) for _ in range(2))
     enqueue(
         mamba_bwd_kernel,
         b * tiles,
-        *(x, dt, B, C, A_log, D, bias, dy, borders, dx, ddt, dB, dC, dA_log, dD, dbias, t),
+        *(x, B, C, A_log, D, dy, steps, borders, dx, ddt, dB, dC, dA_log, dD, dbias, t),
         CHANNELS=c,
         STATE=n,
         TILE_C=tile,
-        TILE_N=triton.next_power_of_2(n),
+        TILE_N=power_of_2(n),
         ROWS=ROWS,
+        HELD=HELD,
         num_warps=1,
     )
-    dA_log, dD, dbias = (total(y, 0) for y in (dA_log, dD, dbias))
-    return dx, ddt, dA_log, total(dB, 0).to(B.dtype), total(dC, 0).to(C.dtype), dD, dbias
+    return dx, ddt, *(total(y, 0) for y in (dA_log, dB, dC, dD, dbias))

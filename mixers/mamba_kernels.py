@@ -25,18 +25,24 @@ from hgrn2.kernels.first_call import enqueue
 from hgrn2.kernels.settings import cdiv
 
 LN2 = tl.constexpr(log(2))
-# Tokens of a block. The backward pass holds a state for each of them.
+# Tokens of a block.
 ROWS = 8
-# Numbers of state that a program of one warp holds: 16 a thread.
-TILE = 512
-# Warps that fill an H100: two for each of its schedulers.
-WARPS = 132 * 4 * 2
+# Channels of a program of one warp, with 16 numbers of state.
+TILE = 32
+# Warps on each scheduler of an H100.
+SCHEDULERS = 132 * 4
 
 
-def channels_of(batch: int, channels: int, d_state: int) -> int:
-    """Channels of a program: fewer where the programs would not fill the device."""
-    tile = max(1, min(64, TILE // triton.next_power_of_2(d_state)))
-    while tile > 8 and batch * cdiv(channels, tile) < WARPS // 2:
+def power_of_2(n: int) -> int:
+    """The smallest that is not below n."""
+    return 1 << (n - 1).bit_length()
+
+
+def channels_of(batch: int, channels: int, d_state: int, most: int) -> int:
+    """Channels of a program: at most so many, fewer of more than 16 numbers of state, and where
+    some schedulers would have no warp."""
+    tile = max(1, min(most, 16 * most // power_of_2(d_state)))
+    while tile > 8 and batch * cdiv(channels, tile) < SCHEDULERS:
         tile //= 2
     return tile
 
@@ -58,26 +64,16 @@ def softplus(z):
 @triton.jit
 @no_type_check
 def load_rates(A_log, c, n, CHANNELS: tl.constexpr, STATE: tl.constexpr):
-    """A in units of log 2, [c n]; zeros, which keep a state, where there is none."""
+    """A in units of log 2, [c n] of A_log [n c]; zeros, which keep a state, where there is none."""
     there = (c < CHANNELS)[:, None] & (n < STATE)[None, :]
-    a = tl.load(A_log + c[:, None] * STATE + n[None, :], mask=there, other=0.0)
+    a = tl.load(A_log + n[None, :] * CHANNELS + c[:, None], mask=there, other=0.0)
     return tl.where(there, -tl.exp2(a / LN2) / LN2, 0.0), there
 
 
-@triton.jit
-@no_type_check
-def load_token(x, dt, B, C, left, c, n, CHANNELS: tl.constexpr, STATE: tl.constexpr):
-    """x, dt [c], B, C [n] of one token; zeros where none is left."""
-    here, own = (c < CHANNELS) & (left > 0), (n < STATE) & (left > 0)
-    return (
-        tl.load(x + c, mask=here, other=0.0),
-        tl.load(dt + c, mask=here, other=0.0),
-        tl.load(B + n, mask=own, other=0.0),
-        tl.load(C + n, mask=own, other=0.0),
-    )
-
-
-@triton.jit(do_not_specialize=["T"])
+@triton.jit(
+    do_not_specialize=["T"],
+    do_not_specialize_on_alignment=["x", "dt", "y", "steps", "A_log", "first", "borders", "last"],
+)
 @no_type_check
 def mamba_fwd_kernel(
     x,
@@ -89,6 +85,7 @@ def mamba_fwd_kernel(
     bias,
     first,
     y,
+    steps,
     borders,
     last,
     T,
@@ -98,9 +95,13 @@ def mamba_fwd_kernel(
     TILE_N: tl.constexpr,
     ROWS: tl.constexpr,
     HAS_FIRST: tl.constexpr,
-    STORE_BORDERS: tl.constexpr,
+    KEEP: tl.constexpr,
 ):
-    """y [b t c]; borders [b t/ROWS c n], first and last [b c n] fp32; all contiguous."""
+    """y, steps [b t c], borders [b t/ROWS n c], first, last [b n c]; all but y fp32, contiguous.
+
+    Without the alignment of what has channels last, Triton gives each thread one channel with all
+    its numbers of state: nothing but B and C is shared, and those are read by all.
+    """
     tiles: tl.constexpr = (CHANNELS + TILE_C - 1) // TILE_C
     batch = (tl.program_id(0) // tiles).to(tl.int64)
     c = (tl.program_id(0) % tiles) * TILE_C + tl.arange(0, TILE_C)
@@ -109,7 +110,7 @@ def mamba_fwd_kernel(
     A, there = load_rates(A_log, c, n, CHANNELS, STATE)
     skip = tl.load(D + c, mask=here, other=0.0)
     shift = tl.load(bias + c, mask=here, other=0.0)
-    state = c[:, None] * STATE + n[None, :]
+    state = n[None, :] * CHANNELS + c[:, None]
     whole: tl.constexpr = CHANNELS * STATE
     h = tl.zeros((TILE_C, TILE_N), tl.float32)
     if HAS_FIRST:
@@ -119,48 +120,57 @@ def mamba_fwd_kernel(
     x += batch * T * CHANNELS
     dt += batch * T * CHANNELS
     y += batch * T * CHANNELS
+    steps += batch * T * CHANNELS
     B += batch * T * STATE
     C += batch * T * STATE
     borders += batch * blocks * whole
-    rows = ()
+    xs, dts = (), ()
     for j in tl.static_range(ROWS):
-        u, v = j * CHANNELS, j * STATE
-        rows += (load_token(x + u, dt + u, B + v, C + v, T - j, c, n, CHANNELS, STATE),)
+        inside = here & (j < T)
+        xs += (tl.load(x + j * CHANNELS + c, mask=inside, other=0.0),)
+        dts += (tl.load(dt + j * CHANNELS + c, mask=inside, other=0.0),)
     for i in range(blocks):
-        if STORE_BORDERS:
+        if KEEP:
             tl.store(borders + state, h, mask=there)
             borders += whole
         # A block is loaded while the one before it is walked over.
         x += ROWS * CHANNELS
         dt += ROWS * CHANNELS
+        left = T - i * ROWS
+        xs_ahead, dts_ahead = (), ()
+        for j in tl.static_range(ROWS):
+            u, v = j * CHANNELS, j * STATE
+            inside = here & (left > ROWS + j)
+            own_x = xs[j].to(tl.float32)
+            # Where no token is left the state stays.
+            s = tl.where(left > j, softplus(dts[j].to(tl.float32) + shift), 0.0)
+            xs_ahead += (tl.load(x + u + c, mask=inside, other=0.0),)
+            dts_ahead += (tl.load(dt + u + c, mask=inside, other=0.0),)
+            own_B = tl.load(B + v + n, mask=(n < STATE) & (left > j), other=0.0)
+            own_C = tl.load(C + v + n, mask=(n < STATE) & (left > j), other=0.0)
+            written = (s * own_x)[:, None] * own_B[None, :]
+            h = tl.exp2(s[:, None] * A) * h + written
+            out = tl.sum(h * own_C[None, :], 1) + skip * own_x
+            tl.store(y + u + c, out.to(y.dtype.element_ty), mask=here & (left > j))
+            if KEEP:
+                tl.store(steps + u + c, s, mask=here & (left > j))
+        y += ROWS * CHANNELS
+        steps += ROWS * CHANNELS
         B += ROWS * STATE
         C += ROWS * STATE
-        left = T - i * ROWS
-        ahead = ()
-        for j in tl.static_range(ROWS):
-            own_x, own_dt, own_B, own_C = rows[j]
-            u, v = j * CHANNELS, j * STATE
-            after = left - ROWS - j
-            ahead += (load_token(x + u, dt + u, B + v, C + v, after, c, n, CHANNELS, STATE),)
-            own_x = own_x.to(tl.float32)
-            # Where no token is left the state stays.
-            s = tl.where(left > j, softplus(own_dt.to(tl.float32) + shift), 0.0)
-            written = (s * own_x)[:, None] * own_B.to(tl.float32)[None, :]
-            h = tl.exp2(s[:, None] * A) * h + written
-            out = tl.sum(h * own_C.to(tl.float32)[None, :], 1) + skip * own_x
-            tl.store(y + u + c, out.to(y.dtype.element_ty), mask=here & (left > j))
-        y += ROWS * CHANNELS
-        rows = ahead
+        xs, dts = xs_ahead, dts_ahead
     tl.store(last + batch * whole + state, h, mask=there)
 
 
 @no_type_check
-def buffers_of(x: Tensor, d_state: int, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Room for y [b t c], the last state [b c n] and the borders (empty without `keep`)."""
+def buffers_of(x: Tensor, d_state: int, keep: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Room for y [b t c], the last state [b n c], step sizes [b t c] and borders (both empty
+    without `keep`)."""
     b, t, c = x.shape
     wide = {"dtype": torch.float32}
-    borders = x.new_empty((b, cdiv(t, ROWS), c, d_state) if keep else (0,), **wide)
-    return x.new_empty(x.shape), x.new_empty((b, c, d_state), **wide), borders
+    steps = x.new_empty(x.shape if keep else (0,), **wide)
+    borders = x.new_empty((b, cdiv(t, ROWS), d_state, c) if keep else (0,), **wide)
+    return x.new_empty(x.shape), x.new_empty((b, d_state, c), **wide), steps, borders
 
 
 @no_type_check
@@ -174,24 +184,38 @@ def scan_output(
     bias: Tensor,
     state: Tensor | None,
     keep: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """y [b t c] in x's dtype, the last state [b c n] and, with `keep`, the borders; all inputs
-    contiguous, A_log, D, bias and state in fp32."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`buffers_of`, filled: of x and dt [b t c] of one dtype, and in fp32 A_log [n c], B and C
+    [b t n], D and bias [c] and the first state [b n c], all contiguous."""
     b, t, c = x.shape
-    n = A_log.shape[1]
-    y, last, borders = buffers_of(x, n, keep)
-    tile = channels_of(b, c, n)
+    n = len(A_log)
+    y, last, steps, borders = buffers_of(x, n, keep)
+    tile = channels_of(b, c, n, TILE)
     enqueue(
         mamba_fwd_kernel,
         b * cdiv(c, tile),
-        *(x, dt, B, C, A_log, D, bias, last if state is None else state, y, borders, last, t),
+        *(
+            x,
+            dt,
+            B,
+            C,
+            A_log,
+            D,
+            bias,
+            last if state is None else state,
+            y,
+            steps,
+            borders,
+            last,
+            t,
+        ),
         CHANNELS=c,
         STATE=n,
         TILE_C=tile,
-        TILE_N=triton.next_power_of_2(n),
+        TILE_N=power_of_2(n),
         ROWS=ROWS,
         HAS_FIRST=state is not None,
-        STORE_BORDERS=keep,
+        KEEP=keep,
         num_warps=1,
     )
-    return y, last, borders
+    return y, last, steps, borders

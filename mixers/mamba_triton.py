@@ -67,22 +67,15 @@ def selective_scan(
             "torch.no_grad(), or use impl='reference'"
         )
     if torch.compiler.is_compiling():
-        y, last, _ = _compiled_forward(*inputs, state, learns)
+        y, last, *_ = _compiled_forward(*inputs, state, learns)
     elif learns:
         y, last = _Eager.apply(*inputs)
     else:
-        y, last, _ = _forward(*inputs, state, False)
+        y, last, *_ = _forward(*inputs, state, False)
     return y, last
 
 
 # `no_type_check`: torch reads an operator's schema off a function that nothing wraps.
-@no_type_check
-def _ready(*inputs: Tensor) -> tuple[Tensor, ...]:
-    """The inputs as the kernels take them."""
-    x, dt, A_log, B, C, D, bias = (y.contiguous() for y in inputs)
-    return x, dt, A_log.float(), B, C, D.float(), bias.float()
-
-
 @no_type_check
 def _forward(
     x: Tensor,
@@ -94,35 +87,45 @@ def _forward(
     bias: Tensor,
     state: Tensor | None,
     keep: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """y, the last state, and the borders where they are to be kept."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """y, the last state, and the step sizes and borders where they are to be kept."""
     # triton takes a while to import.
     from mixers.mamba_kernels import scan_output
 
-    state = None if state is None else state.float().contiguous()
+    state = None if state is None else _plain(state.mT)
+    rates, B, C, D, bias = (_plain(y) for y in (A_log.mT, B, C, D, bias))
     with torch.cuda.device_of(x):
-        return scan_output(*_ready(x, dt, A_log, B, C, D, bias), state, keep)
+        y, last, steps, borders = scan_output(
+            x.contiguous(), dt.contiguous(), rates, B, C, D, bias, state, keep
+        )
+    return y, last.mT, steps, borders
 
 
 @no_type_check
 def _backward(
     x: Tensor,
-    dt: Tensor,
     A_log: Tensor,
     B: Tensor,
     C: Tensor,
     D: Tensor,
-    bias: Tensor,
+    steps: Tensor,
     borders: Tensor,
     dy: Tensor,
 ) -> list[Tensor]:
-    """Of the first seven, in their dtypes."""
+    """Of `_forward`'s first seven, of dt in x's dtype, of what is no token in fp32."""
     from mixers.mamba_backward import scan_gradients
 
-    inputs = (x, dt, A_log, B, C, D, bias)
+    rates, B, C, D = (_plain(y) for y in (A_log.mT, B, C, D))
     with torch.cuda.device_of(x):
-        gradients = scan_gradients(*_ready(*inputs), borders, dy.contiguous())
-    return [g.to(y.dtype) for g, y in zip(gradients, inputs, strict=True)]
+        dx, ddt, dA_log, *rest = scan_gradients(
+            x.contiguous(), rates, B, C, D, dy.contiguous(), steps, borders
+        )
+    return [dx, ddt, dA_log.mT.contiguous(), *rest]
+
+
+@no_type_check
+def _plain(x: Tensor) -> Tensor:
+    return x.float().contiguous()
 
 
 _compiled_forward = torch.library.custom_op("mixers::selective_scan", _forward, mutates_args=())
@@ -142,44 +145,56 @@ def _forward_fake(
     bias: Tensor,
     state: Tensor | None,
     keep: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     from mixers.mamba_kernels import buffers_of
 
     del dt, B, C, D, bias, state
-    return buffers_of(x, A_log.shape[1], keep)
+    y, last, steps, borders = buffers_of(x, A_log.shape[1], keep)
+    return y, last.mT, steps, borders
 
 
 @_compiled_backward.register_fake
 def _backward_fake(
     x: Tensor,
-    dt: Tensor,
     A_log: Tensor,
     B: Tensor,
     C: Tensor,
     D: Tensor,
-    bias: Tensor,
+    steps: Tensor,
     borders: Tensor,
     dy: Tensor,
 ) -> list[Tensor]:
-    del borders, dy
-    return [y.new_empty(y.shape) for y in (x, dt, A_log, B, C, D, bias)]
+    del steps, borders, dy
+    wide = (y.new_empty(y.shape, dtype=torch.float32) for y in (A_log, B, C, D, D))
+    return [x.new_empty(x.shape), x.new_empty(x.shape), *wide]
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    _, last, borders = output
-    ctx.save_for_backward(*inputs[:7], borders)
-    ctx.mark_non_differentiable(last)
+    x, _, A_log, B, C, D, *_ = inputs
+    ctx.save_for_backward(x, A_log, B, C, D, *output[2:])
+    ctx.dtypes = [y.dtype for y in inputs[:7]]
+    ctx.mark_non_differentiable(output[1])
 
 
 def _differentiate(ctx: Any, run: Callable[..., list[Tensor]], dy: Tensor) -> list[Tensor]:
-    return run(*ctx.saved_tensors, dy)
+    gradients = run(*ctx.saved_tensors, dy)
+    return [g.to(dtype) for g, dtype in zip(gradients, ctx.dtypes, strict=True)]
 
 
 class _Eager(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, *inputs: Tensor) -> tuple[Tensor, Tensor]:
-        output = _forward(*inputs, None, True)
-        _save(ctx, inputs, output)
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        dt: Tensor,
+        A_log: Tensor,
+        B: Tensor,
+        C: Tensor,
+        D: Tensor,
+        bias: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        output = _forward(x, dt, A_log, B, C, D, bias, None, True)
+        _save(ctx, (x, dt, A_log, B, C, D, bias), output)
         return output[:2]
 
     @staticmethod

@@ -111,7 +111,8 @@ def compile_for(launched: Enqueued, architecture: int) -> Resources:
         else:
             signature[name] = "i32" if value < 2**31 else "i64"
         aligned = isinstance(value, torch.Tensor) or value % 16 == 0
-        if aligned and not parameter.do_not_specialize:
+        told = parameter.do_not_specialize or parameter.do_not_specialize_on_alignment
+        if aligned and not told:
             hints[(index,)] = [["tt.divisibility", 16]]
     compiled = triton.compile(
         ASTSource(launched.kernel, signature, constexprs=constants, attrs=hints),

@@ -12,7 +12,6 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from mixers.mamba import selective_scan as eager_scan
 
@@ -80,9 +79,3 @@ def check(scan: Scan, inputs: list[Tensor]) -> None:
         size = exact[name].norm()
         ours, theirs = ((x[name].double() - exact[name]).norm() for x in ({name: found}, same))
         assert ours <= 2 * theirs + BAND * size, f"{name}: {ours / size:.1e}, {theirs / size:.1e}"
-
-
-def softplus_inputs(device: str = "cpu") -> tuple[Tensor, Tensor]:
-    """Logits from far below to far above zero, and their step sizes in fp64."""
-    z = torch.linspace(-60, 60, 4096, device=device)
-    return z, F.softplus(z.double(), threshold=100)

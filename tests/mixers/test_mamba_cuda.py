@@ -87,7 +87,7 @@ def test_a_size_that_the_kernels_do_not_take_is_named(fields: dict[str, int], me
 
 
 def test_both_directions_are_the_references():
-    with pytest.raises(ValueError, match="use impl = 'reference' for both directions"):
+    with pytest.raises(ValueError, match="use impl = 'triton' or 'reference' for both"):
         MADE[0].stack(D, 1, causal=False, generator=generator(0))
 
 

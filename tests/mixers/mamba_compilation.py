@@ -1,0 +1,24 @@
+"""What Mamba's scan launches, forward and backward, noted on meta tensors for compilation."""
+
+from __future__ import annotations
+
+import torch
+
+from hgrn2.kernels.first_call import Enqueued, noted
+from mixers.mamba_backward import scan_gradients
+from mixers.mamba_kernels import scan_output
+
+
+def launches(channels: int, d_state: int, dtype: torch.dtype) -> list[Enqueued]:
+    """At 512 rows of 64 tokens."""
+
+    def meta(*shape: int, kind: torch.dtype = torch.float32) -> torch.Tensor:
+        return torch.empty(shape, dtype=kind, device="meta")
+
+    x, dt = (meta(512, 64, channels, kind=dtype) for _ in range(2))
+    B, C = (meta(512, 64, d_state) for _ in range(2))
+    rates, skip, bias = meta(d_state, channels), meta(channels), meta(channels)
+    with noted() as found:
+        y, _, *kept = scan_output(x, dt, rates, B, C, skip, bias, None, True)
+        scan_gradients(x, rates, B, C, skip, y, *kept)
+    return found
