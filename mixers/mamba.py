@@ -227,17 +227,17 @@ class MambaLayer(nn.Module):
         return F.conv1d(x.mT, self.conv_weight[:, None], self.conv_bias, groups=self.channels).mT
 
     def _scan(
-        self, x: Float[Tensor, "b s c"], state: Float[Tensor, "b c n"] | None = None
+        self, x: Float[Tensor, "b t c"], state: Float[Tensor, "b c n"] | None = None
     ) -> tuple[Float[Tensor, "b t c"], Float[Tensor, "b c n"]]:
-        """Convolution and S6; x as in `_conv`."""
-        x = F.silu(self._conv(x))
+        """S6 of x, which gives dt, B and C too."""
         dt, B, C = self.proj_scan(x).split(self.widths, dim=-1)
         dtype = arithmetic_dtype(x)
         dt = self.proj_dt(dt).to(dtype) + self.dt_bias.to(dtype)
         return selective_scan(x, dt, self.A_log, B, C, self.D, state=state)
 
     def _from_nothing(self, x: Float[Tensor, "b t c"]) -> Float[Tensor, "b t c"]:
-        return self._scan(F.pad(x, (0, 0, self.d_conv - 1, 0)))[0]
+        x = F.silu(self._conv(F.pad(x, (0, 0, self.d_conv - 1, 0))))
+        return self._scan(x)[0]
 
     def forward(
         self,
@@ -278,5 +278,5 @@ class MambaLayer(nn.Module):
         window, h = state
         x, gate = self.proj_in(x).chunk(2, dim=-1)
         seen = torch.cat([window, x[:, None]], dim=1)
-        y, h = self._scan(seen, h)
+        y, h = self._scan(F.silu(self._conv(seen)), h)
         return self.proj_out(y[:, 0] * F.silu(gate)), (seen[:, 1:], h)

@@ -14,9 +14,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 
 from hgrn2.api import HAS_TRITON
+from mixers.conv_silu import conv_silu
 from mixers.mamba import MambaLayer
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -35,6 +35,12 @@ def unsupported(device: torch.device, dtype: torch.dtype) -> str | None:
     return None
 
 
+def expect_supported(x: Tensor) -> None:
+    """Raise ValueError where `unsupported` says why."""
+    if (reason := unsupported(x.device, x.dtype)) is not None:
+        raise ValueError(reason)
+
+
 def selective_scan(
     x: Float[Tensor, "b t c"],
     dt: Float[Tensor, "b t c"],
@@ -51,9 +57,8 @@ def selective_scan(
     x, dt, B and C of one dtype, bf16, fp16 or fp32; what is not contiguous is copied. Raises
     ValueError for another dtype, another device than CUDA, and a state where gradients are wanted.
     """
+    expect_supported(x)
     tokens = (x, dt, B, C)
-    if (reason := unsupported(x.device, x.dtype)) is not None:
-        raise ValueError(reason)
     if any(y.dtype != x.dtype for y in tokens):
         raise ValueError(
             f"x, dt, B, C are {', '.join(str(y.dtype) for y in tokens)}; impl='triton' takes one "
@@ -212,18 +217,15 @@ _compiled_forward.register_autograd(
 
 
 class TritonMambaLayer(MambaLayer):
-    """`MambaLayer` with its scan in our kernels, and a convolution that a compiler fuses."""
+    """`MambaLayer` with its convolution and its scan in our kernels."""
 
-    def _conv(self, x: Float[Tensor, "b s c"]) -> Float[Tensor, "b t c"]:
-        """As `MambaLayer._conv`, a sum over the taps, in the widest dtype of x and the weights."""
-        t = x.shape[1] - self.d_conv + 1
-        taps = zip(range(self.d_conv), self.conv_weight.unbind(1), strict=True)
-        return sum((x[:, j : j + t] * w for j, w in taps), self.conv_bias)
+    def _from_nothing(self, x: Float[Tensor, "b t c"]) -> Float[Tensor, "b t c"]:
+        expect_supported(x)
+        return self._scan(conv_silu(x, self.conv_weight, self.conv_bias))[0]
 
     def _scan(
-        self, x: Float[Tensor, "b s c"], state: Float[Tensor, "b c n"] | None = None
+        self, x: Float[Tensor, "b t c"], state: Float[Tensor, "b c n"] | None = None
     ) -> tuple[Float[Tensor, "b t c"], Float[Tensor, "b c n"]]:
-        x = F.silu(self._conv(x)).to(x.dtype)
         dt, B, C = self.proj_scan(x).split(self.widths, dim=-1)
         dt = self.proj_dt(dt)
         return selective_scan(x, dt, self.A_log, B, C, self.D, self.dt_bias, state=state)

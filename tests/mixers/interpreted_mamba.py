@@ -1,7 +1,7 @@
-"""Mamba's scan under Triton's interpreter, against the fp64 oracle.
+"""Mamba's scan and convolution under Triton's interpreter, against the fp64 oracles.
 
 Run by test_mamba_triton.py with TRITON_INTERPRET=1, which must be set before triton is imported.
-fp32 only: the interpreter's bf16 is wrong. mamba_inputs.py derives the bar.
+fp32 only: the interpreter's bf16 is wrong. mamba_inputs.py and conv_silu_inputs.py derive the bars.
 """
 
 from __future__ import annotations
@@ -13,8 +13,11 @@ import torch
 from torch import nn
 
 from mixers import Mamba, mamba_triton
+from mixers import conv_silu as conv_silu_module
+from mixers.conv_silu import conv_silu
 from mixers.mamba_kernels import ROWS, channels_of
 from mixers.mamba_triton import selective_scan
+from tests.mixers import conv_silu_inputs
 from tests.mixers import test_contract as contract
 from tests.mixers.mamba_inputs import (
     check,
@@ -105,6 +108,20 @@ def test_programs_fill_the_device_where_they_can():
     assert channels_of(4096, 1024, 1, 16) == 16
 
 
+@pytest.mark.parametrize("shape", conv_silu_inputs.SHAPES, ids=str)
+def test_the_convolution(shape):
+    conv_silu_inputs.check(conv_silu_inputs.draw(*shape))
+
+
+def test_the_convolution_of_any_strides():
+    x, *others, dy = conv_silu_inputs.draw(2, 20, 6, 4)
+    expected = conv_silu_inputs.results(conv_silu, x, *others, dy)
+    views = x.mT.contiguous().mT, x.transpose(0, 1).contiguous().transpose(0, 1)
+    for view in views:
+        found = conv_silu_inputs.results(conv_silu, view, *others, dy.mT.contiguous().mT)
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
 def layer(impl: str, *, causal: bool = True, **fields) -> nn.Module:
     mixer = Mamba.model_validate({"impl": impl, **fields})
     return mixer.stack(16, 2, causal=causal, generator=generator(0))[0]
@@ -134,6 +151,10 @@ def test_a_compiler_learns_the_operators_shapes():
     torch.library.opcheck(mamba_triton._compiled_backward, (x, A_log, B, C, D, *kept, y))
     leaves = [x.requires_grad_() for x in inputs]
     torch.library.opcheck(mamba_triton._compiled_forward, (*leaves, None, True))
+    x, weight, bias, dy = conv_silu_inputs.draw(2, 20, 6, 4)
+    torch.library.opcheck(conv_silu_module._compiled_backward, (x, weight, bias, dy))
+    leaves = [y.detach().requires_grad_() for y in (x, weight, bias)]
+    torch.library.opcheck(conv_silu_module._compiled_forward, leaves)
 
 
 def test_under_autocast_tokens_are_16_bits_and_rates_are_not(monkeypatch):

@@ -1,10 +1,11 @@
-"""What Mamba's scan launches, forward and backward, noted on meta tensors for compilation."""
+"""What Mamba's scan and its convolution launch, noted on meta tensors for compilation."""
 
 from __future__ import annotations
 
 import torch
 
 from hgrn2.kernels.first_call import Enqueued, noted
+from mixers.conv_silu_kernels import conv_silu_gradients, conv_silu_output
 from mixers.mamba_backward import scan_gradients
 from mixers.mamba_kernels import scan_output
 
@@ -21,4 +22,7 @@ def launches(channels: int, d_state: int, dtype: torch.dtype) -> list[Enqueued]:
     with noted() as found:
         y, _, *kept = scan_output(x, dt, rates, B, C, skip, bias, None, True)
         scan_gradients(x, rates, B, C, skip, y, *kept)
+        half, taps = meta(512, 64, 2 * channels, kind=dtype).chunk(2, -1)[1], meta(channels, 4)
+        conv_silu_output(half, taps, bias)
+        conv_silu_gradients(half, taps, bias, y)
     return found

@@ -1,4 +1,7 @@
-"""Mamba's Triton kernels on a GPU, against the fp64 oracle; mamba_inputs.py derives the bar."""
+"""Mamba's Triton kernels on a GPU, against the fp64 oracles.
+
+mamba_inputs.py and conv_silu_inputs.py derive the bars.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from torch import Tensor, nn
 
 from mixers import Mamba
 from mixers.mamba_triton import selective_scan
+from tests.mixers import conv_silu_inputs
 from tests.mixers.mamba_inputs import (
     check,
     draw,
@@ -36,6 +40,12 @@ def test_the_shapes_of_recall(b, t, c, dtype):
 @pytest.mark.parametrize(("c", "n"), [(3, 1), (40, 4), (70, 16), (96, 24), (128, 64), (6, 256)])
 def test_every_length_and_width(t, c, n, dtype):
     check(selective_scan, draw(3, t, c, n, dtype=dtype, device="cuda"))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [*conv_silu_inputs.SHAPES, (16, 256, 1024, 4)], ids=str)
+def test_the_convolution(shape, dtype):
+    conv_silu_inputs.check(conv_silu_inputs.draw(*shape, dtype=dtype, device="cuda"))
 
 
 @pytest.mark.parametrize("shift", [-12.0, 2.0, 30.0])

@@ -24,15 +24,16 @@ def test_the_interpreted_kernels_agree_with_the_oracle():
     expect_passes(Path(__file__).with_name("interpreted_mamba.py"))
 
 
-# Numbers of state -> bytes a thread that spill today, of both passes: a ratchet.
-SPILL_BYTES = {4: (0, 0), 16: (8, 32), 24: (8, 80), 64: (0, 144)}
+# Numbers of state -> bytes a thread that spill today, of the scan's passes and the convolution's: a
+# ratchet.
+SPILL_BYTES = {4: (0, 0, 0, 0), 16: (8, 32, 0, 0), 24: (8, 80, 0, 0)}
 
 
 @pytest.mark.parametrize("architecture", [80, 90, 100])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize(("channels", "d_state"), [(128, 16), (1024, 16), (96, 24), (64, 4)])
 def test_entry_compiles_and_fits(channels, d_state, dtype, architecture):
-    """With up to 16 numbers of state nothing is exchanged among threads in the forward pass:
+    """With up to 16 numbers of state nothing is exchanged among threads in the scan's forward pass:
     Triton gives each thread its channel."""
     found = [compile_for(launched, architecture) for launched in launches(channels, d_state, dtype)]
     for resources, allowed in zip(found, SPILL_BYTES[d_state], strict=True):
