@@ -24,6 +24,7 @@ from torch import Tensor
 from hgrn2.kernels.first_call import enqueue, total
 from hgrn2.kernels.settings import cdiv
 from mixers.mamba_kernels import LN2, ROWS, channels_of, load_rates, power_of_2
+from mixers.mamba_segments import entering, segments_of
 
 # Channels of a program. Triton loads a row of fewer than a warp has threads as it is needed, each
 # number in several, and exchanges none.
@@ -52,6 +53,7 @@ def mamba_bwd_kernel(
     dy,
     steps,
     borders,
+    first,
     dx,
     ddt,
     dB,
@@ -66,6 +68,7 @@ def mamba_bwd_kernel(
     TILE_N: tl.constexpr,
     ROWS: tl.constexpr,
     HELD: tl.constexpr,
+    HAS_FIRST: tl.constexpr,
 ):
     """dx, ddt [b t c]; dB, dC [tiles b t n], dA_log [b c n], dD, dbias [b c] fp32, of this program
     alone; all contiguous."""
@@ -101,6 +104,8 @@ def mamba_bwd_kernel(
 
     g = tl.zeros((TILE_C, TILE_N), tl.float32)
     sum_A = g
+    if HAS_FIRST:
+        g = tl.load(first + batch * whole + state, mask=there, other=0.0)
     sum_D = tl.zeros((TILE_C,), tl.float32)
     sum_bias = sum_D
     for i in range(blocks):
@@ -192,18 +197,25 @@ def scan_gradients(
     wide = {"dtype": torch.float32}
     dx, ddt = x.new_empty(b, t, c), x.new_empty(b, t, c)
     dB, dC = (x.new_empty(tiles, b, t, n, **wide) for _ in range(2))
-    dA_log = x.new_empty(b, n, c, **wide)
-    dD, dbias = (x.new_empty(b, c, **wide) for _ in range(2))
+    segments = segments_of(b * tiles, t)
+    rows, first = b * segments, None
+    if segments > 1:
+        x, dy, steps, B, C = (z.view(rows, t // segments, -1) for z in (x, dy, steps, B, C))
+        first = entering(dy, steps, A_log, C, D, None, segments, back=True)
+    dA_log = x.new_empty(rows, n, c, **wide)
+    dD, dbias = (x.new_empty(rows, c, **wide) for _ in range(2))
+    kept = (steps, borders, borders if first is None else first)
     enqueue(
         mamba_bwd_kernel,
-        b * tiles,
-        *(x, B, C, A_log, D, dy, steps, borders, dx, ddt, dB, dC, dA_log, dD, dbias, t),
+        rows * tiles,
+        *(x, B, C, A_log, D, dy, *kept, dx, ddt, dB, dC, dA_log, dD, dbias, t // segments),
         CHANNELS=c,
         STATE=n,
         TILE_C=tile,
         TILE_N=power_of_2(n),
         ROWS=ROWS,
         HELD=HELD,
+        HAS_FIRST=first is not None,
         num_warps=1,
     )
     return dx, ddt, *(total(y, 0) for y in (dA_log, dB, dC, dD, dbias))

@@ -29,7 +29,7 @@ LN2 = tl.constexpr(log(2))
 ROWS = 8
 # Channels of a program of one warp, with 16 numbers of state.
 TILE = 32
-# Warps on each scheduler of an H100.
+# Of an H100.
 SCHEDULERS = 132 * 4
 
 
@@ -42,9 +42,8 @@ def channels_of(batch: int, channels: int, d_state: int, most: int) -> int:
     """Channels of a program: at most so many, fewer of more than 16 numbers of state, and where
     some schedulers would have no warp."""
     tile = max(1, min(most, 16 * most // power_of_2(d_state)))
-    while tile > 8 and batch * cdiv(channels, tile) < SCHEDULERS:
-        tile //= 2
-    return tile
+    few = batch * cdiv(channels, tile) < SCHEDULERS
+    return tile // 2 if few and tile > 1 else tile
 
 
 @triton.jit
@@ -187,35 +186,32 @@ def scan_output(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`buffers_of`, filled: of x and dt [b t c] of one dtype, and in fp32 A_log [n c], B and C
     [b t n], D and bias [c] and the first state [b n c], all contiguous."""
+    # It builds on this file.
+    from mixers.mamba_segments import entering, segments_of
+
     b, t, c = x.shape
     n = len(A_log)
     y, last, steps, borders = buffers_of(x, n, keep)
     tile = channels_of(b, c, n, TILE)
+    programs = b * cdiv(c, tile)
+    segments = segments_of(programs, t)
+    if segments > 1:
+        x, dt, B, C = (z.view(b * segments, t // segments, -1) for z in (x, dt, B, C))
+        state = entering(x, dt, A_log, B, bias, state, segments, back=False)
+        last = last.new_empty(state.shape)
+    has_first = state is not None
+    states = (state if has_first else last, y, steps, borders, last)
     enqueue(
         mamba_fwd_kernel,
-        b * cdiv(c, tile),
-        *(
-            x,
-            dt,
-            B,
-            C,
-            A_log,
-            D,
-            bias,
-            last if state is None else state,
-            y,
-            steps,
-            borders,
-            last,
-            t,
-        ),
+        programs * segments,
+        *(x, dt, B, C, A_log, D, bias, *states, t // segments),
         CHANNELS=c,
         STATE=n,
         TILE_C=tile,
         TILE_N=power_of_2(n),
         ROWS=ROWS,
-        HAS_FIRST=state is not None,
+        HAS_FIRST=has_first,
         KEEP=keep,
         num_warps=1,
     )
-    return y, last, steps, borders
+    return y, last.view(b, segments, n, c)[:, -1].contiguous(), steps, borders

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from mixers import Mamba, mamba_triton
+from mixers import Mamba, mamba_segments, mamba_triton
 from mixers import conv_silu as conv_silu_module
 from mixers.conv_silu import conv_silu
 from mixers.mamba_kernels import ROWS, channels_of
@@ -61,6 +61,36 @@ def test_a_scan_goes_on_from_a_state():
     torch.testing.assert_close(state, last)
 
 
+@pytest.mark.parametrize(("b", "t", "c", "n"), [(1, 32, 8, 4), (2, 64, 20, 16), (1, 96, 5, 8)])
+@pytest.mark.parametrize("shift", [-3.0, -8.0])
+def test_segments_side_by_side(monkeypatch, b, t, c, n, shift):
+    monkeypatch.setattr(mamba_segments, "GRAIN", ROWS)
+    assert mamba_segments.segments_of(b * 2, t) in (4, 8)
+    inputs = draw(b, t, c, n, shift=shift)
+    check(selective_scan, inputs)
+    # The last state, and a first one.
+    x, dt, A_log, B, C, D, bias = inputs
+    y, last = selective_scan(*inputs)
+    state, parts = None, []
+    for own in (slice(0, t // 2), slice(t // 2, t)):
+        part, state = selective_scan(
+            x[:, own], dt[:, own], A_log, B[:, own], C[:, own], D, bias, state=state
+        )
+        parts.append(part)
+    torch.testing.assert_close(torch.cat(parts, 1), y)
+    torch.testing.assert_close(state, last)
+
+
+def test_how_many_segments():
+    assert mamba_segments.segments_of(128, 32_768) == 8
+    assert mamba_segments.segments_of(1, 2048) == 16
+    assert mamba_segments.segments_of(1, 512) == 4
+    # No multiple of four grains, too few grains, and enough programs.
+    assert mamba_segments.segments_of(1, 2000) == 1
+    assert mamba_segments.segments_of(1, 256) == 1
+    assert mamba_segments.segments_of(512, 32_768) == 1
+
+
 def test_strictly_causal_bit_for_bit():
     inputs = draw(1, 30, 5, 8)
     y, _ = selective_scan(*inputs)
@@ -103,8 +133,8 @@ def test_programs_fill_the_device_where_they_can():
     assert channels_of(512, 1024, 16, 32) == 32
     assert channels_of(512, 1024, 24, 32) == 16
     assert channels_of(128, 128, 16, 32) == 16
-    assert channels_of(1, 128, 16, 32) == 8
-    assert channels_of(1, 128, 256, 32) == 2
+    assert channels_of(1, 128, 16, 32) == 16
+    assert channels_of(1, 128, 256, 32) == 1
     assert channels_of(4096, 1024, 1, 16) == 16
 
 

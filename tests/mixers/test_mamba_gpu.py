@@ -43,6 +43,13 @@ def test_every_length_and_width(t, c, n, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("b", "t", "c"), [(1, 4096, 256), (2, 1024, 96), (1, 3000, 128)])
+def test_few_long_sequences(b, t, c, dtype):
+    """The first two in segments."""
+    check(selective_scan, draw(b, t, c, 16, dtype=dtype, device="cuda"))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [*conv_silu_inputs.SHAPES, (16, 256, 1024, 4)], ids=str)
 def test_the_convolution(shape, dtype):
     conv_silu_inputs.check(conv_silu_inputs.draw(*shape, dtype=dtype, device="cuda"))

@@ -42,6 +42,16 @@ def test_entry_compiles_and_fits(channels, d_state, dtype, architecture):
     assert found[0].shared_bytes == 0 or d_state > 16
 
 
+@pytest.mark.parametrize("architecture", [80, 90, 100])
+def test_segments_compile_and_fit(architecture):
+    found = launches(128, 16, torch.bfloat16, rows=1, tokens=4096)
+    names = [launched.name for launched in found]
+    walk = ["mamba_sum_kernel", "mamba_enter_kernel"]
+    assert names[:6] == [*walk, "mamba_fwd_kernel", *walk, "mamba_bwd_kernel"]
+    for launched in found[:2] + found[3:5]:
+        assert compile_for(launched, architecture).spill_bytes == 0
+
+
 def test_bad_input_is_named():
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
     mixer = Mamba(impl="triton")
