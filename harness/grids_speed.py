@@ -58,7 +58,7 @@ def gpu_mixers(
         return with_heads
     real = HGRN1(kind="real", lower_bound="cumsum", impl="triton")
     fla = HGRN1(kind="real", lower_bound="cumsum", impl="fla_recurrent")
-    return [*with_heads, real, fla, Mamba(impl="mamba_ssm")]
+    return [*with_heads, real, fla, Mamba(impl="triton"), Mamba(impl="mamba_ssm")]
 
 
 def speed_vs_length(_device: torch.device) -> list[Task]:
