@@ -15,7 +15,7 @@ from hgrn2.reference import gated_bidirectional, gated_chunked, gated_recurrent
 from mixers import fla
 from mixers.base import Operator
 from mixers.layers import Init, linear, no_autocast, norm
-from mixers.tokens import taken
+from mixers.tokens import projected, taken
 
 GATE_TEMPERATURE = 16
 """The gate is sigmoid(z)^(1/16), which starts near 1: memory is long unless z says otherwise."""
@@ -157,9 +157,12 @@ class GLALayer(nn.Module):
     def _heads(self, x: Float[Tensor, "b t n"]) -> Float[Tensor, "b t h k"]:
         return x.unflatten(-1, (self.n_heads, -1))
 
-    def _project(self, x: Float[Tensor, "b t d"]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """q, key, v, the forget logit, each with its heads apart, and the output gate's logit."""
-        q, key, v, gate = self.proj_in(x).split(self.widths, dim=-1)
+    def _project(
+        self, x: Float[Tensor, "b t d"], at: Int[Tensor, "b n"] | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """q, key, v, the forget logit, each with its heads apart, and the output gate's logit, this
+        of the tokens at `at`."""
+        q, key, v, gate = projected(self.proj_in, x, self.widths, 3, at)
         z = self.forget_out(self.forget_in(x))
         q, key, v, z = (self._heads(y) for y in (q, key, v, z))
         return q, key, v, z, gate
@@ -178,7 +181,7 @@ class GLALayer(nn.Module):
     ) -> Float[Tensor, "b n d"]:
         """In both directions (ours: GLA was published causal) the two states are summed before the
         read-out, as in HGRN2."""
-        q, key, v, z, gate = self._project(x)
+        q, key, v, z, gate = self._project(x, at)
         scale, causal = self.k**-0.5, self.causal
         with no_autocast(x):
             if self.impl == "fla":
@@ -188,7 +191,7 @@ class GLALayer(nn.Module):
                 y, _ = gated_chunked(q * scale, key, v, gla_gate(z), lengths=lengths)
             else:
                 y = gated_bidirectional(q * scale, key, v, gla_gate(z), lengths=lengths)
-        return self._read_out(taken(y, at), taken(gate, at))
+        return self._read_out(taken(y, at), gate)
 
     def start(self, batch: int, max_len: int) -> tuple[Tensor, ...]:
         """The state [b h k v], zeros; it does not grow with `max_len`."""

@@ -16,7 +16,7 @@ from mixers import fla
 from mixers.base import Mixer, Operator
 from mixers.hgrn import HGRN, HGRNLayer, LowerBounds, with_triton
 from mixers.layers import linear, norm
-from mixers.tokens import taken
+from mixers.tokens import projected, taken
 
 
 class HGRN1(HGRN):
@@ -171,9 +171,12 @@ class HGRN1Layer(HGRNLayer):
             value, d_model, bias=bias, generator=generator, init=init, out_of_layers=n_layers
         )
 
-    def _project(self, x: Float[Tensor, "b t d"]) -> tuple[Tensor, Tensor, Tensor]:
-        """v, z, the gate's logit; a complex v has consecutive (real, imaginary) pairs."""
-        v, gate, z = self.proj_in(x).split(self.widths, dim=-1)
+    def _project(
+        self, x: Float[Tensor, "b t d"], at: Int[Tensor, "b n"] | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """v, z, the gate's logit, this of the tokens at `at`; a complex v has consecutive (real,
+        imaginary) pairs."""
+        v, gate, z = projected(self.proj_in, x, self.widths, 1, at)
         if self.complex:
             return F.silu(v).unflatten(-1, (-1, 2)), z, gate
         return F.silu(v), z, gate
@@ -195,9 +198,9 @@ class HGRN1Layer(HGRNLayer):
     ) -> Float[Tensor, "b n d"]:
         """In both directions the states are summed before the norm, as in the published module;
         over an image the columns and the rows turn by the same angles."""
-        v, z, gate = self._project(x)
+        v, z, gate = self._project(x, at)
         h = self.states(self._operator, v, z, lengths=lengths)
-        return self._read_out(taken(h, at), taken(gate, at))
+        return self._read_out(taken(h, at), gate)
 
     def _operator(self, v: Tensor, z: Tensor, lengths: Tensor | None = None) -> Tensor:
         theta, impl, causal = self.theta, self.impl, self.causal

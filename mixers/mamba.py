@@ -16,7 +16,7 @@ from hgrn2.gate import arithmetic_dtype
 from hgrn2.reference import diagonal_scan
 from mixers.base import Mixer, Operator
 from mixers.layers import Init, linear
-from mixers.tokens import flip_valid, taken
+from mixers.tokens import flip_valid, projected, taken
 
 DT_RANGE = (1e-3, 1e-1)
 """The step sizes that a new layer spreads over its channels."""
@@ -249,11 +249,11 @@ class MambaLayer(nn.Module):
         """Both directions (ours: Mamba was published causal) share all weights; convolution and
         scan run over the valid tokens forwards and backwards, and the two are summed before the
         gate."""
-        x, gate = self.proj_in(x).chunk(2, dim=-1)
+        x, gate = projected(self.proj_in, x, (self.channels, self.channels), 1, at)
         y = self._from_nothing(x)
         if not self.causal:
             y = y + flip_valid(self._from_nothing(flip_valid(x, lengths)), lengths)
-        return self.proj_out(taken(y, at) * F.silu(taken(gate, at)))
+        return self.proj_out(taken(y, at) * F.silu(gate))
 
     def start(self, batch: int, max_len: int) -> tuple[Tensor, ...]:
         """The convolution's window [b d_conv-1 c] and the state [b c n], zeros; they do not grow

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, no_type_check
 
 import torch
-from jaxtyping import Int, Shaped
-from torch import Tensor
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 
 def valid_tokens(lengths: Tensor, t: int) -> Tensor:
@@ -32,6 +34,27 @@ def taken(x: Shaped[Tensor, "b t *c"], at: Int[Tensor, "b n"] | None) -> Shaped[
     if type(at) is Tensor and at.device.type == "cpu" and not torch.compiler.is_compiling():
         _expect_different(at)
     return _Taken.apply(x, at)
+
+
+def projected(
+    layer: nn.Linear,
+    x: Float[Tensor, "b t d"],
+    widths: Sequence[int],
+    gate: int,
+    at: Int[Tensor, "b n"] | None,
+) -> list[Float[Tensor, "b _t _n"]]:
+    """layer(x) in pieces of these widths, of which the one with the number `gate` meets no other
+    token: with `at`, it is of those tokens alone [b n _n]. Raises ValueError as `taken`."""
+    if at is None:
+        return list(layer(x).split(list(widths), dim=-1))
+    weights = list(layer.weight.split(list(widths)))
+    biases = [None] * len(widths) if layer.bias is None else list(layer.bias.split(list(widths)))
+    late = F.linear(taken(x, at), weights.pop(gate), biases.pop(gate))
+    bias = None if layer.bias is None else torch.cat([b for b in biases if b is not None])
+    early = F.linear(x, torch.cat(weights), bias)
+    pieces = list(early.split([len(w) for w in weights], dim=-1))
+    pieces.insert(gate, late)
+    return pieces
 
 
 def _expect_different(at: Tensor) -> None:
