@@ -13,13 +13,18 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from mixers.mamba_settings import expect_shapes, expect_supported
+
 
 def conv_silu(
     x: Float[Tensor, "b t c"], weight: Float[Tensor, "c k"], bias: Float[Tensor, " c"]
 ) -> Float[Tensor, "b t c"]:
     """silu(bias + sum_k weight_k x_(t-K+1+k)), tokens before the first being zeros, in x's dtype;
-    sums in fp32. On a GPU, or under Triton's interpreter; x in bf16, fp16 or fp32, a view as long
-    as its channels are contiguous."""
+    sums in fp32. x in bf16, fp16 or fp32, a view as long as its channels are contiguous. Raises
+    ValueError for another dtype, other shapes, and another device than CUDA."""
+    expect_supported(x)
+    c = x.shape[2]
+    expect_shapes(weight=(weight, (c, weight.shape[1])), bias=(bias, (c,)))
     if torch.compiler.is_compiling():
         return _compiled_forward(x, weight, bias)
     return _Eager.apply(x, weight, bias)

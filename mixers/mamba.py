@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from hgrn2.gate import arithmetic_dtype
 from hgrn2.reference import diagonal_scan
+from mixers import mamba_settings
 from mixers.base import Mixer, Operator
 from mixers.layers import Init, linear
 from mixers.tokens import flip_valid, projected, taken
@@ -28,9 +29,9 @@ class Mamba(Mixer):
 
     name: Literal["mamba"] = "mamba"
     impl: Literal["reference", "triton", "mamba_ssm"] = "reference"
-    """Which implementation runs. `reference`: eager torch. `triton`: the scan by our own kernels.
-    `mamba_ssm`: the published CUDA kernels, convolution, scan and gate fused; causal stacks
-    alone."""
+    """Which implementation runs. `reference`: eager torch. `triton`: our own kernels of convolution
+    and scan. `mamba_ssm`: the published CUDA kernels, convolution, scan and gate fused; causal
+    stacks alone."""
     d_state: PositiveInt = 16
     """Numbers of state for each inner channel."""
     d_conv: PositiveInt = 4
@@ -82,7 +83,9 @@ class Mamba(Mixer):
     def unsupported(self, device: torch.device, dtype: torch.dtype) -> str | None:
         if self.impl == "reference":
             return None
-        return (_ours() if self.impl == "triton" else _fused()).unsupported(device, dtype)
+        if self.impl == "triton":
+            return mamba_settings.unsupported(device, dtype)
+        return _fused().unsupported(device, dtype)
 
     def state_size(self, d_model: int, seq_len: int) -> int:
         return self.expand * d_model * (self.d_state + self.d_conv - 1)

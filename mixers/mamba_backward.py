@@ -16,28 +16,17 @@ from __future__ import annotations
 
 from typing import no_type_check
 
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from hgrn2.kernels.first_call import enqueue, total
-from hgrn2.kernels.settings import cdiv
-from mixers.mamba_kernels import LN2, ROWS, channels_of, load_rates, power_of_2
-from mixers.mamba_segments import entering, segments_of
-
-# Channels of a program. Triton loads a row of fewer than a warp has threads as it is needed, each
-# number in several, and exchanges none.
-TILE = 16
-# Tokens whose states are held at a time.
-HELD = 4
+from mixers.mamba_kernels import LN2, load_rates
 
 
 @triton.jit
 @no_type_check
 def slope(s):
     """The derivative of softplus where it is s, 1 - exp(-s); of a small s its series."""
-    p = 1.0 - s * (1 / 5) * (1.0 - s * (1 / 6) * (1.0 - s * (1 / 7)))
+    p = 1.0 - s * (1 / 5) * (1.0 - s * (1 / 6))
     p = s * (1.0 - s * (1 / 2) * (1.0 - s * (1 / 3) * (1.0 - s * (1 / 4) * p)))
     return tl.where(s < 0.25, p, 1.0 - tl.exp2(-s / LN2))
 
@@ -175,47 +164,3 @@ def mamba_bwd_kernel(
     tl.store(dA_log + batch * whole + state, sum_A * A * LN2, mask=there)
     tl.store(dD + batch * CHANNELS + c, sum_D, mask=here)
     tl.store(dbias + batch * CHANNELS + c, sum_bias, mask=here)
-
-
-@no_type_check
-def scan_gradients(
-    x: Tensor,
-    A_log: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor,
-    dy: Tensor,
-    steps: Tensor,
-    borders: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """dx and ddt in x's dtype, and in fp32 dA_log [n c], dB, dC, dD and dbias; inputs and what the
-    forward pass kept as `scan_output` has them."""
-    b, t, c = x.shape
-    n = len(A_log)
-    tile = channels_of(b, c, n, TILE)
-    tiles = cdiv(c, tile)
-    wide = {"dtype": torch.float32}
-    dx, ddt = x.new_empty(b, t, c), x.new_empty(b, t, c)
-    dB, dC = (x.new_empty(tiles, b, t, n, **wide) for _ in range(2))
-    segments = segments_of(b * tiles, t)
-    rows, first = b * segments, None
-    if segments > 1:
-        x, dy, steps, B, C = (z.view(rows, t // segments, -1) for z in (x, dy, steps, B, C))
-        first = entering(dy, steps, A_log, C, D, None, segments, back=True)
-    dA_log = x.new_empty(rows, n, c, **wide)
-    dD, dbias = (x.new_empty(rows, c, **wide) for _ in range(2))
-    kept = (steps, borders, borders if first is None else first)
-    enqueue(
-        mamba_bwd_kernel,
-        rows * tiles,
-        *(x, B, C, A_log, D, dy, *kept, dx, ddt, dB, dC, dA_log, dD, dbias, t // segments),
-        CHANNELS=c,
-        STATE=n,
-        TILE_C=tile,
-        TILE_N=power_of_2(n),
-        ROWS=ROWS,
-        HELD=HELD,
-        HAS_FIRST=first is not None,
-        num_warps=1,
-    )
-    return dx, ddt, *(total(y, 0) for y in (dA_log, dB, dC, dD, dbias))

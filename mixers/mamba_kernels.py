@@ -16,34 +16,10 @@ from __future__ import annotations
 from math import log
 from typing import no_type_check
 
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
-
-from hgrn2.kernels.first_call import enqueue
-from hgrn2.kernels.settings import cdiv
 
 LN2 = tl.constexpr(log(2))
-# Tokens of a block.
-ROWS = 8
-# Channels of a program of one warp, with 16 numbers of state.
-TILE = 32
-# Of an H100.
-SCHEDULERS = 132 * 4
-
-
-def power_of_2(n: int) -> int:
-    """The smallest that is not below n."""
-    return 1 << (n - 1).bit_length()
-
-
-def channels_of(batch: int, channels: int, d_state: int, most: int) -> int:
-    """Channels of a program: at most so many, fewer of more than 16 numbers of state, and where
-    some schedulers would have no warp."""
-    tile = max(1, min(most, 16 * most // power_of_2(d_state)))
-    few = batch * cdiv(channels, tile) < SCHEDULERS
-    return tile // 2 if few and tile > 1 else tile
 
 
 @triton.jit
@@ -63,10 +39,11 @@ def softplus(z):
 @triton.jit
 @no_type_check
 def load_rates(A_log, c, n, CHANNELS: tl.constexpr, STATE: tl.constexpr):
-    """A in units of log 2, [c n] of A_log [n c]; zeros, which keep a state, where there is none."""
+    """A in units of log 2, [c n] of A_log [n c], and where there is one. Elsewhere nothing is
+    written to a state, whatever its decay."""
     there = (c < CHANNELS)[:, None] & (n < STATE)[None, :]
     a = tl.load(A_log + n[None, :] * CHANNELS + c[:, None], mask=there, other=0.0)
-    return tl.where(there, -tl.exp2(a / LN2) / LN2, 0.0), there
+    return -tl.exp2(a / LN2) / LN2, there
 
 
 @triton.jit(
@@ -159,59 +136,3 @@ def mamba_fwd_kernel(
         C += ROWS * STATE
         xs, dts = xs_ahead, dts_ahead
     tl.store(last + batch * whole + state, h, mask=there)
-
-
-@no_type_check
-def buffers_of(x: Tensor, d_state: int, keep: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Room for y [b t c], the last state [b n c], step sizes [b t c] and borders (both empty
-    without `keep`)."""
-    b, t, c = x.shape
-    wide = {"dtype": torch.float32}
-    steps = x.new_empty(x.shape if keep else (0,), **wide)
-    borders = x.new_empty((b, cdiv(t, ROWS), d_state, c) if keep else (0,), **wide)
-    return x.new_empty(x.shape), x.new_empty((b, d_state, c), **wide), steps, borders
-
-
-@no_type_check
-def scan_output(
-    x: Tensor,
-    dt: Tensor,
-    A_log: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor,
-    bias: Tensor,
-    state: Tensor | None,
-    keep: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`buffers_of`, filled: of x and dt [b t c] of one dtype, and in fp32 A_log [n c], B and C
-    [b t n], D and bias [c] and the first state [b n c], all contiguous."""
-    # It builds on this file.
-    from mixers.mamba_segments import entering, segments_of
-
-    b, t, c = x.shape
-    n = len(A_log)
-    y, last, steps, borders = buffers_of(x, n, keep)
-    tile = channels_of(b, c, n, TILE)
-    programs = b * cdiv(c, tile)
-    segments = segments_of(programs, t)
-    if segments > 1:
-        x, dt, B, C = (z.view(b * segments, t // segments, -1) for z in (x, dt, B, C))
-        state = entering(x, dt, A_log, B, bias, state, segments, back=False)
-        last = last.new_empty(state.shape)
-    has_first = state is not None
-    states = (state if has_first else last, y, steps, borders, last)
-    enqueue(
-        mamba_fwd_kernel,
-        programs * segments,
-        *(x, dt, B, C, A_log, D, bias, *states, t // segments),
-        CHANNELS=c,
-        STATE=n,
-        TILE_C=tile,
-        TILE_N=power_of_2(n),
-        ROWS=ROWS,
-        HAS_FIRST=has_first,
-        KEEP=keep,
-        num_warps=1,
-    )
-    return y, last.view(b, segments, n, c)[:, -1].contiguous(), steps, borders

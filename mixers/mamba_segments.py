@@ -18,24 +18,8 @@ from torch import Tensor
 
 from hgrn2.kernels.first_call import enqueue
 from hgrn2.kernels.settings import cdiv
-from mixers.mamba_kernels import ROWS, SCHEDULERS, channels_of, load_rates, power_of_2, softplus
-
-# Channels of a program, as in the forward pass.
-TILE = 32
-# Tokens of a segment: a multiple of it, and it of ROWS.
-GRAIN = 128
-
-
-def segments_of(programs: int, t: int) -> int:
-    """How many segments of a length to walk side by side: a power of two, with at most two warps
-    for each of an H100's schedulers; 1 for fewer than four, which gain nothing, and where no such
-    number of segments of whole grains makes the length."""
-    segments = power_of_2(2 * SCHEDULERS // programs + 1) // 2
-    while segments >= 4:
-        if t % (segments * GRAIN) == 0:
-            return segments
-        segments //= 2
-    return 1
+from mixers.mamba_kernels import load_rates, softplus
+from mixers.mamba_settings import FORWARD, ROWS
 
 
 @triton.jit(
@@ -70,7 +54,9 @@ def mamba_sum_kernel(
     n = tl.arange(0, TILE_N)
     here, own = c < CHANNELS, n < STATE
     A, there = load_rates(A_log, c, n, CHANNELS, STATE)
-    shift = tl.load(bias + c, mask=here, other=0.0)
+    shift = tl.zeros((TILE_C,), tl.float32)
+    if not BACK:
+        shift = tl.load(bias + c, mask=here, other=0.0)
     blocks = T // ROWS
     start = batch * T + (T - ROWS if BACK else 0)
     x += start * CHANNELS
@@ -144,24 +130,23 @@ def entering(
     dt: Tensor,
     A_log: Tensor,
     B: Tensor,
-    bias: Tensor,
+    bias: Tensor | None,
     first: Tensor | None,
     segments: int,
-    *,
-    back: bool,
 ) -> Tensor:
     """What enters each segment [b*s n c], whose tokens are the rows of x and dt [b*s t c] and B
-    [b*s t n]; the rest as `mamba_kernels.scan_output` has it. `back`: as the kernel's BACK, which
-    has no use for the bias."""
+    [b*s t n]; the rest as `mamba_passes.scan_output` has it. Without a bias: as the kernels' BACK.
+    """
     rows, t, c = x.shape
     n, b = len(A_log), rows // segments
     ends, starts = (A_log.new_empty(rows, n, c) for _ in range(2))
     lengths = A_log.new_empty(rows, c)
-    tile = channels_of(b, c, n, TILE)
-    size = {"CHANNELS": c, "STATE": n, "TILE_C": tile, "TILE_N": power_of_2(n), "BACK": back}
-    walked = (x, dt, B, A_log, bias, ends, lengths, t)
+    room = triton.next_power_of_2(n)
+    tile = max(1, min(FORWARD, 16 * FORWARD // room))
+    back, has_first = bias is None, first is not None
+    size = {"CHANNELS": c, "STATE": n, "TILE_C": tile, "TILE_N": room, "BACK": back}
+    walked = (x, dt, B, A_log, A_log if back else bias, ends, lengths, t)
     enqueue(mamba_sum_kernel, rows * cdiv(c, tile), *walked, ROWS=ROWS, num_warps=1, **size)
-    has_first = first is not None
     summed = (A_log, first if has_first else ends, ends, lengths, starts, segments)
     enqueue(
         mamba_enter_kernel, b * cdiv(c, tile), *summed, HAS_FIRST=has_first, num_warps=1, **size

@@ -6,7 +6,6 @@ torch.compile sees custom operators; eager calls go around their dispatch.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Any, no_type_check
 
@@ -15,30 +14,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hgrn2.api import HAS_TRITON
 from mixers.conv_silu import conv_silu
 from mixers.mamba import MambaLayer
-
-DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-# On a CPU.
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-
-
-def unsupported(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why the kernels cannot run there, in words; None when they can."""
-    if device.type != "cuda" and not INTERPRETED:
-        return f"impl='triton' needs a CUDA device, not {device}: use impl='reference'"
-    if dtype not in DTYPES:
-        return f"impl='triton' takes bfloat16, float16 or float32, not {dtype}: use one of them"
-    if not HAS_TRITON:
-        return "impl='triton' needs triton, which is not installed: use impl='reference'"
-    return None
-
-
-def expect_supported(x: Tensor) -> None:
-    """Raise ValueError where `unsupported` says why."""
-    if (reason := unsupported(x.device, x.dtype)) is not None:
-        raise ValueError(reason)
+from mixers.mamba_settings import expect_shapes, expect_supported
 
 
 def selective_scan(
@@ -55,9 +33,17 @@ def selective_scan(
     """`mixers.mamba.selective_scan` of dt + bias, in fp32 (the last state has no gradient).
 
     x, dt, B and C of one dtype, bf16, fp16 or fp32; what is not contiguous is copied. Raises
-    ValueError for another dtype, another device than CUDA, and a state where gradients are wanted.
+    ValueError for another dtype, other shapes, another device than CUDA, and a state where
+    gradients are wanted.
     """
     expect_supported(x)
+    b, t, c = x.shape
+    n = A_log.shape[1]
+    rates = {"A_log": (A_log, (c, n)), "D": (D, (c,))}
+    read = {"dt": (dt, (b, t, c)), "B": (B, (b, t, n)), "C": (C, (b, t, n))}
+    given = {} if bias is None else {"bias": (bias, (c,))}
+    given |= {} if state is None else {"state": (state, (b, c, n))}
+    expect_shapes(**read, **rates, **given)
     tokens = (x, dt, B, C)
     if any(y.dtype != x.dtype for y in tokens):
         raise ValueError(
@@ -65,7 +51,9 @@ def selective_scan(
             "dtype for all four"
         )
     inputs = (x, dt, A_log, B, C, D, torch.zeros_like(D) if bias is None else bias)
-    learns = torch.is_grad_enabled() and any(y.requires_grad for y in inputs)
+    learns = torch.is_grad_enabled() and any(
+        y is not None and y.requires_grad for y in (*inputs, state)
+    )
     if state is not None and learns:
         raise ValueError(
             "state: impl='triton' has no gradients for a scan that goes on from one: call it under "
@@ -95,7 +83,7 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """y, the last state, and the step sizes and borders where they are to be kept."""
     # triton takes a while to import.
-    from mixers.mamba_kernels import scan_output
+    from mixers.mamba_passes import scan_output
 
     state = None if state is None else _plain(state.mT)
     rates, B, C, D, bias = (_plain(y) for y in (A_log.mT, B, C, D, bias))
@@ -118,7 +106,7 @@ def _backward(
     dy: Tensor,
 ) -> list[Tensor]:
     """Of `_forward`'s first seven, of dt in x's dtype, of what is no token in fp32."""
-    from mixers.mamba_backward import scan_gradients
+    from mixers.mamba_passes import scan_gradients
 
     rates, B, C, D = (_plain(y) for y in (A_log.mT, B, C, D))
     with torch.cuda.device_of(x):
@@ -151,7 +139,7 @@ def _forward_fake(
     state: Tensor | None,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    from mixers.mamba_kernels import buffers_of
+    from mixers.mamba_passes import buffers_of
 
     del dt, B, C, D, bias, state
     y, last, steps, borders = buffers_of(x, A_log.shape[1], keep)
@@ -220,7 +208,6 @@ class TritonMambaLayer(MambaLayer):
     """`MambaLayer` with its convolution and its scan in our kernels."""
 
     def _from_nothing(self, x: Float[Tensor, "b t c"]) -> Float[Tensor, "b t c"]:
-        expect_supported(x)
         return self._scan(conv_silu(x, self.conv_weight, self.conv_bias))[0]
 
     def _scan(

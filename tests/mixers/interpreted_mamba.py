@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import nn
 
-from mixers import Mamba, mamba_segments, mamba_triton
+from mixers import Mamba, mamba_settings, mamba_triton
 from mixers import conv_silu as conv_silu_module
 from mixers.conv_silu import conv_silu
-from mixers.mamba_kernels import ROWS, channels_of
+from mixers.mamba_settings import BACKWARD, FORWARD, ROWS, Launch, launch_of, segments_of
 from mixers.mamba_triton import selective_scan
 from tests.mixers import conv_silu_inputs
 from tests.mixers import test_contract as contract
@@ -24,6 +24,7 @@ from tests.mixers.mamba_inputs import (
     draw,
     generator,
     output_gradient,
+    reference,
     results,
 )
 from tests.mixers.softplus_kernel import check_softplus
@@ -64,8 +65,8 @@ def test_a_scan_goes_on_from_a_state():
 @pytest.mark.parametrize(("b", "t", "c", "n"), [(1, 32, 8, 4), (2, 64, 20, 16), (1, 96, 5, 8)])
 @pytest.mark.parametrize("shift", [-3.0, -8.0])
 def test_segments_side_by_side(monkeypatch, b, t, c, n, shift):
-    monkeypatch.setattr(mamba_segments, "GRAIN", ROWS)
-    assert mamba_segments.segments_of(b * 2, t) in (4, 8)
+    monkeypatch.setattr(mamba_settings, "GRAIN", ROWS)
+    assert launch_of(b, c, n, t, FORWARD).segments == 4 or b == 2
     inputs = draw(b, t, c, n, shift=shift)
     check(selective_scan, inputs)
     # The last state, and a first one.
@@ -82,13 +83,12 @@ def test_segments_side_by_side(monkeypatch, b, t, c, n, shift):
 
 
 def test_how_many_segments():
-    assert mamba_segments.segments_of(128, 32_768) == 8
-    assert mamba_segments.segments_of(1, 2048) == 16
-    assert mamba_segments.segments_of(1, 512) == 4
+    assert segments_of(128, 32_768) == 8
+    assert segments_of(1, 2048) == 16
+    assert segments_of(1, 512) == 4
     # No multiple of four grains, too few grains, and enough programs.
-    assert mamba_segments.segments_of(1, 2000) == 1
-    assert mamba_segments.segments_of(1, 256) == 1
-    assert mamba_segments.segments_of(512, 32_768) == 1
+    assert segments_of(1, 2000) == segments_of(1, 256) == segments_of(512, 32_768) == 1
+    assert segments_of(0, 512) == segments_of(1, 0) == 1
 
 
 def test_strictly_causal_bit_for_bit():
@@ -130,12 +130,14 @@ def test_gradients_of_some_inputs_alone():
 
 
 def test_programs_fill_the_device_where_they_can():
-    assert channels_of(512, 1024, 16, 32) == 32
-    assert channels_of(512, 1024, 24, 32) == 16
-    assert channels_of(128, 128, 16, 32) == 16
-    assert channels_of(1, 128, 16, 32) == 16
-    assert channels_of(1, 128, 256, 32) == 1
-    assert channels_of(4096, 1024, 1, 16) == 16
+    assert launch_of(512, 1024, 16, 64, FORWARD) == Launch(32, 16, 1)
+    assert launch_of(512, 1024, 24, 64, FORWARD) == Launch(16, 32, 1)
+    assert launch_of(512, 1024, 1, 64, BACKWARD) == Launch(16, 1, 1)
+    # Few sequences: fewer channels each, or segments.
+    assert launch_of(128, 128, 16, 64, FORWARD) == Launch(16, 16, 1)
+    assert launch_of(1, 128, 256, 64, FORWARD) == Launch(1, 256, 1)
+    assert launch_of(1, 4096, 16, 32_768, FORWARD) == Launch(32, 16, 8)
+    assert launch_of(1, 4096, 16, 32_768, BACKWARD) == Launch(16, 16, 4)
 
 
 @pytest.mark.parametrize("shape", conv_silu_inputs.SHAPES, ids=str)
@@ -202,15 +204,53 @@ def test_under_autocast_tokens_are_16_bits_and_rates_are_not(monkeypatch):
     assert dtypes == [tokens, tokens, rates, tokens, tokens, rates, rates]
 
 
+@pytest.mark.parametrize("shape", [(0, 12, 16), (0, 512, 16)], ids=str)
+def test_no_sequence_at_all(shape):
+    own, x = layer("triton"), torch.zeros(shape, requires_grad=True)
+    y = own(x)
+    assert y.shape == shape
+    gradients = torch.autograd.grad(y.sum(), [x, *own.parameters()])
+    assert all((g == 0).all() for g in gradients)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
+def test_a_step_size_without_end_spoils_what_it_would_by_the_reference():
+    """Rooms beyond the last number of state are in the same sums as the others."""
+    inputs = draw(1, 10, 4, 3)
+    inputs[1][0, 5, 2] = torch.inf
+    dy = output_gradient(inputs)
+    found, expected = (results(run, inputs, dy) for run in (selective_scan, reference))
+    for name, x in expected.items():
+        assert torch.equal(found[name].isfinite(), x.isfinite()), name
+
+
+def test_the_last_state_wants_no_gradient():
+    inputs = [x.requires_grad_() for x in draw(1, 10, 4, 3)]
+    y, last = selective_scan(*inputs)
+    assert y.requires_grad
+    assert not last.requires_grad
+
+
 def test_bad_input_is_named():
     x, dt, A_log, B, C, D, bias = draw(1, 4, 3, 2)
+    with pytest.raises(ValueError, match=r"B is \[1, 4, 1\]; it should be \[1, 4, 2\]"):
+        selective_scan(x, dt, A_log, B[:, :, :1], C, D, bias)
+    with pytest.raises(ValueError, match=r"state is \[1, 2, 3\]; it should be \[1, 3, 2\]"):
+        selective_scan(x, dt, A_log, B, C, D, bias, state=torch.zeros(1, 2, 3))
+    with pytest.raises(ValueError, match=r"weight is \[4, 2\]; it should be \[3, 2\]"):
+        conv_silu(x, torch.zeros(4, 2), bias)
+    with pytest.raises(ValueError, match=r"takes bfloat16, .* not torch\.float64"):
+        conv_silu(x.double(), torch.zeros(3, 2), bias)
     with pytest.raises(ValueError, match=r"takes bfloat16, float16 or float32, not torch\.float64"):
         selective_scan(x.double(), dt, A_log, B, C, D, bias)
     with pytest.raises(ValueError, match=r"x, dt, B, C are torch\.float32, torch\.float16.*one"):
         selective_scan(x, dt.half(), A_log, B, C, D, bias)
     state = torch.zeros(1, 3, 2)
-    with pytest.raises(ValueError, match=r"state: .*no gradients.*no_grad"):
-        selective_scan(x.requires_grad_(), dt, A_log, B, C, D, bias, state=state)
+    for wanted in (x, state):
+        wanted.requires_grad_()
+        with pytest.raises(ValueError, match=r"state: .*no gradients.*no_grad"):
+            selective_scan(x, dt, A_log, B, C, D, bias, state=state)
+        wanted.requires_grad_(False)
 
 
 @pytest.mark.parametrize("causal", [True, False])

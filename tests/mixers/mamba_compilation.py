@@ -6,8 +6,7 @@ import torch
 
 from hgrn2.kernels.first_call import Enqueued, noted
 from mixers.conv_silu_kernels import conv_silu_gradients, conv_silu_output
-from mixers.mamba_backward import scan_gradients
-from mixers.mamba_kernels import scan_output
+from mixers.mamba_passes import scan_gradients, scan_output
 
 
 def launches(

@@ -3,7 +3,7 @@
 The bar: an error against fp64, as a norm, is at most twice the eager form's on the same inputs, and
 eight roundings of a fast exponential, which is off by 2^-22: a state is a product of decays, each
 of them one, and a gradient passes the decays of both walks. Both round what they return, in bf16
-by far the most.
+by far the most. Sums over all tokens may cancel: their band is of their terms.
 """
 
 from __future__ import annotations
@@ -72,10 +72,14 @@ def output_gradient(inputs: list[Tensor]) -> Tensor:
 
 def check(scan: Scan, inputs: list[Tensor]) -> None:
     dy = output_gradient(inputs)
-    exact = results(reference, [x.double() for x in inputs], dy.double())
+    wide = [x.double() for x in inputs]
+    exact = results(reference, wide, dy.double())
     same = results(reference, inputs, dy)
+    terms = dict(exact)
+    terms["dD"] = (wide[0] * dy).abs().sum((0, 1))
+    terms["dbias"] = exact["ddt"].abs().sum((0, 1))
     for name, found in results(scan, inputs, dy).items():
         assert found.dtype == same[name].dtype, name
-        size = exact[name].norm()
         ours, theirs = ((x[name].double() - exact[name]).norm() for x in ({name: found}, same))
-        assert ours <= 2 * theirs + BAND * size, f"{name}: {ours / size:.1e}, {theirs / size:.1e}"
+        allowed = 2 * theirs + BAND * terms[name].norm()
+        assert ours <= allowed, f"{name}: {ours:.1e}, allowed {allowed:.1e}"

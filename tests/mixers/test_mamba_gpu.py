@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mixers import Mamba
+from mixers.conv_silu import conv_silu
 from mixers.mamba_triton import selective_scan
 from tests.mixers import conv_silu_inputs
 from tests.mixers.mamba_inputs import (
@@ -139,20 +140,31 @@ def test_decoding_and_padding_follow_the_whole_sequence():
         torch.testing.assert_close(own(x[:, :t]), y[:, :t], rtol=1e-4, atol=1e-5)
 
 
-def test_more_than_2_31_elements():
-    """The last row of a batch whose tensors hold more elements than an int32 counts."""
-    small = draw(1, 1024, 1024, 4, dtype=torch.bfloat16, device="cuda")
-    dy = output_gradient(small)
-    expected = results(selective_scan, small, dy)
-    tall = []
-    for x in (*small, dy):
-        if x.ndim == 3:
-            wide = torch.zeros(2100, *x.shape[1:], dtype=x.dtype, device="cuda")
-            wide[-1:] = x
-            x = wide
-        tall.append(x)
-    *inputs, dy = tall
-    assert inputs[0].numel() > 2**31
-    found = results(selective_scan, inputs, dy)
+def tall(x: Tensor, batch: int) -> Tensor:
+    """Zeros, but for x [1 ...] first and last."""
+    wide = torch.zeros(batch, *x.shape[1:], dtype=x.dtype, device="cuda")
+    wide[0] = wide[-1] = x[0]
+    return wide
+
+
+@pytest.mark.parametrize(
+    ("batch", "c", "n"),
+    # x; the parts of dB and dC, of four channels each
+    [(2100, 1024, 4), (130, 1024, 64)],
+)
+def test_the_last_of_more_than_2_31_elements(batch, c, n):
+    small = draw(1, 1024, c, n, dtype=torch.bfloat16, device="cuda")
+    inputs = [tall(x, batch) if x.ndim == 3 else x for x in small]
+    found = results(selective_scan, inputs, tall(output_gradient(small), batch))
     for name in ("y", "dx", "ddt", "dB", "dC"):
-        assert torch.equal(found[name][-1:], expected[name]), name
+        assert torch.equal(found[name][0], found[name][-1]), name
+        assert found[name][-1].abs().max() > 0
+
+
+def test_a_convolution_of_more_than_2_31_elements():
+    x, weight, bias, dy = conv_silu_inputs.draw(1, 1024, 1024, 4, torch.bfloat16, "cuda")
+    inputs = tall(x, 2100), weight, bias, tall(dy, 2100)
+    y, dx, *_ = conv_silu_inputs.results(conv_silu, *inputs)
+    for result in (y, dx):
+        assert torch.equal(result[0], result[-1])
+        assert result[-1].abs().max() > 0

