@@ -23,6 +23,10 @@ def conv_silu(
     sums in fp32. x in bf16, fp16 or fp32, a view as long as its channels are contiguous. Raises
     ValueError for another dtype, other shapes, and another device than CUDA."""
     expect_supported(x)
+    if x.ndim != 3 or weight.ndim != 2:
+        raise ValueError(
+            f"x and weight have {x.ndim} and {weight.ndim} axes; they should have 3, 2"
+        )
     c = x.shape[2]
     expect_shapes(weight=(weight, (c, weight.shape[1])), bias=(bias, (c,)))
     if torch.compiler.is_compiling():

@@ -42,7 +42,7 @@ def launch_of(batch: int, channels: int, d_state: int, t: int, most: int) -> Lau
     tile = max(1, min(most, 16 * most // room))
     programs = batch * cdiv(channels, tile)
     segments = segments_of(programs, t)
-    if segments == 1 and tile > 1 and programs < SCHEDULERS:
+    if tile > 1 and programs * segments < SCHEDULERS:
         tile //= 2
     return Launch(tile, room, segments)
 

@@ -37,6 +37,8 @@ def selective_scan(
     gradients are wanted.
     """
     expect_supported(x)
+    if x.ndim != 3 or A_log.ndim != 2:
+        raise ValueError(f"x and A_log have {x.ndim} and {A_log.ndim} axes; they should have 3, 2")
     b, t, c = x.shape
     n = A_log.shape[1]
     rates = {"A_log": (A_log, (c, n)), "D": (D, (c,))}

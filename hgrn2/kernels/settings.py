@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from typing import TYPE_CHECKING
 
 import torch
-import triton.language as tl
+
+if TYPE_CHECKING:
+    import triton.language as tl
 
 # Tokens in a chunk: the M of one Hopper matrix instruction.
 CHUNK = 64
@@ -65,6 +68,9 @@ def dot_type(dtype: torch.dtype, k: int, v: int) -> tuple[tl.dtype, str]:
     fp16 goes through tf32, which has fp16's 10 bits and fp32's range. fp32 follows
     torch.set_float32_matmul_precision: "highest", the default, is three tf32 products.
     """
+    # triton is not everywhere, and this file is read where it is not.
+    import triton.language as tl
+
     if dtype == torch.bfloat16 and not narrow(k, v):
         return tl.bfloat16, "tf32"
     highest = dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest"

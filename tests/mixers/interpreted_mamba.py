@@ -138,6 +138,9 @@ def test_programs_fill_the_device_where_they_can():
     assert launch_of(1, 128, 256, 64, FORWARD) == Launch(1, 256, 1)
     assert launch_of(1, 4096, 16, 32_768, FORWARD) == Launch(32, 16, 8)
     assert launch_of(1, 4096, 16, 32_768, BACKWARD) == Launch(16, 16, 4)
+    # Both, where the length allows few segments.
+    assert launch_of(1, 1024, 16, 512, FORWARD) == Launch(16, 16, 4)
+    assert launch_of(1, 1024, 16, 512, BACKWARD) == Launch(8, 16, 4)
 
 
 @pytest.mark.parametrize("shape", conv_silu_inputs.SHAPES, ids=str)
@@ -235,6 +238,10 @@ def test_bad_input_is_named():
     x, dt, A_log, B, C, D, bias = draw(1, 4, 3, 2)
     with pytest.raises(ValueError, match=r"B is \[1, 4, 1\]; it should be \[1, 4, 2\]"):
         selective_scan(x, dt, A_log, B[:, :, :1], C, D, bias)
+    with pytest.raises(ValueError, match=r"x and A_log have 2 and 2 axes; they should have 3, 2"):
+        selective_scan(x[0], dt, A_log, B, C, D, bias)
+    with pytest.raises(ValueError, match=r"x and weight have 3 and 1 axes; they should have 3, 2"):
+        conv_silu(x, bias, bias)
     with pytest.raises(ValueError, match=r"state is \[1, 2, 3\]; it should be \[1, 3, 2\]"):
         selective_scan(x, dt, A_log, B, C, D, bias, state=torch.zeros(1, 2, 3))
     with pytest.raises(ValueError, match=r"weight is \[4, 2\]; it should be \[3, 2\]"):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 
 import pytest
 from pydantic import ValidationError
@@ -119,3 +121,15 @@ def test_both_directions_count_a_token_twice(mixer):
     causal, both = moved(mixer), moved(mixer, causal=False)
     x = tokens(1, 1)
     assert_close(both(x), 2 * causal(x))
+
+
+def test_every_mixer_is_there_without_triton():
+    """Which is not everywhere, and takes a while to import."""
+    code = (
+        "import sys; sys.modules['triton'] = None\n"
+        "import torch; from mixers import MIXERS, Mamba; import harness.grids\n"
+        "print(Mamba(impl='triton').unsupported(torch.device('cuda'), torch.float32))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "needs triton, which is not installed" in done.stdout
