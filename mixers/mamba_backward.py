@@ -59,8 +59,8 @@ def mamba_bwd_kernel(
     HELD: tl.constexpr,
     HAS_FIRST: tl.constexpr,
 ):
-    """dx, ddt [b t c]; dB, dC [tiles b t n], dA_log [b c n], dD, dbias [b c] fp32, of this program
-    alone; all contiguous."""
+    """dx, ddt [b t c]; dB, dC [tiles b t n], dA_log [b n c], dD, dbias [b c] fp32, of this program
+    alone; first [b n c] fp32: the g that comes from after the last token; all contiguous."""
     tiles: tl.constexpr = (CHANNELS + TILE_C - 1) // TILE_C
     batch = (tl.program_id(0) // tiles).to(tl.int64)
     tile = tl.program_id(0) % tiles

@@ -19,7 +19,7 @@ from torch import Tensor
 from hgrn2.kernels.first_call import enqueue
 from hgrn2.kernels.settings import cdiv
 from mixers.mamba_kernels import load_rates, softplus
-from mixers.mamba_settings import FORWARD, ROWS
+from mixers.mamba_settings import FORWARD, ROWS, tile_of
 
 
 @triton.jit(
@@ -141,8 +141,7 @@ def entering(
     n, b = len(A_log), rows // segments
     ends, starts = (A_log.new_empty(rows, n, c) for _ in range(2))
     lengths = A_log.new_empty(rows, c)
-    room = triton.next_power_of_2(n)
-    tile = max(1, min(FORWARD, 16 * FORWARD // room))
+    tile, room = tile_of(n, FORWARD)
     back, has_first = bias is None, first is not None
     size = {"CHANNELS": c, "STATE": n, "TILE_C": tile, "TILE_N": room, "BACK": back}
     walked = (x, dt, B, A_log, A_log if back else bias, ends, lengths, t)

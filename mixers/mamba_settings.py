@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -35,11 +36,17 @@ class Launch:
     segments: int
 
 
-def launch_of(batch: int, channels: int, d_state: int, t: int, most: int) -> Launch:
-    """With at most so many channels a program: fewer of more than 16 numbers of state, and where
-    neither they nor segments give every scheduler a warp."""
+def tile_of(d_state: int, most: int) -> tuple[int, int]:
+    """Channels of a program, at most so many, and its room for numbers of state: fewer channels of
+    more than 16 numbers."""
     room = 1 << (d_state - 1).bit_length()
-    tile = max(1, min(most, 16 * most // room))
+    return max(1, min(most, 16 * most // room)), room
+
+
+def launch_of(batch: int, channels: int, d_state: int, t: int, most: int) -> Launch:
+    """`tile_of`, with half the channels where neither programs nor segments give every scheduler a
+    warp."""
+    tile, room = tile_of(d_state, most)
     programs = batch * cdiv(channels, tile)
     segments = segments_of(programs, t)
     if tile > 1 and programs * segments < SCHEDULERS:
@@ -70,7 +77,7 @@ def expect_supported(x: Tensor) -> None:
         raise ValueError(reason)
 
 
-def expect_shapes(**named: tuple[Tensor, tuple[int, ...]]) -> None:
+def expect_shapes(named: Mapping[str, tuple[Tensor, tuple[int, ...]]]) -> None:
     """Raise ValueError, naming tensor and shapes, unless each tensor has the shape beside it."""
     for name, (x, shape) in named.items():
         if tuple(x.shape) != shape:

@@ -41,11 +41,11 @@ def selective_scan(
         raise ValueError(f"x and A_log have {x.ndim} and {A_log.ndim} axes; they should have 3, 2")
     b, t, c = x.shape
     n = A_log.shape[1]
-    rates = {"A_log": (A_log, (c, n)), "D": (D, (c,))}
-    read = {"dt": (dt, (b, t, c)), "B": (B, (b, t, n)), "C": (C, (b, t, n))}
-    given = {} if bias is None else {"bias": (bias, (c,))}
-    given |= {} if state is None else {"state": (state, (b, c, n))}
-    expect_shapes(**read, **rates, **given)
+    named = {"dt": (dt, (b, t, c)), "B": (B, (b, t, n)), "C": (C, (b, t, n))}
+    named |= {"A_log": (A_log, (c, n)), "D": (D, (c,))}
+    named |= {} if bias is None else {"bias": (bias, (c,))}
+    named |= {} if state is None else {"state": (state, (b, c, n))}
+    expect_shapes(named)
     tokens = (x, dt, B, C)
     if any(y.dtype != x.dtype for y in tokens):
         raise ValueError(
