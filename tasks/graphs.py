@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tasks.combining import combine_reductions_by_direction
+
 WARM_UP_CALLS = 2
 """Of a shape, eager: what is allocated, compiled or tuned at a first call must not be captured, and
 a compiler may compile once more for what the first call has made."""
@@ -95,7 +97,10 @@ class _Place:
 def compiled(function: Function, backend: str = "inductor") -> Function:
     """By torch.compile, for static shapes; an error where it would give up and run eagerly. What is
     `mixers.peers.not_compiled` runs as it is, between compiled parts."""
-    options = COMPILER if backend == "inductor" else None
+    options = None
+    if backend == "inductor":
+        options = COMPILER
+        combine_reductions_by_direction()
     fast = torch.compile(function, dynamic=False, backend=backend, options=options)
     limits = {
         "recompile_limit": MOST_COMPILATIONS,
