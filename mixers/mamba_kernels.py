@@ -38,6 +38,25 @@ def softplus(z):
 
 @triton.jit
 @no_type_check
+def load_row(pointers, inside, WHOLE: tl.constexpr):
+    """0 where not `inside`. WHOLE: all are, and no thread asks."""
+    if WHOLE:
+        return tl.load(pointers)
+    return tl.load(pointers, mask=inside, other=0.0)
+
+
+@triton.jit
+@no_type_check
+def store_row(pointers, row, inside, WHOLE: tl.constexpr):
+    """What is `inside`, or WHOLE."""
+    if WHOLE:
+        tl.store(pointers, row)
+    else:
+        tl.store(pointers, row, mask=inside)
+
+
+@triton.jit
+@no_type_check
 def load_rates(A_log, c, n, CHANNELS: tl.constexpr, STATE: tl.constexpr):
     """A in units of log 2, [c n] of A_log [n c], and where there is one. Elsewhere nothing is
     written to a state, whatever its decay."""
@@ -72,6 +91,7 @@ def mamba_fwd_kernel(
     ROWS: tl.constexpr,
     HAS_FIRST: tl.constexpr,
     KEEP: tl.constexpr,
+    WHOLE: tl.constexpr,
 ):
     """y, steps [b t c], borders [b t/ROWS n c], first, last [b n c]; all but y fp32, contiguous.
 
@@ -93,46 +113,53 @@ def mamba_fwd_kernel(
         h = tl.load(first + batch * whole + state, mask=there, other=0.0)
 
     blocks = tl.cdiv(T, ROWS)
-    x += batch * T * CHANNELS
-    dt += batch * T * CHANNELS
-    y += batch * T * CHANNELS
-    steps += batch * T * CHANNELS
-    B += batch * T * STATE
-    C += batch * T * STATE
-    borders += batch * blocks * whole
+    x += batch * T * CHANNELS + c
+    dt += batch * T * CHANNELS + c
+    y += batch * T * CHANNELS + c
+    steps += batch * T * CHANNELS + c
+    B += batch * T * STATE + n
+    C += batch * T * STATE + n
+    borders += batch * blocks * whole + state
+    own = n < STATE
     xs, dts = (), ()
     for j in tl.static_range(ROWS):
-        inside = here & (j < T)
-        xs += (tl.load(x + j * CHANNELS + c, mask=inside, other=0.0),)
-        dts += (tl.load(dt + j * CHANNELS + c, mask=inside, other=0.0),)
+        xs += (load_row(x + j * CHANNELS, here & (j < T), WHOLE),)
+        dts += (load_row(dt + j * CHANNELS, here & (j < T), WHOLE),)
+    own_B, own_C = load_row(B, own, WHOLE), load_row(C, own, WHOLE)
     for i in range(blocks):
         if KEEP:
-            tl.store(borders + state, h, mask=there)
+            store_row(borders, h, there, WHOLE)
             borders += whole
-        # A block is loaded while the one before it is walked over.
-        x += ROWS * CHANNELS
-        dt += ROWS * CHANNELS
+        # What is loaded is used a block later, B and C a token: the next block's, or once more the
+        # last one's.
         left = T - i * ROWS
+        on = tl.where(left > ROWS, ROWS, 0)
+        x += on * CHANNELS
+        dt += on * CHANNELS
         xs_ahead, dts_ahead = (), ()
         for j in tl.static_range(ROWS):
-            u, v = j * CHANNELS, j * STATE
-            inside = here & (left > ROWS + j)
+            inside = here & (left > on + j)
+            xs_ahead += (load_row(x + j * CHANNELS, inside, WHOLE),)
+            dts_ahead += (load_row(dt + j * CHANNELS, inside, WHOLE),)
+            ahead = (j + 1) * STATE if j + 1 < ROWS else on * STATE
+            inside = own & (left > (j + 1 if j + 1 < ROWS else on))
+            B_ahead, C_ahead = load_row(B + ahead, inside, WHOLE), load_row(C + ahead, inside, WHOLE)
             own_x = xs[j].to(tl.float32)
-            # Where no token is left the state stays.
-            s = tl.where(left > j, softplus(dts[j].to(tl.float32) + shift), 0.0)
-            xs_ahead += (tl.load(x + u + c, mask=inside, other=0.0),)
-            dts_ahead += (tl.load(dt + u + c, mask=inside, other=0.0),)
-            own_B = tl.load(B + v + n, mask=(n < STATE) & (left > j), other=0.0)
-            own_C = tl.load(C + v + n, mask=(n < STATE) & (left > j), other=0.0)
+            s = softplus(dts[j].to(tl.float32) + shift)
+            if not WHOLE:
+                # Where no token is left the state stays.
+                s = tl.where(left > j, s, 0.0)
             written = (s * own_x)[:, None] * own_B[None, :]
             h = tl.exp2(s[:, None] * A) * h + written
             out = tl.sum(h * own_C[None, :], 1) + skip * own_x
-            tl.store(y + u + c, out.to(y.dtype.element_ty), mask=here & (left > j))
+            inside = here & (left > j)
+            store_row(y + j * CHANNELS, out.to(y.dtype.element_ty), inside, WHOLE)
             if KEEP:
-                tl.store(steps + u + c, s, mask=here & (left > j))
+                store_row(steps + j * CHANNELS, s, inside, WHOLE)
+            own_B, own_C = B_ahead, C_ahead
         y += ROWS * CHANNELS
         steps += ROWS * CHANNELS
-        B += ROWS * STATE
-        C += ROWS * STATE
+        B += on * STATE
+        C += on * STATE
         xs, dts = xs_ahead, dts_ahead
-    tl.store(last + batch * whole + state, h, mask=there)
+    store_row(last + batch * whole + state, h, there, WHOLE)

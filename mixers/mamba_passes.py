@@ -65,6 +65,7 @@ def scan_output(
         ROWS=ROWS,
         HAS_FIRST=has_first,
         KEEP=keep,
+        WHOLE=launch.is_whole(x.shape[1], c, n),
         num_warps=1,
     )
     return y, last.view(b, launch.segments, n, c)[:, -1].contiguous(), steps, borders

@@ -35,6 +35,11 @@ class Launch:
     room: int
     segments: int
 
+    def is_whole(self, t: int, channels: int, d_state: int) -> bool:
+        """Whether blocks, tiles and their room make up the tokens of a segment, the channels and
+        the numbers of state: nothing is to be masked."""
+        return t % ROWS == 0 and channels % self.tile == 0 and self.room == d_state
+
 
 def tile_of(d_state: int, most: int) -> tuple[int, int]:
     """Channels of a program, at most so many, and its room for numbers of state: fewer channels of
