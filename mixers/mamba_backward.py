@@ -19,7 +19,7 @@ from typing import no_type_check
 import triton
 import triton.language as tl
 
-from mixers.mamba_kernels import LN2, load_rates
+from mixers.mamba_kernels import LN2, load_rates, load_row, store_row
 
 
 @triton.jit
@@ -58,6 +58,7 @@ def mamba_bwd_kernel(
     ROWS: tl.constexpr,
     HELD: tl.constexpr,
     HAS_FIRST: tl.constexpr,
+    WHOLE: tl.constexpr,
 ):
     """dx, ddt [b t c]; dB, dC [tiles b t n], dA_log [b n c], dD, dbias [b c] fp32, of this program
     alone; first [b n c] fp32: the g that comes from after the last token; all contiguous."""
@@ -80,16 +81,16 @@ def mamba_bwd_kernel(
     of_channels = (batch * T + start) * CHANNELS
     of_states = (batch * T + start) * STATE
     part = tile.to(tl.int64) * batches * T * STATE
-    x += of_channels
-    steps += of_channels
-    dy += of_channels
+    x += of_channels + c
+    steps += of_channels + c
+    dy += of_channels + c
     dx += of_channels
     ddt += of_channels
-    B += of_states
-    C += of_states
+    B += of_states + n
+    C += of_states + n
     dB += part + of_states
     dC += part + of_states
-    borders += (batch * blocks + blocks - 1) * whole
+    borders += (batch * blocks + blocks - 1) * whole + state
 
     g = tl.zeros((TILE_C, TILE_N), tl.float32)
     sum_A = g
@@ -103,15 +104,15 @@ def mamba_bwd_kernel(
         # twice.
         for begin in tl.static_range(ROWS - HELD, -1, -HELD):
             row = begin + tl.arange(0, HELD)
-            h = tl.load(borders + state, mask=there, other=0.0)
+            h = load_row(borders, there, WHOLE)
             states = ()
             for j in tl.static_range(begin + HELD):
                 u, v = j * CHANNELS, j * STATE
                 inside = here & (left > j)
-                own_x = tl.load(x + u + c, mask=inside, other=0.0).to(tl.float32)
+                own_x = load_row(x + u, inside, WHOLE).to(tl.float32)
                 # Past the end it is 0, which keeps the state.
-                s = tl.load(steps + u + c, mask=inside, other=0.0)
-                own_B = tl.load(B + v + n, mask=own & (left > j), other=0.0)
+                s = load_row(steps + u, inside, WHOLE)
+                own_B = load_row(B + v, own & (left > j), WHOLE)
                 if j >= begin:
                     states += (h,)
                 h = tl.exp2(s[:, None] * A) * h + (s * own_x)[:, None] * own_B[None, :]
@@ -124,11 +125,11 @@ def mamba_bwd_kernel(
             for j in tl.static_range(begin + HELD - 1, begin - 1, -1):
                 u, v = j * CHANNELS, j * STATE
                 inside = here & (left > j)
-                own_x = tl.load(x + u + c, mask=inside, other=0.0).to(tl.float32)
-                own_dy = tl.load(dy + u + c, mask=inside, other=0.0).to(tl.float32)
-                s = tl.load(steps + u + c, mask=inside, other=0.0)
-                own_B = tl.load(B + v + n, mask=own & (left > j), other=0.0)[None, :]
-                own_C = tl.load(C + v + n, mask=own & (left > j), other=0.0)[None, :]
+                own_x = load_row(x + u, inside, WHOLE).to(tl.float32)
+                own_dy = load_row(dy + u, inside, WHOLE).to(tl.float32)
+                s = load_row(steps + u, inside, WHOLE)
+                own_B = load_row(B + v, own & (left > j), WHOLE)[None, :]
+                own_C = load_row(C + v, own & (left > j), WHOLE)[None, :]
                 dh = g + own_dy[:, None] * own_C
                 g = tl.exp2(s[:, None] * A) * dh
                 e = g * states[j - begin]
@@ -145,12 +146,12 @@ def mamba_bwd_kernel(
                 dCs = tl.where((row == j)[:, None], dC_row[None, :], dCs)
             inside = here[:, None] & (left > row)[None, :]
             to = row[None, :] * CHANNELS + c[:, None]
-            tl.store(dx + to, dxs.to(dx.dtype.element_ty), mask=inside)
-            tl.store(ddt + to, ddts.to(ddt.dtype.element_ty), mask=inside)
+            store_row(dx + to, dxs.to(dx.dtype.element_ty), inside, WHOLE)
+            store_row(ddt + to, ddts.to(ddt.dtype.element_ty), inside, WHOLE)
             inside = (left > row)[:, None] & own[None, :]
             to = row[:, None] * STATE + n[None, :]
-            tl.store(dB + to, dBs, mask=inside)
-            tl.store(dC + to, dCs, mask=inside)
+            store_row(dB + to, dBs, inside, WHOLE)
+            store_row(dC + to, dCs, inside, WHOLE)
         x -= ROWS * CHANNELS
         steps -= ROWS * CHANNELS
         dy -= ROWS * CHANNELS

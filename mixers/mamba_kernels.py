@@ -143,7 +143,10 @@ def mamba_fwd_kernel(
             dts_ahead += (load_row(dt + j * CHANNELS, inside, WHOLE),)
             ahead = (j + 1) * STATE if j + 1 < ROWS else on * STATE
             inside = own & (left > (j + 1 if j + 1 < ROWS else on))
-            B_ahead, C_ahead = load_row(B + ahead, inside, WHOLE), load_row(C + ahead, inside, WHOLE)
+            B_ahead, C_ahead = (
+                load_row(B + ahead, inside, WHOLE),
+                load_row(C + ahead, inside, WHOLE),
+            )
             own_x = xs[j].to(tl.float32)
             s = softplus(dts[j].to(tl.float32) + shift)
             if not WHOLE:

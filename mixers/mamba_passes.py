@@ -108,6 +108,7 @@ def scan_gradients(
         ROWS=ROWS,
         HELD=HELD,
         HAS_FIRST=first is not None,
+        WHOLE=launch.is_whole(x.shape[1], c, n),
         num_warps=1,
     )
     return dx, ddt, *(total(y, 0) for y in (dA_log, dB, dC, dD, dbias))

@@ -33,7 +33,7 @@ assert os.environ.get("TRITON_INTERPRET") == "1"
 
 
 @pytest.mark.parametrize("t", [1, ROWS - 1, ROWS, ROWS + 1, 3 * ROWS + 5])
-@pytest.mark.parametrize(("c", "n"), [(3, 1), (8, 4), (70, 16), (9, 24), (2, 256)])
+@pytest.mark.parametrize(("c", "n"), [(3, 1), (8, 4), (32, 16), (70, 16), (9, 24), (2, 256)])
 def test_results_and_gradients(t, c, n):
     check(selective_scan, draw(2, t, c, n))
 

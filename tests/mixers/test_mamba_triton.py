@@ -26,13 +26,14 @@ def test_the_interpreted_kernels_agree_with_the_oracle():
 
 # Numbers of state -> bytes a thread that spill today, of the scan's passes and the convolution's: a
 # ratchet.
-SPILL_BYTES = {4: (0, 16, 0, 0), 16: (16, 32, 0, 0), 24: (8, 80, 0, 0)}
+SPILL_BYTES = {4: (0, 0, 0, 0), 10: (0, 64, 0, 0), 16: (0, 8, 0, 0), 24: (0, 56, 0, 0)}
 
 
 @pytest.mark.parametrize("architecture", [80, 90, 100])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize(
-    ("channels", "d_state", "rows"), [(128, 16, 512), (128, 16, 1), (96, 24, 512), (64, 4, 512)]
+    ("channels", "d_state", "rows"),
+    [(128, 16, 512), (128, 16, 1), (96, 24, 512), (64, 4, 512), (100, 10, 512)],
 )
 def test_entry_compiles_and_fits(channels, d_state, rows, dtype, architecture):
     """With up to 16 numbers of state nothing is exchanged among threads where a program of the
@@ -51,7 +52,7 @@ def test_segments_compile_and_fit(architecture):
     walk = ["mamba_sum_kernel", "mamba_enter_kernel"]
     assert names[:6] == [*walk, "mamba_fwd_kernel", *walk, "mamba_bwd_kernel"]
     spilled = [compile_for(launched, architecture).spill_bytes for launched in found]
-    for bytes_, allowed in zip(spilled, (0, 0, 16, 0, 0, 32, 0, 0), strict=True):
+    for bytes_, allowed in zip(spilled, (0, 0, 0, 0, 0, 0, 0, 0), strict=True):
         assert bytes_ <= allowed
 
 
