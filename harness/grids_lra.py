@@ -94,11 +94,13 @@ def lra_pathx_step(device: torch.device) -> list[Task]:
     """Time and memory of a training step on Path-X's 16,384 pixels, every mixer at 6 layers of 32.
 
     HGRN2's published shape with 16 images a batch, along the sequence; HGRN2 and HGRN1 also over
-    the image. The images are noise.
+    the image, and on a GPU Mamba also by its published kernels. The images are noise.
     """
     setting = recipes.HGRN2_PAPER["path_x"]
     scanned = lra_mixers(device, setting, "2d_series")
     chosen = [*lra_mixers(device, setting), *(m for m in scanned if m.name in ("hgrn2", "hgrn1"))]
+    if device.type == "cuda":
+        chosen.append(Mamba(impl="mamba_ssm"))
     return [
         step_of(on(device, recipes.hgrn2_paper(mixer, Data(arena="path_x"))), trial=trial)
         for trial in range(3)
@@ -138,7 +140,7 @@ def lra_mixers(
     device: torch.device, setting: recipes.Setting, scan: Scan = "1d", d_state: int = 16
 ) -> list[Mixer]:
     """The five mixers at a recipe's width; HGRN2 and HGRN1 as published for the arena; on a GPU
-    each by its kernels, the peers' by their own. `scan` is HGRN2's and HGRN1's."""
+    each by its kernels, GLA's by its authors' own. `scan` is HGRN2's and HGRN1's."""
     gpu = device.type == "cuda"
     heads = max(1, setting.d_model // 32)
     return [
@@ -157,6 +159,6 @@ def lra_mixers(
             impl=hgrn2_impl(device),
         ),
         GLA(n_heads=heads, impl="fla" if gpu else "reference"),
-        Mamba(d_state=d_state, impl="mamba_ssm" if gpu else "reference"),
+        Mamba(d_state=d_state, impl="triton" if gpu else "reference"),
         Attention(n_heads=heads),
     ]

@@ -128,6 +128,11 @@ class Mixer(Frozen):
         """
         return None
 
+    @property
+    def forwards_alone(self) -> bool:
+        """Whether its layers see no later token: `stack(causal=False)` raises ValueError then."""
+        return False
+
     def unsupported(self, device: torch.device, dtype: torch.dtype) -> str | None:
         """Why this mixer cannot run there, and the command that would make it so; else None."""
         return None

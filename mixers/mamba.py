@@ -72,13 +72,17 @@ class Mamba(Mixer):
         if self.impl == "triton":
             kind = _ours().TritonMambaLayer
         if self.impl == "mamba_ssm":
-            if not causal:
-                raise ValueError(
-                    "impl = 'mamba_ssm' runs forwards alone: use impl = 'triton' or 'reference' "
-                    "for both directions"
-                )
             kind = _fused().FusedMambaLayer
+        if self.forwards_alone and not causal:
+            raise ValueError(
+                f"impl = {self.impl!r} runs forwards alone: use impl = 'triton' or 'reference' for "
+                "both directions"
+            )
         return [kind(self, d_model, n_layers, causal, generator) for _ in range(n_layers)]
+
+    @property
+    def forwards_alone(self) -> bool:
+        return self.impl == "mamba_ssm"
 
     def unsupported(self, device: torch.device, dtype: torch.dtype) -> str | None:
         if self.impl == "reference":

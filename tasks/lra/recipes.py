@@ -2,8 +2,9 @@
 
 All give every mixer the same depth, width, norms and channel mixer, and train it the same way. Two
 things follow the mixer: attention always has sinusoidal positions (without any it would not see an
-order), and Mamba, whose kernels run forwards alone, is summed over the two directions as a whole
-layer (`directions = "flip_sum"`). What a mixer is configured with is the grid's.
+order), and Mamba by mamba_ssm, whose kernels run forwards alone, is summed over the two directions
+as a whole layer (`directions = "flip_sum"`; the same model as Mamba in both directions, for more
+time). What a mixer is configured with is the grid's.
 
 What all published ones share: mean pool over valid positions, one linear head; for Retrieval
 [u, v, u - v, u v] and a hidden layer; AdamW; cosine by steps with warm-up. Embeddings of ids start
@@ -223,7 +224,7 @@ def _task(
         mixer=mixer,
         recipe=name,
         data=data,
-        directions="flip_sum" if mixer.name == "mamba" else "both",
+        directions="flip_sum" if mixer.forwards_alone else "both",
         pair="nli" if data.arena == "retrieval" else None,
         sort_pool=1 if setting.norm == "batch" else SORT_POOL,
         backbone=Backbone(

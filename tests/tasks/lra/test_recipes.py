@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mixers import HGRN1, HGRN2
+from mixers import HGRN1, HGRN2, Mamba
 from tasks.base import Context
 from tasks.lra import recipes
 from tasks.lra.batches import noise
@@ -75,10 +75,12 @@ def test_recipes_give_every_mixer_the_same_depth_and_width(name):
             task = recipes.RECIPES[name](mixer, Data(arena=arena))
             assert task.recipe == name
             sizes.add((task.backbone.n_layers, task.backbone.d_model))
-            assert task.directions == ("flip_sum" if mixer.name == "mamba" else "both")
+            assert task.directions == "both"
             if mixer.name == "attention":
                 assert task.backbone.positions == "sinusoidal"
         assert sizes == {(setting.layers, setting.d_model)}
+        forwards_alone = recipes.RECIPES[name](Mamba(impl="mamba_ssm"), Data(arena=arena))
+        assert forwards_alone.directions == "flip_sum"
     with pytest.raises(ValueError, match=f"no setting in recipe {name}"):
         recipes.RECIPES[name](MIXERS[0], Data(arena="path_256"))
 
