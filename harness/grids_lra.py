@@ -26,7 +26,10 @@ SMOKE_LISTOPS = Data(arena="listops", source="generated", examples=(320, 40, 40)
 SMOKE_PATHFINDER = Data(
     arena="pathfinder32", source="generated", examples=(320, 40, 40), difficulty="easy"
 )
-SIZES = {"listops": (96_000, 2_000, 2_000), "pathfinder32": (160_000, 20_000, 20_000)}
+PATHFINDERS = (160_000, 20_000, 20_000)
+SIZES = {"listops": (96_000, 2_000, 2_000), "pathfinder32": PATHFINDERS, "path_x": PATHFINDERS}
+PATHX_EPOCHS = 5
+"""Of the recipe's 200, whose warm-up would take 240."""
 
 
 def lra_smoke(device: torch.device) -> list[Task]:
@@ -88,6 +91,29 @@ def lra_pathfinder(device: torch.device) -> list[Task]:
         if mixer.name in ("hgrn2", "hgrn1") or (mixer.name == "attention" and scan == "1d")
     ]
     return [on(device, recipes.small(mixer, data, seed)) for seed, mixer in product(SEEDS, chosen)]
+
+
+def lra_pathx(device: torch.device) -> list[Task]:
+    """The first epochs of Path-X by HGRN2's published recipe, at the rates that it has then: a
+    curve, and no claim about Path-X.
+
+    HGRN2 and HGRN1 along the sequence and, as published, over the image. The official files where
+    they are, else generated ones of their size: the record says which.
+    """
+    setting = recipes.HGRN2_PAPER["path_x"]
+    data = arena_data("path_x")
+    scans: tuple[Scan, ...] = ("1d", "2d_series")
+    cells = [
+        on(device, recipes.hgrn2_paper(mixer, data))
+        for scan in scans
+        for mixer in lra_mixers(device, setting, scan)
+        if mixer.name in ("hgrn2", "hgrn1")
+    ]
+    first = {"epochs": PATHX_EPOCHS}
+    return [
+        cell.model_copy(update={"training": cell.training.model_copy(update=first)})
+        for cell in cells
+    ]
 
 
 def lra_pathx_step(device: torch.device) -> list[Task]:

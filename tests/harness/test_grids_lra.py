@@ -63,6 +63,24 @@ def test_pathfinder_scans_in_one_and_two_dimensions():
     }
 
 
+def test_path_x_begins_as_published():
+    cells = grids_lra.lra_pathx(GPU)
+    assert [(cell.mixer.name, cell.mixer.scan) for cell in cells] == [
+        *(("hgrn2", "1d"), ("hgrn1", "1d")),
+        *(("hgrn2", "2d_series"), ("hgrn1", "2d_series")),
+    ]
+    for cell in cells:
+        assert recipes.changes(cell) == "epochs"
+        assert (cell.training.epochs, cell.training.warmup_steps) == (5, 150_000)
+        assert cell.data.examples == (160_000, 20_000, 20_000)
+
+
+def test_path_x_steps_are_timed_with_both_of_mambas_kernels():
+    cells = grids_lra.lra_pathx_step(GPU)
+    found = {(c.mixer.impl, c.directions) for c in cells if c.mixer.name == "mamba"}
+    assert found == {("triton", "both"), ("mamba_ssm", "flip_sum")}
+
+
 def test_the_smoke_grid_goes_from_data_to_report(tmp_path, monkeypatch):
     for name, arena, examples in (
         ("SMOKE_LISTOPS", "listops", (16, 4, 4)),
