@@ -1,9 +1,10 @@
-"""Figures of the Long Range Arena: accuracy by epoch, next to what is published, by ListOps' root
-operator; the time and memory of a training step."""
+"""Figures of the Long Range Arena: accuracy and loss by epoch, accuracy next to what is published
+and by ListOps' root operator; the time and memory of a training step."""
 
 from __future__ import annotations
 
-from typing import Any
+from math import log
+from typing import Any, Literal
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -23,6 +24,12 @@ YARDSTICKS = {
     "two levels": 0.695,
 }
 """Accuracy on ListOps of whoever knows no more than that."""
+NAMES = {"accuracy": "Test accuracy", "loss": "Training loss"}
+DOTTED = {
+    "accuracy": "Dotted on ListOps: what knowing the commonest digit, the root's operator, one "
+    "level or two levels of the expression gives (17.0, 36.5, 51.3, 69.5 %); elsewhere chance.",
+    "loss": "Dotted: that of a guess among all answers alike.",
+}
 OPERATORS = ("min", "max", "med", "sm")
 
 
@@ -33,7 +40,8 @@ def lra(table: pd.DataFrame) -> dict[str, Plot]:
     table = with_series(_plain(table), AXES, apart=APART, devices="device_type")
     with styled():
         plots = {
-            "accuracy_by_epoch": by_epoch(table),
+            "accuracy_by_epoch": by_epoch(table, "accuracy"),
+            "loss_by_epoch": by_epoch(table, "loss"),
             "next_to_published": next_to_published(table),
         }
         listops = table[table["arena"] == "listops"]
@@ -77,51 +85,52 @@ def lra_step(table: pd.DataFrame) -> dict[str, Plot]:
     return {"training_step": Plot(figure, caption, lines, pd.concat([rows, failed]))}
 
 
-def by_epoch(table: pd.DataFrame) -> Plot:
-    """Test accuracy by epoch, a panel a task: thin lines are runs, thick ones their mean."""
+def by_epoch(table: pd.DataFrame, measure: Literal["accuracy", "loss"]) -> Plot:
+    """Test accuracy, or training loss, by epoch, a panel a task: thin lines are runs, thick ones
+    their mean."""
+    table = table.rename(columns={f"{measure}_by_epoch": "curve"})
     ran = table[table["accuracy"].notna()]
-    ran = ran.assign(accuracy_by_epoch=pd.Series(_to_the_longest(ran), index=ran.index))
-    runs = ran[[*LINE, "arena", "seed", "accuracy_by_epoch"]].explode("accuracy_by_epoch")
-    runs = runs.rename(columns={"accuracy_by_epoch": "accuracy"}).astype({"accuracy": float})
+    ran = ran.assign(curve=pd.Series(_to_the_longest(ran), index=ran.index))
+    runs = ran[[*LINE, "arena", "seed", "curve"]].explode("curve")
+    runs = runs.assign(**{measure: runs.pop("curve").astype(float)})
     runs["epoch"] = runs.groupby([*LINE, "arena", "seed"], sort=False).cumcount() + 1
-    groups = runs.groupby([*LINE, "arena", "epoch"], sort=False)["accuracy"]
-    means = groups.agg(["mean", "min", "max"]).add_prefix("accuracy_")
+    groups = runs.groupby([*LINE, "arena", "epoch"], sort=False)[measure]
+    means = groups.agg(["mean", "min", "max"]).add_prefix(f"{measure}_")
     means = means.assign(seeds=groups.size()).reset_index()
     places = _arenas(table)
     sheet = Sheet(len(places), height_in=2.4, columns=min(2, len(places)), note=_note(table))
     for i, (ax, arena) in enumerate(zip(sheet.axes, places, strict=True)):
-        ends = _curves(ax, at(runs, {"arena": arena}), at(means, {"arena": arena}), table)
+        ends = _curves(ax, at(runs, {"arena": arena}), at(means, {"arena": arena}), table, measure)
         here = at(ran, {"arena": arena})
-        chance = float(here["chance"].iloc[0]) if len(here) else 0.5
-        _yardsticks(ax, arena, chance)
+        _yardsticks(ax, arena, float(here["chance"].iloc[0]) if len(here) else 0.5, measure)
         value_ticks(ax.xaxis, means.loc[means["arena"] == arena, "epoch"].unique())
         ax.set(title=TITLES[arena])
         sheet.label(ax, ends)
-        sheet.axis_names(i, x="Epoch", y="Test accuracy")
+        sheet.axis_names(i, x="Epoch", y=NAMES[measure])
     caption = joined(
         [
-            "Test accuracy by epoch: the mean over seeds, and thin the runs; one that ended early "
-            "keeps its last accuracy.",
+            f"{NAMES[measure]} by epoch: the mean over seeds, and thin the runs; one that ended "
+            "early keeps its last.",
             f"{int(ran['diverged'].sum())} of {len(ran)} runs diverged.",
-            "Dotted on ListOps: what knowing the commonest digit, the root's operator, one level "
-            "or two levels of the expression gives (17.0, 36.5, 51.3, 69.5 %); elsewhere chance.",
+            DOTTED[measure],
             *_common(table),
         ]
     )
     last = means.loc[means.groupby([*LINE, "arena"], sort=False)["epoch"].idxmax()]
-    rows = summary(last, table, ["arena"], "accuracy_mean", write=_percent)
+    write = _percent if measure == "accuracy" else "{:.3f}".format
+    rows = summary(last, table, ["arena"], f"{measure}_mean", write=write)
     return Plot(sheet.finish(), caption, means, rows)
 
 
 def _to_the_longest(ran: pd.DataFrame) -> list[list[float]]:
-    """Each run's accuracies, its last one repeated up to the longest run of its line and task:
-    else a seed that diverged would drop out of the mean."""
-    epochs = ran["accuracy_by_epoch"].map(len)
+    """Each run's curve, its last number repeated up to the longest run of its line and task: else a
+    seed that diverged would drop out of the mean."""
+    epochs = ran["curve"].map(len)
     lines = [ran[name] for name in (*LINE, "arena")]
     longest = epochs.groupby(lines, sort=False).transform("max")
     return [
         [*run, *run[-1:] * (most - len(run))]
-        for run, most in zip(ran["accuracy_by_epoch"], longest, strict=True)
+        for run, most in zip(ran["curve"], longest, strict=True)
     ]
 
 
@@ -206,26 +215,30 @@ def _arenas(table: pd.DataFrame) -> list[str]:
     return [arena for arena in TITLES if arena in set(table["arena"])]
 
 
-def _curves(ax: Axes, runs: pd.DataFrame, means: pd.DataFrame, table: pd.DataFrame) -> list[End]:
+def _curves(
+    ax: Axes, runs: pd.DataFrame, means: pd.DataFrame, table: pd.DataFrame, measure: str
+) -> list[End]:
     ends: list[End] = []
     for label, look in marks(table).items():
         line = means[means["series"] == label].sort_values("epoch")
         for _, run in runs[runs["series"] == label].groupby("seed"):
-            ax.plot(run["epoch"], run["accuracy"], color=look.colour, linewidth=0.5, alpha=0.5)
+            ax.plot(run["epoch"], run[measure], color=look.colour, linewidth=0.5, alpha=0.5)
         style: dict[str, Any] = {**look.line(), "markersize": 3.5}
         style["markevery"] = max(1, len(line) // 8)
-        ax.plot(line["epoch"], line["accuracy_mean"], **style)
+        ax.plot(line["epoch"], line[f"{measure}_mean"], **style)
         last = line.iloc[-1] if len(line) else None
-        place = None if last is None else (float(last["epoch"]), float(last["accuracy_mean"]))
+        place = None if last is None else (float(last["epoch"]), float(last[f"{measure}_mean"]))
         ends.append(End(label, look, place))
     return ends
 
 
-def _yardsticks(ax: Axes, arena: str, chance: float) -> None:
+def _yardsticks(ax: Axes, arena: str, chance: float, measure: str) -> None:
     heights = YARDSTICKS if arena == "listops" else {"chance": chance}
-    for words, height in heights.items():
+    written = {f"{words} {100 * height:.1f} %": height for words, height in heights.items()}
+    if measure == "loss":
+        written = {f"a guess {-log(chance):.3f}": -log(chance)}
+    for words, height in written.items():
         ax.axhline(height, color=GREY, linestyle=(0, (1, 2)), linewidth=0.9)
-        words = f"{words} {100 * height:.1f} %"
         across = ax.get_yaxis_transform()
         ax.text(0.01, height, words, color=GREY, size=6, va="bottom", transform=across)
 

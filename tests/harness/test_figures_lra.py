@@ -57,6 +57,7 @@ def measured(accuracy: float, arena: str, source: str) -> dict[str, Any]:
         "pack": 1,
         "recipe_changes": "",
         "accuracy_by_epoch": [chance, (chance + accuracy) / 2, accuracy],
+        "loss_by_epoch": [2.0, 1.5, 1.0 - accuracy],
         "chance": chance,
         "provenance": "official" if source == "official" else "generated (version 1, seed 0)",
         "train_s": 100.0,
@@ -99,13 +100,23 @@ def row(plots: dict[str, Plot], **place: Any) -> pd.Series:
 
 
 def test_the_figures_are_there(plots):
-    assert set(plots) == {"accuracy_by_epoch", "next_to_published", "accuracy_by_operator"}
+    assert set(plots) == {
+        *("accuracy_by_epoch", "loss_by_epoch", "next_to_published", "accuracy_by_operator")
+    }
     caption = plots["accuracy_by_epoch"].caption
     assert "17.0, 36.5, 51.3, 69.5 %" in caption
     assert "Mamba: a causal layer run both ways and summed." in caption
     texts = [text.get_text() for ax in plots["accuracy_by_epoch"].figure.axes for text in ax.texts]
     assert "two levels 69.5 %" in texts
     assert "chance 50.0 %" in texts
+
+
+def test_losses_are_averaged_and_a_guess_is_drawn(plots):
+    table = plots["loss_by_epoch"].table
+    line = table[(table["mixer"] == "hgrn2") & (table["arena"] == "listops")]
+    assert line["loss_mean"].to_list() == pytest.approx([2.0, 1.5, 0.55])
+    texts = [text.get_text() for ax in plots["loss_by_epoch"].figure.axes for text in ax.texts]
+    assert {"a guess 2.303", "a guess 0.693"} < set(texts)
 
 
 def test_seeds_are_averaged_and_those_that_learned_counted(plots):
