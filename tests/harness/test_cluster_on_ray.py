@@ -63,14 +63,15 @@ def start(nodes: Any, tmp_path: Path) -> Iterator[Start]:
         process.stdout.close()
 
 
-def wait_for(process: subprocess.Popen[str], line: str, times: int = 1) -> None:
+def wait_for(process: subprocess.Popen[str], line: str, times: int = 1) -> str:
+    """What it said up to then."""
     assert process.stdout
     said = []
     for one in process.stdout:
         said.append(one)
         times -= line in one
         if not times:
-            return
+            return "".join(said)
     raise AssertionError(f"the run ended without {line!r}: {''.join(said)}")
 
 
@@ -136,13 +137,15 @@ def test_a_seat_and_a_node_that_are_lost_on_ray_cost_the_cells_on_them(
     seats = [p for p in psutil.process_iter(["name"]) if "ray::Seat" in str(p.info["name"])]
     assert len(seats) == 5
     seats[0].send_signal(signal.SIGKILL)
-    wait_for(process, "its seat was lost")
+    said = wait_for(process, "its seat was lost")
     nodes.remove_node(lost, allow_graceful=False)
-    out = finish(process, status=1)
+    out, _ = process.communicate(timeout=120)
     failed = [row for row in rows(tmp_path, "many") if row.status != "ok"]
-    assert 1 <= len(failed) <= 2
+    # A seat may be lost before it is given one, which costs none.
+    assert len(failed) <= 2
+    assert process.returncode == bool(failed), out
     assert all("its seat was lost" in (row.error or "") for row in failed)
-    assert "is left out" in out
+    assert "is left out" in said + out
     assert f"{40 - len(failed)} ok from before" in finish(start("many"))
     assert set(ok_per_cell(tmp_path, "many").values()) == {1}
     assert len(ok_per_cell(tmp_path, "many")) == 40
