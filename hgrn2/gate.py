@@ -1,4 +1,4 @@
-"""The tied gate of HGRN, the padding mask, and the dtype that the arithmetic runs in."""
+"""The tied gate of HGRN, GLA's, the padding mask, and the dtype that the arithmetic runs in."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+GLA_TEMPERATURE = 16
+"""GLA's gate is sigmoid(z)^(1/16), which starts near 1: memory is long unless z says otherwise."""
 
 
 def arithmetic_dtype(*tensors: Tensor | None) -> torch.dtype:
@@ -52,6 +56,16 @@ class _TiedGate(torch.autograd.Function):
         dclosed = (df - dkey).mul_(torch.sigmoid(-z))
         dbound = dclosed.sum_to_size(bound.shape)
         return (dclosed * torch.sigmoid(z)).mul_(1 - bound), dbound
+
+
+def gla_log_gate(z: Tensor) -> Tensor:
+    """log sigmoid(z) / 16 (arXiv 2312.06635, Sec. 4.4), in fp32 (fp64 for fp64 logits)."""
+    return F.logsigmoid(z.to(arithmetic_dtype(z))) / GLA_TEMPERATURE
+
+
+def gla_gate(z: Tensor) -> Tensor:
+    """sigmoid(z)^(1/16), in fp32 (fp64 for fp64 logits)."""
+    return torch.exp(gla_log_gate(z))
 
 
 def valid_tokens(x: Tensor, lengths: Tensor) -> Tensor:

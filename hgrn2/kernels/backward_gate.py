@@ -1,4 +1,4 @@
-"""dq, dz and dbound of one chunk, from the states and the states' gradients at its borders.
+"""dq, dz and dbound or dkey of one chunk, from the states and the states' gradients at its borders.
 
 The key, log f and their gradients live in registers only (README, "Gradients in closed form").
 The log gate of token t moves the decay of every pair that it lies between, so
@@ -26,7 +26,6 @@ from hgrn2.kernels.gate import (
     as_products,
     gate_gradient,
     key_and_log2_gate,
-    limited,
     load_tile,
     ones_up_to,
     operand,
@@ -35,6 +34,7 @@ from hgrn2.kernels.gate import (
     sums,
 )
 from hgrn2.kernels.into import Into, before_activation
+from hgrn2.kernels.keys import free_gate_gradient, limited, log2_free_gate, strides
 from hgrn2.kernels.settings import CHUNK, Settings, cdiv, dot_type
 
 
@@ -82,6 +82,7 @@ def hgrn2_bwd_gate_kernel(
     v,
     dy,
     bound,
+    free_key,
     lengths,
     states,
     dstates,
@@ -94,6 +95,7 @@ def hgrn2_bwd_gate_kernel(
     dq,
     dz,
     dbound,
+    dfree_key,
     q_stride_b,
     q_stride_t,
     q_stride_h,
@@ -106,6 +108,9 @@ def hgrn2_bwd_gate_kernel(
     dy_stride_b,
     dy_stride_t,
     dy_stride_h,
+    key_stride_b,
+    key_stride_t,
+    key_stride_h,
     T,
     H,
     chunks,
@@ -122,7 +127,9 @@ def hgrn2_bwd_gate_kernel(
     PARTS: tl.constexpr,
     QUERY: tl.constexpr,
 ):
-    """dq, dz [C BK], and the chunk's part of dbound [BK]; nothing of chunks that `deep` flags."""
+    """dq, dz [C BK], and the chunk's part of dbound [BK], or dkey [C BK] where the key is free;
+    nothing of chunks that `deep` flags."""
+    TIED: tl.constexpr = free_key is None
     program = tl.program_id(0)
     k_tile = program % (K // BK)
     # int64: a stride of heads may be that of a whole sequence.
@@ -145,13 +152,17 @@ def hgrn2_bwd_gate_kernel(
     dy += batch * dy_stride_b + start * dy_stride_t + head * dy_stride_h
     border = place * K * V + k_tile * BK * V
 
-    # Loaded before the flag is looked at: one wait serves all three.
+    # Loaded before the flag is looked at: one wait serves all of them.
     z_loaded = load_tile(z, token, k, z_stride_t, valid, OPEN)
     q_loaded = load_tile(q, token, k, q_stride_t, valid)
+    if not TIED:
+        free_key += batch * key_stride_b + start * key_stride_t + head * key_stride_h
+        key_loaded = load_tile(free_key, token, k, key_stride_t, valid)
     if is_deep != 0:
         return
 
-    bound += head * K
+    if TIED:
+        bound += head * K
     row, column = token[:, None], token[None, :]
     HEADS = PARTS * H
     offsets = ((batch * T + start) * HEADS + head) * K + row * (HEADS * K) + k[None, :]
@@ -179,8 +190,11 @@ def hgrn2_bwd_gate_kernel(
             PRECISION,
         )
         # A product with an infinity would be a NaN for the token's other channels too.
-        z_tile = as_products(limited(z_loaded, FAST), constants, FAST)
-        key, g = key_and_log2_gate(z_tile, tl.load(bound + k)[None, :], FAST)
+        z_tile = as_products(limited(z_loaded, TIED, FAST), constants, FAST)
+        if TIED:
+            key, g = key_and_log2_gate(z_tile, tl.load(bound + k)[None, :], FAST)
+        else:
+            key, g = as_products(key_loaded, constants, FAST), log2_free_gate(z_tile, FAST)
         up = ones_up_to(constants, C, direction == 1, FAST)
         half = 0.5 * tl.sum(g, 0)[None, :]
         from_middle = sums(up, g, FAST) - half
@@ -214,12 +228,19 @@ def hgrn2_bwd_gate_kernel(
 
     # Loaded anew: held until here, it would spill.
     z_tile = load_tile(z, token, k, z_stride_t, valid, OPEN)
-    z_tile = as_products(limited(z_tile, FAST), constants, FAST)
-    b = tl.load(bound + k)[None, :]
-    dz_tile, to_bound = gate_gradient(z_tile, b, dlnf, dkey, FAST)
+    z_tile = as_products(limited(z_tile, TIED, FAST), constants, FAST)
+    if TIED:
+        b = tl.load(bound + k)[None, :]
+        dz_tile, to_bound = gate_gradient(z_tile, b, dlnf, dkey, FAST)
+    else:
+        dz_tile = free_gate_gradient(z_tile, dlnf, FAST)
     dz_tile = tl.where(valid[:, None], dz_tile, 0.0)
     tl.store(dz + offsets, dz_tile.to(dz.dtype.element_ty), mask=stored)
-    tl.store(dbound + place * K + k, tl.sum(to_bound, 0))
+    if TIED:
+        tl.store(dbound + place * K + k, tl.sum(to_bound, 0))
+    else:
+        dkey = tl.where(valid[:, None], dkey, 0.0)
+        tl.store(dfree_key + offsets, dkey.to(dfree_key.dtype.element_ty), mask=stored)
 
 
 @triton.jit
@@ -248,7 +269,8 @@ def gate_gradients(
     z: Tensor,
     v: Tensor,
     dy: Tensor,
-    bound: Tensor,
+    bound: Tensor | None,
+    free_key: Tensor | None,
     forward: tuple[Tensor, Tensor],
     backward: tuple[Tensor, Tensor] | None,
     dscores: Tensor,
@@ -257,8 +279,9 @@ def gate_gradients(
     constants: Tensor,
     settings: Settings,
     into: Into,
-) -> Tensor:
-    """Every chunk's part of dbound, fp32 [b n h k]; dq and dz `into` their places.
+) -> Tensor | None:
+    """Every chunk's part of dbound, fp32 [b n h k], None where the key is free; dq, dz and a free
+    key's gradient `into` their places.
 
     `forward` holds the states and the states' gradients at the chunks' borders, [b n h k v];
     `backward` the same of the reverse direction, if there is one; `dscores` [b n h s c c] the
@@ -268,7 +291,7 @@ def gate_gradients(
     width = v.shape[-1]
     chunks = cdiv(t, CHUNK)
     launch = settings.bwd_gate
-    dbound = bound.new_empty((b, chunks, h, k), dtype=torch.float32)
+    dbound = None if bound is None else bound.new_empty((b, chunks, h, k), dtype=torch.float32)
     dot, precision = dot_type(z.dtype, k, width)
     enqueue(
         hgrn2_bwd_gate_kernel,
@@ -278,6 +301,7 @@ def gate_gradients(
         v,
         dy,
         bound,
+        free_key,
         z if lengths is None else lengths,
         *forward,
         *(forward if backward is None else backward),
@@ -288,10 +312,12 @@ def gate_gradients(
         into.dq,
         into.dz,
         dbound,
+        into.dkey,
         *q.stride()[:3],
         *z.stride()[:3],
         *v.stride()[:3],
         *dy.stride()[:3],
+        *strides(free_key),
         t,
         h,
         chunks,

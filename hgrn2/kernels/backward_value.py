@@ -9,7 +9,6 @@ from torch import Tensor
 
 from hgrn2.kernels.first_call import enqueue
 from hgrn2.kernels.gate import (
-    gated_tile,
     load_tile,
     operand,
     power,
@@ -18,6 +17,7 @@ from hgrn2.kernels.gate import (
     up_to,
 )
 from hgrn2.kernels.into import Into, before_activation
+from hgrn2.kernels.keys import gated_tile, strides
 from hgrn2.kernels.settings import CHUNK, Settings, cdiv, dot_type
 
 
@@ -27,6 +27,7 @@ def hgrn2_bwd_value_kernel(
     v,
     dy,
     bound,
+    free_key,
     lengths,
     scores,
     dstates,
@@ -43,6 +44,9 @@ def hgrn2_bwd_value_kernel(
     dy_stride_b,
     dy_stride_t,
     dy_stride_h,
+    key_stride_b,
+    key_stride_t,
+    key_stride_h,
     T,
     H,
     chunks,
@@ -81,7 +85,10 @@ def hgrn2_bwd_value_kernel(
     z += to_chunk
     v += batch * v_stride_b + start * v_stride_t + head * v_stride_h
     dy += batch * dy_stride_b + start * dy_stride_t + head * dy_stride_h
-    bound += head * K
+    if free_key is None:
+        bound += head * K
+    else:
+        free_key += batch * key_stride_b + start * key_stride_t + head * key_stride_h
     place = (batch * chunks + chunk) * H + head
     border = place * K * V
 
@@ -107,7 +114,7 @@ def hgrn2_bwd_value_kernel(
     for direction in tl.static_range(DIRECTIONS):
         for k_block in range(0, K, BK):
             k = k_block + tl.arange(0, BK)
-            key, g = gated_tile(z, bound, token, k, z_stride_t, valid, FAST)
+            key, g = gated_tile(z, free_key, bound, token, k, z_stride_t, key_stride_t, valid, FAST)
             _, to_end, _ = running_sums(g, C, BK, direction == 1, GROUP)
             key_end = operand(key * power(to_end, FAST), DOT, PRECISION)
             dS = tl.load(
@@ -130,7 +137,8 @@ def value_gradient(
     z: Tensor,
     v: Tensor,
     dy: Tensor,
-    bound: Tensor,
+    bound: Tensor | None,
+    free_key: Tensor | None,
     scores: Tensor,
     dstates: Tensor,
     dstates_reverse: Tensor | None,
@@ -157,6 +165,7 @@ def value_gradient(
         v,
         dy,
         bound,
+        free_key,
         z if lengths is None else lengths,
         scores,
         dstates,
@@ -167,6 +176,7 @@ def value_gradient(
         *z.stride()[:3],
         *v.stride()[:3],
         *dy.stride()[:3],
+        *strides(free_key),
         t,
         h,
         chunks,

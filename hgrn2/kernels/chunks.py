@@ -1,4 +1,4 @@
-"""HGRN2's forward and backward as sequences of launches.
+"""HGRN2's and GLA's forward and backward as sequences of launches.
 
 Inputs may be strided views (of one fused projection, say) as long as their last axis is contiguous;
 others are copied.
@@ -79,26 +79,30 @@ def launch_forward(
     q: Tensor,
     z: Tensor,
     v: Tensor,
-    bound: Tensor,
+    bound: Tensor | None,
     state: Tensor | None,
     lengths: Tensor | None,
     bidirectional: bool,
     keep: bool,
+    free_key: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """`forward`, but compiles nothing ahead."""
-    q, z, v, bound = rows(q), rows(z), rows(v), plain(bound)
+    """`forward`, but compiles nothing ahead. The key is tied to the gate, or free (GLA), with no
+    bound."""
+    q, z, v, bound = rows(q), rows(z), rows(v), None if bound is None else plain(bound)
+    free_key = None if free_key is None else rows(free_key)
     lengths = in_a_row(lengths)
     table = table_of(q, v)
     with torch.cuda.device_of(q):
         states, reverse, scores, deep = room(q, v, bidirectional, keep)
         walk = {"q": None, "lengths": lengths, "settings": table}
-        last = chunk_states(z, v, bound, states, first=state, reverse=False, keep_last=True, **walk)
+        gated = (z, v, bound, free_key)
+        last = chunk_states(*gated, states, first=state, reverse=False, keep_last=True, **walk)
         if bidirectional:
-            chunk_states(z, v, bound, reverse, first=None, reverse=True, keep_last=False, **walk)
+            chunk_states(*gated, reverse, first=None, reverse=True, keep_last=False, **walk)
         both = (states, reverse if bidirectional else None)
         filled = scores if keep else None
-        y = chunk_output(q, z, v, bound, *both, lengths, table, deep=deep, scores=filled)
-        deep_output(q, z, v, bound, *both, lengths, y, deep, filled, table)
+        y = chunk_output(q, *gated, *both, lengths, table, deep=deep, scores=filled)
+        deep_output(q, *gated, *both, lengths, y, deep, filled, table)
     if keep:
         return y, last, states, reverse, scores, deep
     return y, last, *(q.new_empty(0) for _ in range(4))
@@ -123,14 +127,15 @@ def backward(
     kept = (states, states_reverse, scores, deep)
     into = Into.tensors(q, z, v)
     shared = (q, z, v, bound, lengths, kept, dy, dlast, bidirectional, has_state)
-    return into.dq, into.dz, into.dv, *launch_backward(*shared, into)
+    dbound, dstate = launch_backward(*shared, into)
+    return into.dq, into.dz, into.dv, dbound, dstate
 
 
 def launch_backward(
     q: Tensor,
     z: Tensor,
     v: Tensor,
-    bound: Tensor,
+    bound: Tensor | None,
     lengths: Tensor | None,
     kept: Sequence[Tensor],
     dy: Tensor,
@@ -138,11 +143,14 @@ def launch_backward(
     bidirectional: bool,
     has_state: bool,
     into: Into,
+    free_key: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`backward` of what `room` has kept: dbound and the first state's gradient; dq, dz and dv
-    `into` their places."""
+    """`backward` of what `room` has kept: dbound (empty where the key is free) and the first
+    state's gradient; the others `into` their places."""
     states, states_reverse, scores, deep = kept
-    q, z, v, dy, wide = rows(q), rows(z), rows(v), rows(dy), plain(bound)
+    q, z, v, dy = rows(q), rows(z), rows(v), rows(dy)
+    wide = None if bound is None else plain(bound)
+    free_key = None if free_key is None else rows(free_key)
     lengths = in_a_row(lengths)
     table = table_of(q, v)
 
@@ -152,6 +160,7 @@ def launch_backward(
             z,
             dy,
             wide,
+            free_key,
             dstates,
             q=q,
             first=None if reverse else dlast,
@@ -160,17 +169,20 @@ def launch_backward(
             keep_last=has_state,
             settings=table,
         )
-        return dstates, dstate if has_state else wide.new_empty(0)
+        return dstates, dstate if has_state else dstate.new_empty(0)
 
     with torch.cuda.device_of(q):
         dstates, dstate = walk(reverse=False)
         dreverse = walk(reverse=True)[0] if bidirectional else None
-        dscores = value_gradient(z, v, dy, wide, scores, dstates, dreverse, lengths, table, into)
+        gated = (z, v, dy, wide, free_key)
+        dscores = value_gradient(*gated, scores, dstates, dreverse, lengths, table, into)
         reverse = None if dreverse is None else (states_reverse, dreverse)
         constants = constants_of(q, v)
-        shared = (q, z, v, dy, wide, (states, dstates), reverse, dscores, lengths, deep, constants)
+        shared = (q, *gated, (states, dstates), reverse, dscores, lengths, deep, constants)
         dbound = gate_gradients(*shared, table, into)
         deep_gradients(*shared, dbound, table, into)
+    if bound is None or dbound is None:
+        return dstate.new_empty(0), dstate
     return total(dbound, 0, 1).to(bound.dtype), dstate
 
 

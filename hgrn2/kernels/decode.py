@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hgrn2.kernels.first_call import enqueue
 from hgrn2.kernels.gate import gate
+from hgrn2.kernels.keys import log2_free_gate
 
 
 @triton.jit
@@ -17,6 +18,7 @@ def hgrn2_fwd_step_kernel(
     z,
     v,
     bound,
+    free_key,
     state,
     y,
     q_stride_b,
@@ -25,6 +27,8 @@ def hgrn2_fwd_step_kernel(
     z_stride_h,
     v_stride_b,
     v_stride_h,
+    key_stride_b,
+    key_stride_h,
     H,
     K: tl.constexpr,
     V: tl.constexpr,
@@ -42,15 +46,29 @@ def hgrn2_fwd_step_kernel(
     z_k = tl.load(z + batch * z_stride_b + head * z_stride_h + k).to(tl.float32)
     q_k = tl.load(q + batch * q_stride_b + head * q_stride_h + k).to(tl.float32)
     v_v = tl.load(v + batch * v_stride_b + head * v_stride_h + value).to(tl.float32)
-    _, _, key, f = gate(z_k, tl.load(bound + head * K + k))
+    if free_key is None:
+        _, _, key, f = gate(z_k, tl.load(bound + head * K + k))
+    else:
+        key = tl.load(free_key + batch * key_stride_b + head * key_stride_h + k).to(tl.float32)
+        f = tl.exp2(log2_free_gate(z_k, False))
     S = f[:, None] * S + key[:, None] * v_v[None, :]
     tl.store(state, S)
     read_out = tl.sum(q_k[:, None] * S, 0)
     tl.store(y + (batch * H + head) * V + value, read_out.to(y.dtype.element_ty))
 
 
-def step(q: Tensor, z: Tensor, v: Tensor, bound: Tensor, state: Tensor) -> Tensor:
-    """y [b h v] of one token, q, z [b h k], v [b h v]; fp32 state [b h k v] changes in place."""
+def step(
+    q: Tensor,
+    z: Tensor,
+    v: Tensor,
+    bound: Tensor | None,
+    free_key: Tensor | None,
+    state: Tensor,
+) -> Tensor:
+    """y [b h v] of one token, q, z [b h k], v [b h v]; fp32 state [b h k v] changes in place.
+
+    bound [h k] or free_key [b h k], as `keys` has them.
+    """
     b, h, k = q.shape
     width = v.shape[-1]
     y = v.new_empty((b, h, width))
@@ -64,11 +82,13 @@ def step(q: Tensor, z: Tensor, v: Tensor, bound: Tensor, state: Tensor) -> Tenso
             z,
             v,
             bound,
+            free_key,
             state,
             y,
             *q.stride()[:2],
             *z.stride()[:2],
             *v.stride()[:2],
+            *((None, None) if free_key is None else free_key.stride()[:2]),
             h,
             K=k,
             V=width,

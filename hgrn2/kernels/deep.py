@@ -14,13 +14,13 @@ from torch import Tensor
 from hgrn2.kernels.first_call import enqueue
 from hgrn2.kernels.gate import (
     MAX_BITS,
-    gated_tile,
     load_tile,
     operand,
     power,
     rows_to_tokens,
     up_to,
 )
+from hgrn2.kernels.keys import gated_tile, strides
 from hgrn2.kernels.settings import CHUNK, Settings, cdiv, dot_type
 from hgrn2.kernels.spans import running_decays, span_scores, spans
 
@@ -47,6 +47,7 @@ def hgrn2_fwd_deep_kernel(
     z,
     v,
     bound,
+    free_key,
     lengths,
     states,
     states_reverse,
@@ -62,6 +63,9 @@ def hgrn2_fwd_deep_kernel(
     v_stride_b,
     v_stride_t,
     v_stride_h,
+    key_stride_b,
+    key_stride_t,
+    key_stride_h,
     T,
     H,
     chunks,
@@ -102,7 +106,11 @@ def hgrn2_fwd_deep_kernel(
             q_chunk = q + batch * q_stride_b + start * q_stride_t + head * q_stride_h
             z_chunk = z + batch * z_stride_b + start * z_stride_t + head * z_stride_h
             v_chunk = v + batch * v_stride_b + start * v_stride_t + head * v_stride_h
-            b = bound + head * K
+            b, key_chunk = bound, free_key
+            if free_key is None:
+                b += head * K
+            else:
+                key_chunk += batch * key_stride_b + start * key_stride_t + head * key_stride_h
             acc = tl.zeros([C, BV], tl.float32)
             A = tl.zeros([C, C], tl.float32)
             lowest = tl.zeros([C], tl.float32)
@@ -113,7 +121,9 @@ def hgrn2_fwd_deep_kernel(
                 for k_block in range(0, K, BK):
                     k = k_block + tl.arange(0, BK)
                     q_tile = load_tile(q_chunk, token, k, q_stride_t, valid).to(tl.float32)
-                    key, g = gated_tile(z_chunk, b, token, k, z_stride_t, valid, FAST)
+                    key, g = gated_tile(
+                        z_chunk, key_chunk, b, token, k, z_stride_t, key_stride_t, valid, FAST
+                    )
                     part, whole = running_decays(g, C, BK, direction == 1, GROUP, FAST)
                     lowest_here = tl.min(part + whole, 1)
                     lowest = tl.minimum(lowest, lowest_here)
@@ -149,7 +159,8 @@ def deep_output(
     q: Tensor,
     z: Tensor,
     v: Tensor,
-    bound: Tensor,
+    bound: Tensor | None,
+    free_key: Tensor | None,
     states: Tensor,
     states_reverse: Tensor | None,
     lengths: Tensor | None,
@@ -173,6 +184,7 @@ def deep_output(
         z,
         v,
         bound,
+        free_key,
         z if lengths is None else lengths,
         states,
         states if states_reverse is None else states_reverse,
@@ -180,6 +192,7 @@ def deep_output(
         states if scores is None else scores,
         deep,
         *(stride for x in (q, z, v) for stride in x.stride()[:3]),
+        *strides(free_key),
         t,
         h,
         chunks,

@@ -14,13 +14,13 @@ from hgrn2.kernels.gate import (
     as_products,
     gate_gradient,
     key_and_log2_gate,
-    limited,
     load_tile,
     ones_up_to,
     power,
     sums,
 )
 from hgrn2.kernels.into import Into, before_activation
+from hgrn2.kernels.keys import free_gate_gradient, limited, log2_free_gate, strides
 from hgrn2.kernels.settings import CHUNK, Settings, cdiv, dot_type
 from hgrn2.kernels.spans import decays, span_gradients, together
 
@@ -32,6 +32,7 @@ def hgrn2_bwd_deep_kernel(
     v,
     dy,
     bound,
+    free_key,
     lengths,
     states,
     dstates,
@@ -44,6 +45,7 @@ def hgrn2_bwd_deep_kernel(
     dq,
     dz,
     dbound,
+    dfree_key,
     q_stride_b,
     q_stride_t,
     q_stride_h,
@@ -56,6 +58,9 @@ def hgrn2_bwd_deep_kernel(
     dy_stride_b,
     dy_stride_t,
     dy_stride_h,
+    key_stride_b,
+    key_stride_t,
+    key_stride_h,
     T,
     H,
     chunks,
@@ -75,7 +80,9 @@ def hgrn2_bwd_deep_kernel(
     PARTS: tl.constexpr,
     QUERY: tl.constexpr,
 ):
-    """dq, dz and the part of dbound of one tile of channels of the program's deep chunks."""
+    """dq, dz and the part of dbound, or dkey, of one tile of channels of the program's deep
+    chunks."""
+    TIED: tl.constexpr = free_key is None
     k_tile = tl.program_id(0) % (K // BK)
     first = (tl.program_id(0) // (K // BK)).to(tl.int64) * per_program
     last = tl.minimum(first + per_program, places)
@@ -105,7 +112,12 @@ def hgrn2_bwd_deep_kernel(
             # identity: a product with an infinity would be a NaN for the token's other channels.
             z_loaded = load_tile(z_chunk, token, k, z_stride_t, valid, OPEN)
             q_loaded = load_tile(q_chunk, token, k, q_stride_t, valid)
-            b = tl.load(bound + head * K + k)[None, :]
+            if TIED:
+                b = tl.load(bound + head * K + k)[None, :]
+            else:
+                key_chunk = free_key + batch * key_stride_b + head * key_stride_h
+                key_chunk += start * key_stride_t
+                key_loaded = load_tile(key_chunk, token, k, key_stride_t, valid)
             offsets = ((batch * T + start + row) * (PARTS * H) + head) * K + k[None, :]
             stored = (start + token < T)[:, None]
             for direction in tl.static_range(2 if BIDIRECTIONAL else 1):
@@ -126,8 +138,11 @@ def hgrn2_bwd_deep_kernel(
                     PRECISION,
                 )
                 q_tile = as_products(q_loaded, constants, FAST)
-                z_tile = as_products(limited(z_loaded, FAST), constants, FAST)
-                key, g = key_and_log2_gate(z_tile, b, FAST)
+                z_tile = as_products(limited(z_loaded, TIED, FAST), constants, FAST)
+                if TIED:
+                    key, g = key_and_log2_gate(z_tile, b, FAST)
+                else:
+                    key, g = as_products(key_loaded, constants, FAST), log2_free_gate(z_tile, FAST)
                 up = ones_up_to(constants, C, direction == 1, FAST)
                 part, whole = decays(up, g, FAST)
                 # Of the last token in this direction: differences are of what was summed alike.
@@ -184,11 +199,18 @@ def hgrn2_bwd_deep_kernel(
                     dlnf += from_here
             # Loaded anew: held until here, it would spill.
             z_tile = load_tile(z_chunk, token, k, z_stride_t, valid, OPEN)
-            z_tile = as_products(limited(z_tile, FAST), constants, FAST)
-            dz_tile, to_bound = gate_gradient(z_tile, b, dlnf, dkey, FAST)
+            z_tile = as_products(limited(z_tile, TIED, FAST), constants, FAST)
+            if TIED:
+                dz_tile, to_bound = gate_gradient(z_tile, b, dlnf, dkey, FAST)
+            else:
+                dz_tile = free_gate_gradient(z_tile, dlnf, FAST)
             dz_tile = tl.where(valid[:, None], dz_tile, 0.0)
             tl.store(dz + offsets, dz_tile.to(dz.dtype.element_ty), mask=stored)
-            tl.store(dbound + place * K + k, tl.sum(to_bound, 0))
+            if TIED:
+                tl.store(dbound + place * K + k, tl.sum(to_bound, 0))
+            else:
+                dkey = tl.where(valid[:, None], dkey, 0.0)
+                tl.store(dfree_key + offsets, dkey.to(dfree_key.dtype.element_ty), mask=stored)
 
 
 def deep_gradients(
@@ -196,19 +218,20 @@ def deep_gradients(
     z: Tensor,
     v: Tensor,
     dy: Tensor,
-    bound: Tensor,
+    bound: Tensor | None,
+    free_key: Tensor | None,
     forward: tuple[Tensor, Tensor],
     backward: tuple[Tensor, Tensor] | None,
     dscores: Tensor,
     lengths: Tensor | None,
     deep: Tensor,
     constants: Tensor,
-    dbound: Tensor,
+    dbound: Tensor | None,
     settings: Settings,
     into: Into,
 ) -> None:
-    """What `gate_gradients` leaves out: dq and dz `into` their places and dbound [b n h k] of deep
-    chunks."""
+    """What `gate_gradients` leaves out: dq, dz and dkey `into` their places and dbound [b n h k] of
+    deep chunks."""
     b, t, h, k = q.shape
     width = v.shape[-1]
     chunks = cdiv(t, CHUNK)
@@ -224,6 +247,7 @@ def deep_gradients(
         v,
         dy,
         bound,
+        free_key,
         z if lengths is None else lengths,
         *forward,
         *(forward if backward is None else backward),
@@ -234,7 +258,9 @@ def deep_gradients(
         into.dq,
         into.dz,
         dbound,
+        into.dkey,
         *(stride for x in (q, z, v, dy) for stride in x.stride()[:3]),
+        *strides(free_key),
         t,
         h,
         chunks,

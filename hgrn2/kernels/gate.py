@@ -50,29 +50,6 @@ def constant(constants, which, SIDE: tl.constexpr):
 
 
 @triton.jit
-def limited(z, FAST: tl.constexpr):
-    """z within +-MAX_LOGIT; a NaN stays one. FAST: two bf16 at once."""
-    if FAST:
-        z = tl.inline_asm_elementwise(
-            """{
-            .reg .b32 top, bottom;
-            mov.b32 top, 0x42A042A0;
-            mov.b32 bottom, 0xC2A0C2A0;
-            min.NaN.bf16x2 $0, $1, top;
-            max.NaN.bf16x2 $0, $0, bottom;
-            }""",
-            "=r,r",
-            [z],
-            dtype=tl.bfloat16,
-            is_pure=True,
-            pack=2,
-        )
-    else:
-        z = tl.clamp(z.to(tl.float32), -MAX_LOGIT, MAX_LOGIT, propagate_nan=tl.PropagateNan.ALL)
-    return z
-
-
-@triton.jit
 def power(x, FAST: tl.constexpr):
     """2^x; FAST flushes what is below fp32's normal range to 0, in one instruction."""
     if FAST:
@@ -160,13 +137,6 @@ def key_and_log2_gate(z, bound, FAST: tl.constexpr):
     _, _, key, f = gate(z, bound)
     series = key * (1.0 + key * (0.5 + key * (1 / 3 + key * (0.25 + key * (0.2 + key * (1 / 6))))))
     return key, tl.where(key < 1 / 16, -LOG2E * series, tl.maximum(tl.log2(f), MIN_LOG2))
-
-
-@triton.jit
-def gated_tile(z, bound, token, channels, stride_t, valid, FAST: tl.constexpr):
-    """The key and log2 f [c k]."""
-    z_tile = load_tile(z, token, channels, stride_t, valid, OPEN).to(tl.float32)
-    return key_and_log2_gate(z_tile, tl.load(bound + channels)[None, :], FAST)
 
 
 @triton.jit

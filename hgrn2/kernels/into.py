@@ -1,4 +1,5 @@
-"""Where the backward pass writes dq, dz and dv: into tensors of their own, or a projection's."""
+"""Where the backward pass writes dq, dz, dv and a free key's gradient: into tensors of their own,
+or a projection's."""
 
 from __future__ import annotations
 
@@ -28,12 +29,14 @@ class Into(NamedTuple):
     value: Literal["none", "silu"]
     parts: int
     """Tokens lie parts * h heads apart: 3 parts in a projection."""
+    dkey: Tensor | None = None
+    """None where the key is tied to the gate."""
 
     @classmethod
-    def tensors(cls, q: Tensor, z: Tensor, v: Tensor) -> Into:
-        """New ones, contiguous."""
+    def tensors(cls, q: Tensor, z: Tensor, v: Tensor, dkey: Tensor | None = None) -> Into:
+        """New ones, contiguous; dkey is one already."""
         dq, dz, dv = (x.new_empty(x.shape) for x in (q, z, v))
-        return cls(dq, dz, dv, q, v, "none", "none", 1)
+        return cls(dq, dz, dv, q, v, "none", "none", 1, dkey)
 
     @classmethod
     def projection(cls, x: Tensor, dx: Tensor, activations: Activations) -> Into:

@@ -33,7 +33,7 @@ def hgrn2(
 
     Raises ValueError for a dtype or a width that the kernels do not take.
     """
-    _check(q, z, v)
+    check_inputs("q, z, v", q, z, v)
     start = None if state is None else plain(state)
     return _operator(q, z, v, bound, start, lengths, False)
 
@@ -42,7 +42,7 @@ def hgrn2_bidirectional(
     q: Tensor, z: Tensor, v: Tensor, bound: Tensor, *, lengths: Tensor | None = None
 ) -> Tensor:
     """Both directions summed, gates and loads shared: as `hgrn2.hgrn2_bidirectional`."""
-    _check(q, z, v)
+    check_inputs("q, z, v", q, z, v)
     return _operator(q, z, v, bound, None, lengths, True)[0]
 
 
@@ -53,23 +53,30 @@ def hgrn2_step(
 
     Raises ValueError for a dtype or a width that the kernels do not take.
     """
-    _check(q, z, v)
+    check_inputs("q, z, v", q, z, v)
+    check_state(state)
+    step = _compiled_step if torch.compiler.is_compiling() else _step
+    return step(q, z, v, bound, state), state
+
+
+def check_inputs(names: str, q: Tensor, *others: Tensor) -> None:
+    """Raise ValueError where the tensors, v the last of them, differ in dtype, or have one or a
+    width that the kernels do not take."""
+    if q.dtype not in DTYPES or any(x.dtype != q.dtype for x in others):
+        raise ValueError(
+            f"{names} are {', '.join(str(x.dtype) for x in (q, *others))}; impl='triton' takes one "
+            "of torch.bfloat16, torch.float16, torch.float32 for all of them"
+        )
+    check_widths(q.shape[-1], others[-1].shape[-1])
+
+
+def check_state(state: Tensor) -> None:
+    """Raise ValueError for a state that a step cannot update in place."""
     if state.dtype != torch.float32 or not state.is_contiguous():
         raise ValueError(
             f"state is {state.dtype} with strides {state.stride()}; it should be contiguous "
             "torch.float32, which is updated in place"
         )
-    step = _compiled_step if torch.compiler.is_compiling() else _step
-    return step(q, z, v, bound, state), state
-
-
-def _check(q: Tensor, z: Tensor, v: Tensor) -> None:
-    if q.dtype not in DTYPES or z.dtype != q.dtype or v.dtype != q.dtype:
-        raise ValueError(
-            f"q, z, v are {q.dtype}, {z.dtype}, {v.dtype}; impl='triton' takes one of "
-            "torch.bfloat16, torch.float16, torch.float32 for all three"
-        )
-    check_widths(q.shape[-1], v.shape[-1])
 
 
 def _operator(
@@ -96,13 +103,13 @@ class _Eager(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
         outputs = forward(*inputs, True)
-        _save(ctx, inputs, outputs)
+        save(ctx, inputs, outputs)
         return outputs[:2]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        return (*_differentiate(ctx, backward, *gradients), None, None)
+        return (*differentiate(ctx, backward, *gradients), None, None)
 
 
 _compiled_forward = torch.library.custom_op("hgrn2::forward", forward, mutates_args=())
@@ -110,7 +117,7 @@ _compiled_backward = torch.library.custom_op("hgrn2::backward", backward, mutate
 
 
 @_compiled_forward.register_fake
-def _forward_fake(
+def forward_fake(
     q: Tensor,
     z: Tensor,
     v: Tensor,
@@ -130,7 +137,7 @@ def _forward_fake(
 
 
 @_compiled_backward.register_fake
-def _backward_fake(
+def backward_fake(
     q: Tensor,
     z: Tensor,
     v: Tensor,
@@ -152,14 +159,14 @@ def _backward_fake(
     return dq, dz, dv, dbound, dstate
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], outputs: tuple[Tensor, ...]) -> None:
+def save(ctx: Any, inputs: tuple[Any, ...], outputs: tuple[Tensor, ...]) -> None:
     q, z, v, bound, state, lengths, ctx.bidirectional, *_ = inputs
     ctx.save_for_backward(q, z, v, bound, lengths, *outputs[2:])
     ctx.has_state = state is not None
     ctx.set_materialize_grads(False)
 
 
-def _differentiate(
+def differentiate(
     ctx: Any, run: Callable[..., tuple[Tensor, ...]], dy: Tensor | None, dlast: Tensor | None
 ) -> tuple[Tensor | None, ...]:
     """The gradients of q, z, v, bound and state."""
@@ -177,23 +184,23 @@ def _differentiate(
 def _differentiate_compiled(
     ctx: Any, dy: Tensor | None, dlast: Tensor | None, *_: None
 ) -> tuple[Tensor | None, ...]:
-    return (*_differentiate(ctx, _compiled_backward, dy, dlast), None, None, None)
+    return (*differentiate(ctx, _compiled_backward, dy, dlast), None, None, None)
 
 
 _compiled_forward.register_autograd(
     _differentiate_compiled,
-    setup_context=lambda ctx, inputs, output: _save(ctx, inputs, output),
+    setup_context=lambda ctx, inputs, output: save(ctx, inputs, output),
 )
 
 
 def _step(q: Tensor, z: Tensor, v: Tensor, bound: Tensor, state: Tensor) -> Tensor:
-    return decode.step(rows(q), rows(z), rows(v), plain(bound), state)
+    return decode.step(rows(q), rows(z), rows(v), plain(bound), None, state)
 
 
 _compiled_step = torch.library.custom_op("hgrn2::step", _step, mutates_args=("state",))
 
 
 @_compiled_step.register_fake
-def _step_fake(q: Tensor, z: Tensor, v: Tensor, bound: Tensor, state: Tensor) -> Tensor:
+def step_fake(q: Tensor, z: Tensor, v: Tensor, bound: Tensor, state: Tensor) -> Tensor:
     del q, z, bound, state
     return v.new_empty(v.shape)

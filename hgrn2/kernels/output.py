@@ -17,7 +17,6 @@ from torch import Tensor
 from hgrn2.kernels.first_call import enqueue
 from hgrn2.kernels.gate import (
     MAX_BITS,
-    gated_tile,
     load_tile,
     operand,
     power,
@@ -26,6 +25,7 @@ from hgrn2.kernels.gate import (
     to_start,
     up_to,
 )
+from hgrn2.kernels.keys import gated_tile, strides
 from hgrn2.kernels.settings import CHUNK, Settings, cdiv, dot_type
 from hgrn2.kernels.spans import spans
 
@@ -36,6 +36,7 @@ def hgrn2_fwd_output_kernel(
     z,
     v,
     bound,
+    free_key,
     lengths,
     states,
     states_reverse,
@@ -51,6 +52,9 @@ def hgrn2_fwd_output_kernel(
     v_stride_b,
     v_stride_t,
     v_stride_h,
+    key_stride_b,
+    key_stride_t,
+    key_stride_h,
     T,
     H,
     chunks,
@@ -89,7 +93,10 @@ def hgrn2_fwd_output_kernel(
     place = (batch * chunks + chunk) * H + head
     border = place * K * V
 
-    bound += head * K
+    if free_key is None:
+        bound += head * K
+    else:
+        free_key += batch * key_stride_b + start * key_stride_t + head * key_stride_h
 
     row, column = token[:, None], token[None, :]
     acc = tl.zeros([C, BV], tl.float32)
@@ -99,7 +106,7 @@ def hgrn2_fwd_output_kernel(
         block = tl.zeros([C, C], tl.float32)
         for k_block in range(0, K, BK):
             k = k_block + tl.arange(0, BK)
-            key, g = gated_tile(z, bound, token, k, z_stride_t, valid, FAST)
+            key, g = gated_tile(z, free_key, bound, token, k, z_stride_t, key_stride_t, valid, FAST)
             q_tile = load_tile(q, token, k, q_stride_t, valid).to(tl.float32)
             G, _, _ = running_sums(g, C, BK, direction == 1, GROUP)
             q_start = operand(q_tile * power(G, FAST), DOT, PRECISION)
@@ -134,7 +141,8 @@ def chunk_output(
     q: Tensor,
     z: Tensor,
     v: Tensor,
-    bound: Tensor,
+    bound: Tensor | None,
+    free_key: Tensor | None,
     states: Tensor,
     states_reverse: Tensor | None,
     lengths: Tensor | None,
@@ -162,6 +170,7 @@ def chunk_output(
         z,
         v,
         bound,
+        free_key,
         z if lengths is None else lengths,
         states,
         states if states_reverse is None else states_reverse,
@@ -171,6 +180,7 @@ def chunk_output(
         *q.stride()[:3],
         *z.stride()[:3],
         *v.stride()[:3],
+        *strides(free_key),
         t,
         h,
         chunks,

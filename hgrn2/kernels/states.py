@@ -26,6 +26,7 @@ from hgrn2.kernels.gate import (
     rows_to_tokens,
     running_sums,
 )
+from hgrn2.kernels.keys import log2_free_gate, strides
 from hgrn2.kernels.settings import CHUNK, Settings, cdiv, dot_type
 
 
@@ -35,6 +36,7 @@ def hgrn2_fwd_states_kernel(
     z,
     y,
     bound,
+    free_key,
     lengths,
     first,
     borders,
@@ -49,6 +51,9 @@ def hgrn2_fwd_states_kernel(
     y_stride_b,
     y_stride_t,
     y_stride_h,
+    key_stride_b,
+    key_stride_t,
+    key_stride_h,
     T,
     H,
     chunks,
@@ -91,7 +96,10 @@ def hgrn2_fwd_states_kernel(
     x += batch * x_stride_b + head * x_stride_h
     z += batch * z_stride_b + head * z_stride_h
     y += batch * y_stride_b + head * y_stride_h
-    b = tl.load(bound + head * K + k)[None, :]
+    if free_key is None:
+        b = tl.load(bound + head * K + k)[None, :]
+    else:
+        free_key += batch * key_stride_b + head * key_stride_h
     end = tl.minimum(tl.load(lengths + batch), T).to(tl.int32) if HAS_LENGTHS else T
 
     state_tile = ((batch * H + head) * segments + segment) * K * V
@@ -111,13 +119,19 @@ def hgrn2_fwd_states_kernel(
             border = ((batch * chunks + chunk) * H + head) * K * V
             tl.store(borders + border + k[:, None] * V + v[None, :], S.to(borders.dtype.element_ty))
         z_tile = load_tile(z + start * z_stride_t, token, k, z_stride_t, valid, OPEN)
-        key, g = key_and_log2_gate(z_tile.to(tl.float32), b, FAST)
+        if free_key is None:
+            key, g = key_and_log2_gate(z_tile.to(tl.float32), b, FAST)
+        else:
+            g = log2_free_gate(z_tile.to(tl.float32), FAST)
         # In a chunk: keys are carried to the far border, queries back to the near one.
         up_to, beyond, whole = running_sums(g, C, BK, REVERSE, GROUP)
         if GRADIENT:
             x_tile = load_tile(x + start * x_stride_t, token, k, x_stride_t, valid)
             carried = x_tile.to(tl.float32) * power(up_to, FAST)
         else:
+            if free_key is not None:
+                from_start = free_key + start * key_stride_t
+                key = load_tile(from_start, token, k, key_stride_t, valid).to(tl.float32)
             carried = key * power(beyond, FAST)
         y_tile = load_tile(y + start * y_stride_t, token, v, y_stride_t, valid)
         S = tl.dot(
@@ -165,7 +179,8 @@ def hgrn2_fwd_segments_kernel(
 def chunk_states(
     z: Tensor,
     y: Tensor,
-    bound: Tensor,
+    bound: Tensor | None,
+    free_key: Tensor | None,
     borders: Tensor,
     *,
     q: Tensor | None,
@@ -178,10 +193,11 @@ def chunk_states(
     """Fills `borders` [b n h k v] with the state at every chunk's border; returns the last one,
     fp32 [b h k v] (empty without `keep_last`).
 
-    z [b t h k], y [b t h v], bound [h k] fp32, first fp32 [b h k v] or None. Without q, y is v and
-    the states are the recurrence's own, each before its chunk. With q [b t h k], y is dy and they
-    are the states' gradients, each after its chunk; `first` is then the last state's gradient.
-    `reverse`: the recurrence runs from the last token to the first.
+    z [b t h k], y [b t h v], bound [h k] fp32 or free_key [b t h k], as `keys` has them, first fp32
+    [b h k v] or None. Without q, y is v and the states are the recurrence's own, each before its
+    chunk. With q [b t h k], y is dy and they are the states' gradients, each after its chunk;
+    `first` is then the last state's gradient. `reverse`: the recurrence runs from the last token to
+    the first.
     """
     b, t, h, k = z.shape
     v = y.shape[-1]
@@ -202,6 +218,7 @@ def chunk_states(
             z,
             y,
             bound,
+            free_key,
             z if lengths is None else lengths,
             end if start is None else start,
             borders,
@@ -210,6 +227,7 @@ def chunk_states(
             *x.stride()[:3],
             *z.stride()[:3],
             *y.stride()[:3],
+            *strides(free_key),
             t,
             h,
             chunks,

@@ -278,7 +278,7 @@ def test_borders_are_the_states_before_each_chunk():
     table = chunks.table_of(q, v)
     borders = torch.full((1, 3, 1, 16, 16), float("nan"))
     options = {"lengths": None, "reverse": False, "keep_last": True, "settings": table}
-    last = states.chunk_states(z, v, bound, borders, q=None, first=state, **options)
+    last = states.chunk_states(z, v, bound, None, borders, q=None, first=state, **options)
     f, key = gate(z.double(), bound.double())
     expected = [state.double()]
     for cut in (64, 128, 130):

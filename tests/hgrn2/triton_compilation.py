@@ -48,15 +48,20 @@ class Resources:
     shared_bytes: int
 
 
-def launches(k: int, v: int, dtype: torch.dtype, architecture: int) -> list[Enqueued]:
-    """What one forward, backward and step launch, at a batch that needs segments."""
+def launches(
+    k: int, v: int, dtype: torch.dtype, architecture: int, *, free_key: bool = False
+) -> list[Enqueued]:
+    """What one forward, backward and step launch, at a batch that needs segments.
+
+    With a `free_key` GLA's, without it HGRN2's."""
 
     def meta(*shape: int, kind: torch.dtype = torch.float32) -> torch.Tensor:
         return torch.empty(shape, dtype=kind, device="meta")
 
     q, z = meta(1, 8192, 2, k, kind=dtype), meta(1, 8192, 2, k, kind=dtype)
     x = meta(1, 8192, 2, v, kind=dtype)
-    bound, state = meta(2, k), meta(1, 2, k, v)
+    bound, key = (None, meta(1, 8192, 2, k, kind=dtype)) if free_key else (meta(2, k), None)
+    state = meta(1, 2, k, v)
     table = settings(k, v, dtype, divmod(architecture, 10))
     shared = {
         "first": None,
@@ -66,32 +71,33 @@ def launches(k: int, v: int, dtype: torch.dtype, architecture: int) -> list[Enqu
         "settings": table,
     }
     S, _, A, flags = chunks.room(q, x, False, True)
-    places = [Into.tensors(q, z, x)]
-    if k == v:
+    places = [Into.tensors(q, z, x, key)]
+    if k == v and not free_key:
         projection = meta(1, 8192, 3, 2, k, kind=dtype)
         for query in ("silu", "sigmoid"):
             activations = Activations(query, silu_value=True)
             places.append(Into.projection(projection, projection, activations))
     with noted() as found:
         constants = backward_gate.constants_of(q, x)
-        inputs = (q, z, x, x, bound, (S, S), None, A, None, flags, constants)
-        states.chunk_states(z, x, bound, S, q=None, **shared)
-        y = output.chunk_output(q, z, x, bound, S, None, None, table, deep=flags, scores=A)
-        deep.deep_output(q, z, x, bound, S, None, None, y, flags, A, table)
-        states.chunk_states(z, x, bound, S, q=q, **shared)
+        inputs = (q, z, x, x, bound, key, (S, S), None, A, None, flags, constants)
+        states.chunk_states(z, x, bound, key, S, q=None, **shared)
+        y = output.chunk_output(q, z, x, bound, key, S, None, None, table, deep=flags, scores=A)
+        deep.deep_output(q, z, x, bound, key, S, None, None, y, flags, A, table)
+        states.chunk_states(z, x, bound, key, S, q=q, **shared)
         for into in places:
-            backward_value.value_gradient(z, x, x, bound, A, S, None, None, table, into)
+            backward_value.value_gradient(z, x, x, bound, key, A, S, None, None, table, into)
             dbound = backward_gate.gate_gradients(*inputs, table, into)
             deep_backward.deep_gradients(*inputs, dbound, table, into)
         # both directions
-        both = (q, z, x, x, bound, (S, S), (S, S), A, None, flags, constants)
-        output.chunk_output(q, z, x, bound, S, S, None, table, deep=flags, scores=A)
-        deep.deep_output(q, z, x, bound, S, S, None, y, flags, A, table)
+        both = (q, z, x, x, bound, key, (S, S), (S, S), A, None, flags, constants)
+        output.chunk_output(q, z, x, bound, key, S, S, None, table, deep=flags, scores=A)
+        deep.deep_output(q, z, x, bound, key, S, S, None, y, flags, A, table)
         for into in (places[0], places[-1]):
-            backward_value.value_gradient(z, x, x, bound, A, S, S, None, table, into)
+            backward_value.value_gradient(z, x, x, bound, key, A, S, S, None, table, into)
             dbound = backward_gate.gate_gradients(*both, table, into)
             deep_backward.deep_gradients(*both, dbound, table, into)
-        decode.step(q[:, 0], z[:, 0], x[:, 0], bound, state)
+        one = None if key is None else key[:, 0]
+        decode.step(q[:, 0], z[:, 0], x[:, 0], bound, one, state)
     return found
 
 
@@ -106,6 +112,9 @@ def compile_for(launched: Enqueued, architecture: int) -> Resources:
             signature[name], constants[name] = "constexpr", launched.options[name]
             continue
         value = values[name]
+        if value is None:
+            signature[name], constants[name] = "constexpr", None
+            continue
         if isinstance(value, torch.Tensor):
             signature[name] = "*" + NAMES[value.dtype]
         else:
