@@ -1,4 +1,5 @@
-"""The operators of HGRN2 and HGRN1. Needs torch alone (and triton, for `impl="triton"`)."""
+"""The operators of HGRN2, HGRN1 and gated linear attention. Needs torch alone (and triton, for
+`impl="triton"`)."""
 
 from hgrn2.api import (
     IMPLS,
@@ -11,12 +12,16 @@ from hgrn2.api import (
     hgrn2_step,
     unsupported,
 )
+from hgrn2.api_gla import gla, gla_bidirectional, gla_step
 from hgrn2.projection import Activations
 
 __all__ = [
     "IMPLS",
     "Activations",
     "Impl",
+    "gla",
+    "gla_bidirectional",
+    "gla_step",
     "hgrn1",
     "hgrn1_bidirectional",
     "hgrn2",

@@ -69,7 +69,7 @@ def hgrn2(
     Raises ValueError for shapes that do not fit and for an unknown or unsupported impl.
     """
     check_hgrn2(q, z, v, bound, state, lengths)
-    _check_impl(impl, q)
+    check_impl(impl, q)
     if impl == "triton":
         if _is_narrow(q):
             return _triton_narrow().hgrn2_narrow(q, z, v, bound, state=state, lengths=lengths)
@@ -92,7 +92,7 @@ def hgrn2_bidirectional(
     returns y.
     """
     check_hgrn2(q, z, v, bound, None, lengths)
-    _check_impl(impl, q)
+    check_impl(impl, q)
     if impl == "triton":
         if _is_narrow(q):
             return _triton_narrow().hgrn2_narrow_bidirectional(q, z, v, bound, lengths=lengths)
@@ -117,7 +117,7 @@ def hgrn2_projected(
     Raises ValueError as `hgrn2` does.
     """
     check_projection(x, bound, lengths)
-    _check_impl(impl, x)
+    check_impl(impl, x)
     if impl == "triton" and not _is_narrow(x):
         run = _triton_projected().hgrn2_projected
         return run(x, bound, activations, bidirectional=bidirectional, lengths=lengths)
@@ -142,7 +142,7 @@ def hgrn2_step(
     Raises ValueError for shapes that do not fit and for an unknown or unsupported impl.
     """
     check_step(q, z, v, bound, state)
-    _check_impl(impl, q)
+    check_impl(impl, q)
     if impl == "triton":
         if _is_narrow(q):
             return _triton_narrow().hgrn2_narrow_step(q, z, v, bound, state)
@@ -170,7 +170,7 @@ def hgrn1(
     Raises ValueError for shapes that do not fit and for an unknown or unsupported impl.
     """
     check_hgrn1(v, z, bound, theta, state, lengths)
-    _check_impl(impl, v)
+    check_impl(impl, v)
     if impl == "triton":
         return _triton_scan().hgrn1(v, z, bound, theta=theta, state=state, lengths=lengths)
     return reference.hgrn1_scan(v, z, bound, theta=theta, state=state, lengths=lengths)
@@ -196,7 +196,7 @@ def hgrn1_bidirectional(
     if theta_backward is not None and theta is None:
         raise ValueError("theta_backward is given, but theta is None; give both, or neither")
     expect("theta_backward", theta_backward, z.shape[-1:], "d")
-    _check_impl(impl, v)
+    check_impl(impl, v)
     if impl == "triton":
         return _triton_scan().hgrn1_bidirectional(
             v, z, bound, theta=theta, theta_backward=theta_backward, lengths=lengths
@@ -206,7 +206,8 @@ def hgrn1_bidirectional(
     )
 
 
-def _check_impl(impl: Impl, x: Tensor) -> None:
+def check_impl(impl: Impl, x: Tensor) -> None:
+    """Raise ValueError for an impl that is unknown, or cannot run on x's device and dtype."""
     if impl not in IMPLS:
         raise ValueError(f"impl={impl!r} is unknown; it is one of {', '.join(IMPLS)}")
     if (reason := unsupported(impl, x.device, x.dtype)) is not None:

@@ -27,6 +27,25 @@ def check_hgrn2(
     state: Tensor | None,
     lengths: Tensor | None,
 ) -> None:
+    _check_gated(q, z, v, state, lengths)
+    expect("bound", bound, (q.shape[2], q.shape[3]), "h k")
+
+
+def check_gla(
+    q: Tensor,
+    key: Tensor,
+    z: Tensor,
+    v: Tensor,
+    state: Tensor | None,
+    lengths: Tensor | None,
+) -> None:
+    _check_gated(q, z, v, state, lengths)
+    expect("key", key, tuple(q.shape), "b t h k")
+
+
+def _check_gated(
+    q: Tensor, z: Tensor, v: Tensor, state: Tensor | None, lengths: Tensor | None
+) -> None:
     if q.ndim != 4 or v.ndim != 4:
         raise ValueError(
             f"q has shape {list(q.shape)} and v {list(v.shape)}; "
@@ -37,7 +56,6 @@ def check_hgrn2(
     expect("q", q, (b, t, h, k), "b t h k")
     expect("z", z, (b, t, h, k), "b t h k")
     expect("v", v, (b, t, h, v.shape[-1]), "b t h v")
-    expect("bound", bound, (h, k), "h k")
     expect("state", state, (b, h, k, v.shape[-1]), "b h k v")
     expect("lengths", lengths, (b,), "b")
 
@@ -53,6 +71,16 @@ def check_projection(x: Tensor, bound: Tensor, lengths: Tensor | None) -> None:
 
 
 def check_step(q: Tensor, z: Tensor, v: Tensor, bound: Tensor, state: Tensor) -> None:
+    _check_gated_step(q, z, v, state)
+    expect("bound", bound, (q.shape[1], q.shape[2]), "h k")
+
+
+def check_gla_step(q: Tensor, key: Tensor, z: Tensor, v: Tensor, state: Tensor) -> None:
+    _check_gated_step(q, z, v, state)
+    expect("key", key, tuple(q.shape), "b h k")
+
+
+def _check_gated_step(q: Tensor, z: Tensor, v: Tensor, state: Tensor) -> None:
     if q.ndim != 3 or v.ndim != 3:
         raise ValueError(
             f"q has shape {list(q.shape)} and v {list(v.shape)}; they should be [b h k] and [b h v]"
@@ -61,7 +89,6 @@ def check_step(q: Tensor, z: Tensor, v: Tensor, bound: Tensor, state: Tensor) ->
     expect("q", q, (b, h, k), "b h k")
     expect("z", z, (b, h, k), "b h k")
     expect("v", v, (b, h, v.shape[-1]), "b h v")
-    expect("bound", bound, (h, k), "h k")
     expect("state", state, (b, h, k, v.shape[-1]), "b h k v")
 
 

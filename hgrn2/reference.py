@@ -34,6 +34,7 @@ __all__ = [
     "gated_bidirectional",
     "gated_chunked",
     "gated_recurrent",
+    "gated_step",
     "hgrn1_bidirectional",
     "hgrn1_recurrent",
     "hgrn1_scan",
@@ -112,6 +113,16 @@ def hgrn2_step(
     The arithmetic runs in the state's dtype.
     """
     f, key = gate(z.to(state.dtype), bound.to(state.dtype))
+    return gated_step(q, key, v, f, state)
+
+
+@torch.no_grad()
+def gated_step(
+    q: Tensor, key: Tensor, v: Tensor, f: Tensor, state: Tensor
+) -> tuple[Tensor, Tensor]:
+    """One token of `gated_recurrent`: q, key, f [b h k], v [b h v] -> y [b h v]; state [b h k v]
+    changes in place, and the arithmetic runs in its dtype."""
+    key, f = key.to(state.dtype), f.to(state.dtype)
     state.mul_(f[..., None]).addcmul_(key[..., None], v.to(state.dtype)[..., None, :])
     with torch.autocast(q.device.type, enabled=False):
         y = (q.to(state.dtype)[..., None, :] @ state).squeeze(-2)

@@ -13,7 +13,7 @@ pytest.importorskip("triton")
 
 
 @pytest.mark.parametrize(
-    "name", ["interpreted_kernels", "interpreted_projection", "interpreted_scan"]
+    "name", ["interpreted_kernels", "interpreted_projection", "interpreted_gla", "interpreted_scan"]
 )
 def test_the_interpreted_kernels_agree_with_the_oracle(name):
     expect_passes(Path(__file__).with_name(f"{name}.py"))
