@@ -10,25 +10,23 @@ from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hgrn2.gate import arithmetic_dtype
-from hgrn2.reference import gated_bidirectional, gated_chunked, gated_recurrent
+from hgrn2 import Impl, gla, gla_bidirectional, gla_step, unsupported
+from hgrn2.gate import arithmetic_dtype, gla_log_gate
+from hgrn2.kernels.settings import WIDTHS
 from mixers import fla
 from mixers.base import Operator
 from mixers.layers import Init, linear, no_autocast, norm
 from mixers.tokens import projected, taken
-
-GATE_TEMPERATURE = 16
-"""The gate is sigmoid(z)^(1/16), which starts near 1: memory is long unless z says otherwise."""
 
 
 class GLA(fla.FLAGate):
     """Gated linear attention: a forget gate for each key channel, a free key, an output gate."""
 
     name: Literal["gla"] = "gla"
-    impl: Literal["reference", "fla"] = "reference"
-    """Which implementation of the recurrence runs. `reference`: eager torch. `fla`: the gate in
-    torch, then flash-linear-attention's chunk_gla at every length; it decodes by the recurrent
-    kernel."""
+    impl: Literal[Impl, "fla"] = "reference"
+    """Which implementation of the recurrence runs. `reference`: eager torch. `triton`: our kernels,
+    for heads whose keys and values are 16, 32, 64, 128 or 256 wide. `fla`: the gate in torch, then
+    flash-linear-attention's chunk_gla at every length; it decodes by the recurrent kernel."""
     n_heads: PositiveInt = 4
     """Heads, each with a state of its own."""
     expand_k: PositiveFloat = 0.5
@@ -49,7 +47,9 @@ class GLA(fla.FLAGate):
         ]
 
     def unsupported(self, device: torch.device, dtype: torch.dtype) -> str | None:
-        return fla.unsupported(self.impl, device, dtype) if self.impl == "fla" else None
+        if self.impl == "fla":
+            return fla.unsupported(self.impl, device, dtype)
+        return unsupported(self.impl, device, dtype)
 
     def check_width(self, d_model: int) -> None:
         for field, ratio in (("expand_k", self.expand_k), ("expand_v", self.expand_v)):
@@ -59,6 +59,12 @@ class GLA(fla.FLAGate):
                     f"{field} = {ratio} and d_model = {d_model} make a width of {width:g}, which "
                     f"n_heads = {self.n_heads} does not divide; {field} * d_model should be a "
                     f"multiple of {self.n_heads}"
+                )
+            if self.impl == "triton" and width // self.n_heads not in WIDTHS:
+                raise ValueError(
+                    f"{field} = {ratio}, d_model = {d_model} and n_heads = {self.n_heads} make "
+                    f"heads of {width / self.n_heads:g}; impl = 'triton' takes heads of "
+                    f"{', '.join(map(str, WIDTHS))}: choose n_heads or {field} so, or another impl"
                 )
 
     def _head_widths(self, d_model: int) -> tuple[int, int]:
@@ -101,21 +107,11 @@ class GLA(fla.FLAGate):
         def run(q: Tensor, key: Tensor, z: Tensor, v: Tensor) -> Tensor:
             if self.impl == "fla":
                 return fla.chunk_gla(q, key, v, fla.run_gate(self.gate, gla_log_gate, z))
-            return gated_chunked(q, key, v, gla_gate(z))[0]
+            return gla(q, key, z, v, impl=self.impl)[0]
 
         flops = 4.0 * batch * seq_len * self.n_heads * k * v
         inputs = (draw(k), draw(k), draw(k), draw(v))
         return Operator(run, inputs, flops, ("q", "key", "z", "v"))
-
-
-def gla_log_gate(z: Float[Tensor, "*n k"]) -> Float[Tensor, "*n k"]:
-    """log sigmoid(z) / 16, in fp32 (fp64 for fp64 logits)."""
-    return F.logsigmoid(z.to(arithmetic_dtype(z))) / GATE_TEMPERATURE
-
-
-def gla_gate(z: Float[Tensor, "*n k"]) -> Float[Tensor, "*n k"]:
-    """sigmoid(z)^(1/16), in fp32 (fp64 for fp64 logits)."""
-    return torch.exp(gla_log_gate(z))
 
 
 class GLALayer(nn.Module):
@@ -134,7 +130,7 @@ class GLALayer(nn.Module):
     ) -> None:
         super().__init__()
         self.causal = causal
-        self.impl: Literal["reference", "fla"] = mixer.impl
+        self.impl: Literal[Impl, "fla"] = mixer.impl
         self.gate: fla.Gate = mixer.gate
         self.n_heads, self.k, self.v = mixer.n_heads, k, v
         keys, values = mixer.n_heads * k, mixer.n_heads * v
@@ -187,11 +183,13 @@ class GLALayer(nn.Module):
             if self.impl == "fla":
                 log_f = fla.run_gate(self.gate, gla_log_gate, z)
                 y = fla.chunk_gla(q, key, v, log_f, scale=scale, causal=causal, lengths=lengths)
-            elif causal:
-                y, _ = gated_chunked(q * scale, key, v, gla_gate(z), lengths=lengths)
+                return self._read_out(taken(y, at), gate)
+            if causal:
+                y, _ = gla(q, key, z, v, lengths=lengths, impl=self.impl)
             else:
-                y = gated_bidirectional(q * scale, key, v, gla_gate(z), lengths=lengths)
-        return self._read_out(taken(y, at), gate)
+                y = gla_bidirectional(q, key, z, v, lengths=lengths, impl=self.impl)
+        # Not q: of the tokens asked for alone, and a compiler does it where it norms them.
+        return self._read_out(scale * taken(y, at), gate)
 
     def start(self, batch: int, max_len: int) -> tuple[Tensor, ...]:
         """The state [b h k v], zeros; it does not grow with `max_len`."""
@@ -204,7 +202,7 @@ class GLALayer(nn.Module):
     def step(
         self, x: Float[Tensor, "b d"], state: tuple[Tensor, ...]
     ) -> tuple[Float[Tensor, "b d"], tuple[Tensor, ...]]:
-        """One token."""
+        """One token; the state changes in place, but not by FLA."""
         q, key, v, z, gate = self._project(x[:, None])
         scale = self.k**-0.5
         with no_autocast(x):
@@ -212,5 +210,7 @@ class GLALayer(nn.Module):
                 log_f = fla.run_gate(self.gate, gla_log_gate, z)
                 y, S = fla.step_gla(q, key, v, log_f, state[0], scale=scale)
             else:
-                y, S = gated_recurrent(q * scale, key, v, gla_gate(z), state=state[0])
+                one = (q[:, 0], key[:, 0], z[:, 0], v[:, 0])
+                y, S = gla_step(*one, state[0], impl=self.impl)
+                y = scale * y[:, None]
         return self._read_out(y, gate)[:, 0], (S,)
