@@ -194,7 +194,7 @@ def hgrn2_bwd_gate_kernel(
         if TIED:
             key, g = key_and_log2_gate(z_tile, tl.load(bound + k)[None, :], FAST)
         else:
-            key, g = as_products(key_loaded, constants, FAST), log2_free_gate(z_tile, FAST)
+            key, g = key_loaded.to(tl.float32), log2_free_gate(z_tile, FAST)
         up = ones_up_to(constants, C, direction == 1, FAST)
         half = 0.5 * tl.sum(g, 0)[None, :]
         from_middle = sums(up, g, FAST) - half

@@ -142,7 +142,7 @@ def hgrn2_bwd_deep_kernel(
                 if TIED:
                     key, g = key_and_log2_gate(z_tile, b, FAST)
                 else:
-                    key, g = as_products(key_loaded, constants, FAST), log2_free_gate(z_tile, FAST)
+                    key, g = key_loaded.to(tl.float32), log2_free_gate(z_tile, FAST)
                 up = ones_up_to(constants, C, direction == 1, FAST)
                 part, whole = decays(up, g, FAST)
                 # Of the last token in this direction: differences are of what was summed alike.
