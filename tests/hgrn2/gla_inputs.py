@@ -26,20 +26,31 @@ REGIMES = {
 NAMES = ("q", "key", "z", "v", "state")
 
 
-def draw(b: int, t: int, h: int, k: int, v: int, regime: str, seed: int = 0) -> dict[str, Tensor]:
-    """Inputs and the outputs' gradients dy, dlast, in fp32."""
-    generator = torch.Generator().manual_seed(seed)
+def draw(
+    b: int,
+    t: int,
+    h: int,
+    k: int,
+    v: int,
+    regime: str,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    seed: int = 0,
+) -> dict[str, Tensor]:
+    """Inputs and the outputs' gradients dy, dlast: states in fp32."""
+    generator = torch.Generator(device).manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator)
+        return torch.randn(shape, generator=generator, device=device)
 
     return {
-        "q": normal(b, t, h, k),
-        "key": normal(b, t, h, k),
-        "z": REGIMES[regime](normal(b, t, h, k)),
-        "v": normal(b, t, h, v),
+        "q": normal(b, t, h, k).to(dtype),
+        "key": normal(b, t, h, k).to(dtype),
+        "z": REGIMES[regime](normal(b, t, h, k)).to(dtype),
+        "v": normal(b, t, h, v).to(dtype),
         "state": normal(b, h, k, v),
-        "dy": normal(b, t, h, v),
+        "dy": normal(b, t, h, v).to(dtype),
         "dlast": normal(b, h, k, v),
     }
 

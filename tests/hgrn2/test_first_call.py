@@ -19,7 +19,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
 from hgrn2 import Activations
-from hgrn2.kernels import chunks, projected, scan_ops
+from hgrn2.kernels import chunks, gla_ops, projected, scan_ops
 from hgrn2.kernels.first_call import compile_before_first, compile_together, noted
 from hgrn2.kernels.scan_heads import Heads
 
@@ -82,6 +82,13 @@ def hgrn2_with_all(device: str) -> tuple:
     return q, z, v, torch.zeros(2, 16, device=device), state, lengths, False, True
 
 
+def gla_inputs(device: str) -> tuple:
+    """A key of other strides than the rest, no state."""
+    q, z, v = (torch.zeros(1, 100, 2, 64, dtype=torch.bfloat16, device=device) for _ in range(3))
+    key = torch.zeros(1, 100, 3, 64, dtype=torch.bfloat16, device=device)[:, :, 1:]
+    return q, z, v, key, None, None, False, True
+
+
 def projected_inputs(device: str) -> tuple:
     x = torch.zeros(1, 100, 3, 2, 64, dtype=torch.bfloat16, device=device)
     activations = Activations("sigmoid", silu_value=True)
@@ -106,6 +113,7 @@ def narrow_inputs(device: str) -> tuple:
     [
         (chunks._passes, hgrn2_inputs, 8),
         (chunks._passes, hgrn2_with_all, 7),
+        (gla_ops._passes, gla_inputs, 8),
         (projected._passes, projected_inputs, 8),
         (scan_ops._passes, hgrn1_inputs, 2),
         (scan_ops._passes, narrow_inputs, 4),

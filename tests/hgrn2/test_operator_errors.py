@@ -7,6 +7,9 @@ import torch
 
 from hgrn2 import (
     Activations,
+    gla,
+    gla_bidirectional,
+    gla_step,
     hgrn1,
     hgrn1_bidirectional,
     hgrn2,
@@ -36,6 +39,17 @@ def hgrn1_arguments(*, turned=False, **changed):
 def step_arguments(**changed):
     shapes = {"q": (B, H, K), "z": (B, H, K), "v": (B, H, V), "bound": (H, K)}
     shapes["state"] = (B, H, K, V)
+    return {name: torch.zeros(shape) for name, shape in shapes.items()} | changed
+
+
+def gla_arguments(**changed):
+    shapes = {name: (B, T, H, K) for name in ("q", "key", "z")} | {"v": (B, T, H, V)}
+    return {name: torch.zeros(shape) for name, shape in shapes.items()} | changed
+
+
+def gla_step_arguments(**changed):
+    shapes = {name: (B, H, K) for name in ("q", "key", "z")}
+    shapes |= {"v": (B, H, V), "state": (B, H, K, V)}
     return {name: torch.zeros(shape) for name, shape in shapes.items()} | changed
 
 
@@ -99,6 +113,37 @@ def test_hgrn2_axes(operator):
 def test_step_shapes(name, wrong, right):
     arguments = step_arguments(**{name: torch.zeros(wrong)})
     refuses(hgrn2_step, arguments, f"{name} has shape {list(wrong)}", right)
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "right"),
+    [
+        ("key", (B, T, H, K + 1), "[b t h k] = [2, 5, 3, 4]"),
+        ("z", (B, T, 1, K), "[b t h k] = [2, 5, 3, 4]"),
+        ("v", (B, T + 1, H, V), "[b t h v] = [2, 5, 3, 6]"),
+        ("state", (B, H, V, K), "[b h k v] = [2, 3, 4, 6]"),
+        ("lengths", (B, 1), "[b] = [2]"),
+    ],
+)
+def test_gla_shapes(name, wrong, right):
+    arguments = gla_arguments(**{name: torch.zeros(wrong)})
+    message = (f"{name} has shape {list(wrong)}", right)
+    refuses(gla, arguments, *message)
+    if name != "state":
+        refuses(gla_bidirectional, arguments, *message)
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "right"),
+    [
+        ("key", (B, H, K + 1), "[b h k] = [2, 3, 4]"),
+        ("v", (B, H + 1, V), "[b h v] = [2, 3, 6]"),
+        ("state", (B, H, V, K), "[b h k v] = [2, 3, 4, 6]"),
+    ],
+)
+def test_gla_step_shapes(name, wrong, right):
+    arguments = gla_step_arguments(**{name: torch.zeros(wrong)})
+    refuses(gla_step, arguments, f"{name} has shape {list(wrong)}", right)
 
 
 def test_step_axes():
@@ -170,6 +215,9 @@ def test_lengths_are_integers():
         (hgrn2, hgrn2_arguments()),
         (hgrn2_bidirectional, hgrn2_arguments()),
         (hgrn2_step, step_arguments()),
+        (gla, gla_arguments()),
+        (gla_bidirectional, gla_arguments()),
+        (gla_step, gla_step_arguments()),
         (hgrn1, hgrn1_arguments()),
         (hgrn1_bidirectional, hgrn1_arguments()),
     ],

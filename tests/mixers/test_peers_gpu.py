@@ -1,5 +1,5 @@
-"""Every peer's implementation on a GPU: the layer of the reference, to the peer's precision; of
-ours too, the tokens that a layer is asked for.
+"""Every peer's implementation on a GPU, and ours of the peers' layers: the layer of the reference,
+to the peer's precision; of our mixers too, the tokens that a layer is asked for.
 
 An error may be twice the reference's in the same dtype, and a band more: eight roundings in a row
 of the operands of products, as FLA's chunks have them (scores, their product with the values, the
@@ -34,6 +34,8 @@ PEERS = [
     HGRN1(impl="fla_chunk", kind="real", lower_bound="cumsum"),
     HGRN1(impl="fla_recurrent", kind="real", expand=2),
     GLA(impl="fla", n_heads=2),
+    GLA(impl="triton", n_heads=2),
+    GLA(impl="triton", n_heads=8, expand_k=1.0, gate_rank=4),
     Mamba(impl="mamba_ssm"),
     Mamba(impl="mamba_ssm", d_state=8, d_conv=2),
     Mamba(impl="triton"),
@@ -42,7 +44,7 @@ PEERS = [
     Attention(impl="sdpa_flash", n_heads=4),
     Attention(impl="sdpa_cudnn", n_heads=4),
 ]
-GATED = [mixer for mixer in PEERS if mixer.name in ("hgrn2", "hgrn1", "gla")]
+GATED = [mixer for mixer in PEERS if mixer.impl.startswith("fla")]
 OURS = [
     HGRN2(impl="triton", preset="biased"),
     HGRN2(impl="triton", preset="lm", expand_ratio=8, lower_bound="cumsum"),

@@ -54,6 +54,7 @@ def test_a_graphed_run_equals_an_eager_one(order, precision):
         HGRN1(impl="triton"),
         GLA(n_heads=2),
         GLA(n_heads=1, expand_k=1.0, impl="fla"),
+        GLA(n_heads=1, expand_k=1.0, impl="triton"),
         Mamba(),
         Mamba(impl="mamba_ssm"),
         Attention(impl="reference", dropout=0.1),
