@@ -14,9 +14,10 @@ MAX_LOGIT = tl.constexpr(80.0)
 # that is left, and it is not blown up any further. Bounds that are trained lie far above it.
 MAX_INVERSE = tl.constexpr(2.0**20)
 
-# 2^-112 times a q or a key of at least 2^-14 is normal in fp32, and 2^112 times a key is finite.
+# 2^-112 times a q or a key of at least 2^-14 is normal in fp32, and 2^112 times a key below 2^16,
+# as all tied ones are, is finite.
 MAX_BITS = tl.constexpr(112.0)
-# A padding token is a wide-open gate: f = 1 and a key of 2^-115.
+# A padding token is a wide-open gate: f = 1 and a tied key of 2^-115.
 OPEN = tl.constexpr(1e4)
 
 
