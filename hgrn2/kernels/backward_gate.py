@@ -24,9 +24,13 @@ from hgrn2.kernels.first_call import enqueue
 from hgrn2.kernels.gate import (
     OPEN,
     as_products,
+    at_chunk,
+    free_gate_gradient,
     gate_gradient,
     key_and_log2_gate,
+    limited,
     load_tile,
+    log2_free_gate,
     ones_up_to,
     operand,
     power,
@@ -34,7 +38,7 @@ from hgrn2.kernels.gate import (
     sums,
 )
 from hgrn2.kernels.into import Into, before_activation
-from hgrn2.kernels.keys import free_gate_gradient, limited, log2_free_gate, strides
+from hgrn2.kernels.keys import FreeKey
 from hgrn2.kernels.settings import CHUNK, Settings, cdiv, dot_type
 
 
@@ -108,9 +112,6 @@ def hgrn2_bwd_gate_kernel(
     dy_stride_b,
     dy_stride_t,
     dy_stride_h,
-    key_stride_b,
-    key_stride_t,
-    key_stride_h,
     T,
     H,
     chunks,
@@ -156,8 +157,8 @@ def hgrn2_bwd_gate_kernel(
     z_loaded = load_tile(z, token, k, z_stride_t, valid, OPEN)
     q_loaded = load_tile(q, token, k, q_stride_t, valid)
     if not TIED:
-        free_key += batch * key_stride_b + start * key_stride_t + head * key_stride_h
-        key_loaded = load_tile(free_key, token, k, key_stride_t, valid)
+        key_chunk, key_stride_t = at_chunk(free_key, batch, start, head)
+        key_loaded = load_tile(key_chunk, token, k, key_stride_t, valid)
     if is_deep != 0:
         return
 
@@ -270,7 +271,7 @@ def gate_gradients(
     v: Tensor,
     dy: Tensor,
     bound: Tensor | None,
-    free_key: Tensor | None,
+    free_key: FreeKey | None,
     forward: tuple[Tensor, Tensor],
     backward: tuple[Tensor, Tensor] | None,
     dscores: Tensor,
@@ -317,7 +318,6 @@ def gate_gradients(
         *z.stride()[:3],
         *v.stride()[:3],
         *dy.stride()[:3],
-        *strides(free_key),
         t,
         h,
         chunks,

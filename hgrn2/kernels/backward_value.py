@@ -9,6 +9,8 @@ from torch import Tensor
 
 from hgrn2.kernels.first_call import enqueue
 from hgrn2.kernels.gate import (
+    at_chunk,
+    gated_tile,
     load_tile,
     operand,
     power,
@@ -17,7 +19,7 @@ from hgrn2.kernels.gate import (
     up_to,
 )
 from hgrn2.kernels.into import Into, before_activation
-from hgrn2.kernels.keys import gated_tile, strides
+from hgrn2.kernels.keys import FreeKey
 from hgrn2.kernels.settings import CHUNK, Settings, cdiv, dot_type
 
 
@@ -44,9 +46,6 @@ def hgrn2_bwd_value_kernel(
     dy_stride_b,
     dy_stride_t,
     dy_stride_h,
-    key_stride_b,
-    key_stride_t,
-    key_stride_h,
     T,
     H,
     chunks,
@@ -88,7 +87,7 @@ def hgrn2_bwd_value_kernel(
     if free_key is None:
         bound += head * K
     else:
-        free_key += batch * key_stride_b + start * key_stride_t + head * key_stride_h
+        free_key = at_chunk(free_key, batch, start, head)
     place = (batch * chunks + chunk) * H + head
     border = place * K * V
 
@@ -114,7 +113,7 @@ def hgrn2_bwd_value_kernel(
     for direction in tl.static_range(DIRECTIONS):
         for k_block in range(0, K, BK):
             k = k_block + tl.arange(0, BK)
-            key, g = gated_tile(z, free_key, bound, token, k, z_stride_t, key_stride_t, valid, FAST)
+            key, g = gated_tile(z, free_key, bound, token, k, z_stride_t, valid, FAST)
             _, to_end, _ = running_sums(g, C, BK, direction == 1, GROUP)
             key_end = operand(key * power(to_end, FAST), DOT, PRECISION)
             dS = tl.load(
@@ -138,7 +137,7 @@ def value_gradient(
     v: Tensor,
     dy: Tensor,
     bound: Tensor | None,
-    free_key: Tensor | None,
+    free_key: FreeKey | None,
     scores: Tensor,
     dstates: Tensor,
     dstates_reverse: Tensor | None,
@@ -176,7 +175,6 @@ def value_gradient(
         *z.stride()[:3],
         *v.stride()[:3],
         *dy.stride()[:3],
-        *strides(free_key),
         t,
         h,
         chunks,

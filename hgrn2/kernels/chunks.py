@@ -18,6 +18,7 @@ from hgrn2.kernels.deep import deep_output
 from hgrn2.kernels.deep_backward import deep_gradients
 from hgrn2.kernels.first_call import compile_before_first, total
 from hgrn2.kernels.into import Into
+from hgrn2.kernels.keys import with_strides
 from hgrn2.kernels.output import chunk_output
 from hgrn2.kernels.settings import CHUNK, Settings, cdiv, settings
 from hgrn2.kernels.states import chunk_states
@@ -89,13 +90,13 @@ def launch_forward(
     """`forward`, but compiles nothing ahead. The key is tied to the gate, or free (GLA), with no
     bound."""
     q, z, v, bound = rows(q), rows(z), rows(v), None if bound is None else plain(bound)
-    free_key = None if free_key is None else rows(free_key)
+    strided = None if free_key is None else with_strides(rows(free_key))
     lengths = in_a_row(lengths)
     table = table_of(q, v)
     with torch.cuda.device_of(q):
         states, reverse, scores, deep = room(q, v, bidirectional, keep)
         walk = {"q": None, "lengths": lengths, "settings": table}
-        gated = (z, v, bound, free_key)
+        gated = (z, v, bound, strided)
         last = chunk_states(*gated, states, first=state, reverse=False, keep_last=True, **walk)
         if bidirectional:
             chunk_states(*gated, reverse, first=None, reverse=True, keep_last=False, **walk)
@@ -150,7 +151,7 @@ def launch_backward(
     states, states_reverse, scores, deep = kept
     q, z, v, dy = rows(q), rows(z), rows(v), rows(dy)
     wide = None if bound is None else plain(bound)
-    free_key = None if free_key is None else rows(free_key)
+    strided = None if free_key is None else with_strides(rows(free_key))
     lengths = in_a_row(lengths)
     table = table_of(q, v)
 
@@ -160,7 +161,7 @@ def launch_backward(
             z,
             dy,
             wide,
-            free_key,
+            strided,
             dstates,
             q=q,
             first=None if reverse else dlast,
@@ -174,7 +175,7 @@ def launch_backward(
     with torch.cuda.device_of(q):
         dstates, dstate = walk(reverse=False)
         dreverse = walk(reverse=True)[0] if bidirectional else None
-        gated = (z, v, dy, wide, free_key)
+        gated = (z, v, dy, wide, strided)
         dscores = value_gradient(*gated, scores, dstates, dreverse, lengths, table, into)
         reverse = None if dreverse is None else (states_reverse, dreverse)
         constants = constants_of(q, v)

@@ -8,8 +8,8 @@ import triton.language as tl
 from torch import Tensor
 
 from hgrn2.kernels.first_call import enqueue
-from hgrn2.kernels.gate import gate
-from hgrn2.kernels.keys import log2_free_gate
+from hgrn2.kernels.gate import gate, log2_free_gate
+from hgrn2.kernels.keys import FreeKey
 
 
 @triton.jit
@@ -27,8 +27,6 @@ def hgrn2_fwd_step_kernel(
     z_stride_h,
     v_stride_b,
     v_stride_h,
-    key_stride_b,
-    key_stride_h,
     H,
     K: tl.constexpr,
     V: tl.constexpr,
@@ -49,7 +47,8 @@ def hgrn2_fwd_step_kernel(
     if free_key is None:
         _, _, key, f = gate(z_k, tl.load(bound + head * K + k))
     else:
-        key = tl.load(free_key + batch * key_stride_b + head * key_stride_h + k).to(tl.float32)
+        pointer, stride_b, stride_h = free_key
+        key = tl.load(pointer + batch * stride_b + head * stride_h + k).to(tl.float32)
         f = tl.exp2(log2_free_gate(z_k, False))
     S = f[:, None] * S + key[:, None] * v_v[None, :]
     tl.store(state, S)
@@ -62,7 +61,7 @@ def step(
     z: Tensor,
     v: Tensor,
     bound: Tensor | None,
-    free_key: Tensor | None,
+    free_key: FreeKey | None,
     state: Tensor,
 ) -> Tensor:
     """y [b h v] of one token, q, z [b h k], v [b h v]; fp32 state [b h k v] changes in place.
@@ -88,7 +87,6 @@ def step(
             *q.stride()[:2],
             *z.stride()[:2],
             *v.stride()[:2],
-            *((None, None) if free_key is None else free_key.stride()[:2]),
             h,
             K=k,
             V=width,

@@ -14,13 +14,15 @@ from torch import Tensor
 from hgrn2.kernels.first_call import enqueue
 from hgrn2.kernels.gate import (
     MAX_BITS,
+    at_chunk,
+    gated_tile,
     load_tile,
     operand,
     power,
     rows_to_tokens,
     up_to,
 )
-from hgrn2.kernels.keys import gated_tile, strides
+from hgrn2.kernels.keys import FreeKey
 from hgrn2.kernels.settings import CHUNK, Settings, cdiv, dot_type
 from hgrn2.kernels.spans import running_decays, span_scores, spans
 
@@ -63,9 +65,6 @@ def hgrn2_fwd_deep_kernel(
     v_stride_b,
     v_stride_t,
     v_stride_h,
-    key_stride_b,
-    key_stride_t,
-    key_stride_h,
     T,
     H,
     chunks,
@@ -110,7 +109,7 @@ def hgrn2_fwd_deep_kernel(
             if free_key is None:
                 b += head * K
             else:
-                key_chunk += batch * key_stride_b + start * key_stride_t + head * key_stride_h
+                key_chunk = at_chunk(free_key, batch, start, head)
             acc = tl.zeros([C, BV], tl.float32)
             A = tl.zeros([C, C], tl.float32)
             lowest = tl.zeros([C], tl.float32)
@@ -121,9 +120,7 @@ def hgrn2_fwd_deep_kernel(
                 for k_block in range(0, K, BK):
                     k = k_block + tl.arange(0, BK)
                     q_tile = load_tile(q_chunk, token, k, q_stride_t, valid).to(tl.float32)
-                    key, g = gated_tile(
-                        z_chunk, key_chunk, b, token, k, z_stride_t, key_stride_t, valid, FAST
-                    )
+                    key, g = gated_tile(z_chunk, key_chunk, b, token, k, z_stride_t, valid, FAST)
                     part, whole = running_decays(g, C, BK, direction == 1, GROUP, FAST)
                     lowest_here = tl.min(part + whole, 1)
                     lowest = tl.minimum(lowest, lowest_here)
@@ -160,7 +157,7 @@ def deep_output(
     z: Tensor,
     v: Tensor,
     bound: Tensor | None,
-    free_key: Tensor | None,
+    free_key: FreeKey | None,
     states: Tensor,
     states_reverse: Tensor | None,
     lengths: Tensor | None,
@@ -192,7 +189,6 @@ def deep_output(
         states if scores is None else scores,
         deep,
         *(stride for x in (q, z, v) for stride in x.stride()[:3]),
-        *strides(free_key),
         t,
         h,
         chunks,

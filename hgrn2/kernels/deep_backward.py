@@ -12,15 +12,19 @@ from hgrn2.kernels.first_call import enqueue
 from hgrn2.kernels.gate import (
     OPEN,
     as_products,
+    at_chunk,
+    free_gate_gradient,
     gate_gradient,
     key_and_log2_gate,
+    limited,
     load_tile,
+    log2_free_gate,
     ones_up_to,
     power,
     sums,
 )
 from hgrn2.kernels.into import Into, before_activation
-from hgrn2.kernels.keys import free_gate_gradient, limited, log2_free_gate, strides
+from hgrn2.kernels.keys import FreeKey
 from hgrn2.kernels.settings import CHUNK, Settings, cdiv, dot_type
 from hgrn2.kernels.spans import decays, span_gradients, together
 
@@ -58,9 +62,6 @@ def hgrn2_bwd_deep_kernel(
     dy_stride_b,
     dy_stride_t,
     dy_stride_h,
-    key_stride_b,
-    key_stride_t,
-    key_stride_h,
     T,
     H,
     chunks,
@@ -115,8 +116,7 @@ def hgrn2_bwd_deep_kernel(
             if TIED:
                 b = tl.load(bound + head * K + k)[None, :]
             else:
-                key_chunk = free_key + batch * key_stride_b + head * key_stride_h
-                key_chunk += start * key_stride_t
+                key_chunk, key_stride_t = at_chunk(free_key, batch, start, head)
                 key_loaded = load_tile(key_chunk, token, k, key_stride_t, valid)
             offsets = ((batch * T + start + row) * (PARTS * H) + head) * K + k[None, :]
             stored = (start + token < T)[:, None]
@@ -219,7 +219,7 @@ def deep_gradients(
     v: Tensor,
     dy: Tensor,
     bound: Tensor | None,
-    free_key: Tensor | None,
+    free_key: FreeKey | None,
     forward: tuple[Tensor, Tensor],
     backward: tuple[Tensor, Tensor] | None,
     dscores: Tensor,
@@ -260,7 +260,6 @@ def deep_gradients(
         dbound,
         into.dkey,
         *(stride for x in (q, z, v, dy) for stride in x.stride()[:3]),
-        *strides(free_key),
         t,
         h,
         chunks,

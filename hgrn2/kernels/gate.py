@@ -51,6 +51,34 @@ def constant(constants, which, SIDE: tl.constexpr):
 
 
 @triton.jit
+def limited(z, TIED: tl.constexpr, FAST: tl.constexpr):
+    """z within +-MAX_LOGIT; of a free key's gate from 12 MIN_LOG2 on, where it is held at MIN_LOG2.
+    A NaN stays one. FAST: two bf16 at once."""
+    if FAST:
+        lowest: tl.constexpr = "0xC2A0C2A0" if TIED else "0xC4BDC4BD"
+        z = tl.inline_asm_elementwise(
+            """{
+            .reg .b32 top, bottom;
+            mov.b32 top, 0x42A042A0;
+            mov.b32 bottom, """
+            + lowest
+            + """;
+            min.NaN.bf16x2 $0, $1, top;
+            max.NaN.bf16x2 $0, $0, bottom;
+            }""",
+            "=r,r",
+            [z],
+            dtype=tl.bfloat16,
+            is_pure=True,
+            pack=2,
+        )
+    else:
+        lowest: tl.constexpr = -MAX_LOGIT if TIED else 12.0 * MIN_LOG2
+        z = tl.clamp(z.to(tl.float32), lowest, MAX_LOGIT, propagate_nan=tl.PropagateNan.ALL)
+    return z
+
+
+@triton.jit
 def power(x, FAST: tl.constexpr):
     """2^x; FAST flushes what is below fp32's normal range to 0, in one instruction."""
     if FAST:
@@ -141,6 +169,69 @@ def key_and_log2_gate(z, bound, FAST: tl.constexpr):
 
 
 @triton.jit
+def log2_free_gate(z, FAST: tl.constexpr):
+    """log2 of `hgrn2.gate.gla_gate`, sigmoid(z)^(1/16), held at MIN_LOG2; a NaN stays one.
+
+    -ln sigmoid(z) = -min(z, 0) + ln(1 + u), u = exp(-|z|), the logarithm by its series where u is
+    small: f near 1 loses no digit. FAST: in inline assembly.
+    """
+    if FAST:
+        return tl.inline_asm_elementwise(
+            """{
+            .reg .f32 u, l, p;
+            .reg .pred near;
+            abs.f32 u, $1;
+            mul.f32 u, u, 0fBFB8AA3B;
+            ex2.approx.ftz.f32 u, u;
+            add.f32 l, u, 0f3F800000;
+            lg2.approx.ftz.f32 l, l;
+            fma.rn.f32 p, u, 0fBE800000, 0f3EAAAAAB;
+            fma.rn.f32 p, p, u, 0fBF000000;
+            fma.rn.f32 p, p, u, 0f3F800000;
+            mul.f32 u, u, 0f3FB8AA3B;
+            setp.lt.f32 near, u, 0f3DB8AA3B;
+            mul.f32 p, p, u;
+            selp.f32 l, p, l, near;
+            min.NaN.f32 u, $1, 0f00000000;
+            mul.f32 l, l, 0fBD800000;
+            fma.rn.f32 u, u, 0f3DB8AA3B, l;
+            max.NaN.f32 $0, u, 0fC2FC0000;
+            }""",
+            "=f,f",
+            [z],
+            dtype=tl.float32,
+            is_pure=True,
+            pack=1,
+        )
+    u = tl.exp2(tl.abs(z) * -LOG2E)
+    series = u * (1.0 - u * (0.5 - u * (1 / 3 - u * (0.25 - u * (0.2 - u * (1 / 6))))))
+    log2_sum = tl.where(u < 1 / 16, series * LOG2E, tl.log2(1.0 + u))
+    g = (tl.where(z > 0.0, 0.0, z) * LOG2E - log2_sum) * (1 / 16)
+    return tl.where(g < MIN_LOG2, MIN_LOG2, g)
+
+
+@triton.jit
+def at_chunk(free_key, batch, start, head):
+    """A free key at a chunk's first token: its pointer and its stride of time."""
+    pointer, stride_b, stride_t, stride_h = free_key
+    return pointer + batch * stride_b + start * stride_t + head * stride_h, stride_t
+
+
+@triton.jit
+def gated_tile(z, free_key, bound, token, channels, z_stride_t, valid, FAST: tl.constexpr):
+    """The key and log2 f [c k], from pointers at the chunk's first token; `free_key` as `at_chunk`
+    has it, None where the key is tied."""
+    z_tile = load_tile(z, token, channels, z_stride_t, valid, OPEN).to(tl.float32)
+    if free_key is None:
+        key, g = key_and_log2_gate(z_tile, tl.load(bound + channels)[None, :], FAST)
+    else:
+        pointer, stride_t = free_key
+        key = load_tile(pointer, token, channels, stride_t, valid).to(tl.float32)
+        g = log2_free_gate(z_tile, FAST)
+    return key, g
+
+
+@triton.jit
 def to_start(G, FAST: tl.constexpr):
     """2^-G, held finite: rows beyond MAX_BITS do not use it."""
     return power(tl.minimum(-G, MAX_BITS), FAST)
@@ -160,6 +251,12 @@ def gate_gradient(z, bound, dlnf, dkey, FAST: tl.constexpr):
     inverse = reciprocal(bound + u, FAST)
     dz = (1.0 - bound) * closed * (u * inverse * dlnf - u * closed * dkey)
     return dz, tl.minimum(inverse, MAX_INVERSE) * dlnf - closed * dkey
+
+
+@triton.jit
+def free_gate_gradient(z, dlnf, FAST: tl.constexpr):
+    """dz = sigmoid(-z) / 16 dlnf, where the key is free; z as `limited` leaves it."""
+    return dlnf * reciprocal(1.0 + power(z * LOG2E, FAST), FAST) * (1 / 16)
 
 
 @triton.jit

@@ -16,6 +16,7 @@ from hgrn2.kernels import decode
 from hgrn2.kernels.chunks import launch_backward, launch_forward, plain, rows
 from hgrn2.kernels.first_call import compile_before_first
 from hgrn2.kernels.into import Into
+from hgrn2.kernels.keys import with_strides
 from hgrn2.kernels.ops import (
     backward_fake,
     check_inputs,
@@ -156,7 +157,7 @@ _compiled_forward.register_autograd(
 
 
 def _step(q: Tensor, z: Tensor, v: Tensor, key: Tensor, state: Tensor) -> Tensor:
-    return decode.step(rows(q), rows(z), rows(v), None, rows(key), state)
+    return decode.step(rows(q), rows(z), rows(v), None, with_strides(rows(key)), state)
 
 
 _compiled_step = torch.library.custom_op("hgrn2::gla_step", _step, mutates_args=("state",))

@@ -17,6 +17,8 @@ from torch import Tensor
 from hgrn2.kernels.first_call import enqueue
 from hgrn2.kernels.gate import (
     MAX_BITS,
+    at_chunk,
+    gated_tile,
     load_tile,
     operand,
     power,
@@ -25,7 +27,7 @@ from hgrn2.kernels.gate import (
     to_start,
     up_to,
 )
-from hgrn2.kernels.keys import gated_tile, strides
+from hgrn2.kernels.keys import FreeKey
 from hgrn2.kernels.settings import CHUNK, Settings, cdiv, dot_type
 from hgrn2.kernels.spans import spans
 
@@ -52,9 +54,6 @@ def hgrn2_fwd_output_kernel(
     v_stride_b,
     v_stride_t,
     v_stride_h,
-    key_stride_b,
-    key_stride_t,
-    key_stride_h,
     T,
     H,
     chunks,
@@ -96,7 +95,7 @@ def hgrn2_fwd_output_kernel(
     if free_key is None:
         bound += head * K
     else:
-        free_key += batch * key_stride_b + start * key_stride_t + head * key_stride_h
+        free_key = at_chunk(free_key, batch, start, head)
 
     row, column = token[:, None], token[None, :]
     acc = tl.zeros([C, BV], tl.float32)
@@ -106,7 +105,7 @@ def hgrn2_fwd_output_kernel(
         block = tl.zeros([C, C], tl.float32)
         for k_block in range(0, K, BK):
             k = k_block + tl.arange(0, BK)
-            key, g = gated_tile(z, free_key, bound, token, k, z_stride_t, key_stride_t, valid, FAST)
+            key, g = gated_tile(z, free_key, bound, token, k, z_stride_t, valid, FAST)
             q_tile = load_tile(q, token, k, q_stride_t, valid).to(tl.float32)
             G, _, _ = running_sums(g, C, BK, direction == 1, GROUP)
             q_start = operand(q_tile * power(G, FAST), DOT, PRECISION)
@@ -142,7 +141,7 @@ def chunk_output(
     z: Tensor,
     v: Tensor,
     bound: Tensor | None,
-    free_key: Tensor | None,
+    free_key: FreeKey | None,
     states: Tensor,
     states_reverse: Tensor | None,
     lengths: Tensor | None,
@@ -180,7 +179,6 @@ def chunk_output(
         *q.stride()[:3],
         *z.stride()[:3],
         *v.stride()[:3],
-        *strides(free_key),
         t,
         h,
         chunks,

@@ -19,14 +19,16 @@ from torch import Tensor
 from hgrn2.kernels.first_call import enqueue
 from hgrn2.kernels.gate import (
     OPEN,
+    at_chunk,
     key_and_log2_gate,
     load_tile,
+    log2_free_gate,
     operand,
     power,
     rows_to_tokens,
     running_sums,
 )
-from hgrn2.kernels.keys import log2_free_gate, strides
+from hgrn2.kernels.keys import FreeKey
 from hgrn2.kernels.settings import CHUNK, Settings, cdiv, dot_type
 
 
@@ -51,9 +53,6 @@ def hgrn2_fwd_states_kernel(
     y_stride_b,
     y_stride_t,
     y_stride_h,
-    key_stride_b,
-    key_stride_t,
-    key_stride_h,
     T,
     H,
     chunks,
@@ -99,7 +98,7 @@ def hgrn2_fwd_states_kernel(
     if free_key is None:
         b = tl.load(bound + head * K + k)[None, :]
     else:
-        free_key += batch * key_stride_b + head * key_stride_h
+        free_key, key_stride_t = at_chunk(free_key, batch, 0, head)
     end = tl.minimum(tl.load(lengths + batch), T).to(tl.int32) if HAS_LENGTHS else T
 
     state_tile = ((batch * H + head) * segments + segment) * K * V
@@ -180,7 +179,7 @@ def chunk_states(
     z: Tensor,
     y: Tensor,
     bound: Tensor | None,
-    free_key: Tensor | None,
+    free_key: FreeKey | None,
     borders: Tensor,
     *,
     q: Tensor | None,
@@ -227,7 +226,6 @@ def chunk_states(
             *x.stride()[:3],
             *z.stride()[:3],
             *y.stride()[:3],
-            *strides(free_key),
             t,
             h,
             chunks,

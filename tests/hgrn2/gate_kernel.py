@@ -9,8 +9,7 @@ import triton
 import triton.language as tl
 
 from hgrn2.gate import gla_log_gate
-from hgrn2.kernels.gate import MIN_LOG2
-from hgrn2.kernels.keys import log2_free_gate
+from hgrn2.kernels.gate import MIN_LOG2, log2_free_gate
 
 
 @triton.jit

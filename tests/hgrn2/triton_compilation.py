@@ -26,6 +26,7 @@ from hgrn2.kernels import (
 )
 from hgrn2.kernels.first_call import Enqueued, noted
 from hgrn2.kernels.into import Into
+from hgrn2.kernels.keys import with_strides
 from hgrn2.kernels.settings import settings
 from hgrn2.projection import Activations
 
@@ -60,7 +61,9 @@ def launches(
 
     q, z = meta(1, 8192, 2, k, kind=dtype), meta(1, 8192, 2, k, kind=dtype)
     x = meta(1, 8192, 2, v, kind=dtype)
-    bound, key = (None, meta(1, 8192, 2, k, kind=dtype)) if free_key else (meta(2, k), None)
+    bound, key, dkey = meta(2, k), None, None
+    if free_key:
+        bound, key, dkey = None, with_strides(q), q
     state = meta(1, 2, k, v)
     table = settings(k, v, dtype, divmod(architecture, 10))
     shared = {
@@ -71,7 +74,7 @@ def launches(
         "settings": table,
     }
     S, _, A, flags = chunks.room(q, x, False, True)
-    places = [Into.tensors(q, z, x, key)]
+    places = [Into.tensors(q, z, x, dkey)]
     if k == v and not free_key:
         projection = meta(1, 8192, 3, 2, k, kind=dtype)
         for query in ("silu", "sigmoid"):
@@ -96,7 +99,7 @@ def launches(
             backward_value.value_gradient(z, x, x, bound, key, A, S, S, None, table, into)
             dbound = backward_gate.gate_gradients(*both, table, into)
             deep_backward.deep_gradients(*both, dbound, table, into)
-        one = None if key is None else key[:, 0]
+        one = None if key is None else with_strides(q[:, 0])
         decode.step(q[:, 0], z[:, 0], x[:, 0], bound, one, state)
     return found
 
@@ -114,15 +117,17 @@ def compile_for(launched: Enqueued, architecture: int) -> Resources:
         value = values[name]
         if value is None:
             signature[name], constants[name] = "constexpr", None
-            continue
-        if isinstance(value, torch.Tensor):
-            signature[name] = "*" + NAMES[value.dtype]
+        elif isinstance(value, tuple):
+            signature[name] = tuple(_type_of(part) for part in value)
         else:
-            signature[name] = "i32" if value < 2**31 else "i64"
-        aligned = isinstance(value, torch.Tensor) or value % 16 == 0
-        told = parameter.do_not_specialize or parameter.do_not_specialize_on_alignment
-        if aligned and not told:
-            hints[(index,)] = [["tt.divisibility", 16]]
+            signature[name] = _type_of(value)
+        if parameter.do_not_specialize or parameter.do_not_specialize_on_alignment:
+            continue
+        if isinstance(value, tuple):
+            aligned = [(index, place) for place, part in enumerate(value) if _is_aligned(part)]
+        else:
+            aligned = [(index,)] if _is_aligned(value) else []
+        hints |= {path: [["tt.divisibility", 16]] for path in aligned}
     compiled = triton.compile(
         ASTSource(launched.kernel, signature, constexprs=constants, attrs=hints),
         target=GPUTarget("cuda", architecture, 32),
@@ -134,6 +139,16 @@ def compile_for(launched: Enqueued, architecture: int) -> Resources:
     )
     registers, stack = _resources(compiled.asm["cubin"])
     return Resources(registers, stack, compiled.metadata.shared)
+
+
+def _type_of(value: torch.Tensor | int) -> str:
+    if isinstance(value, torch.Tensor):
+        return "*" + NAMES[value.dtype]
+    return "i32" if value < 2**31 else "i64"
+
+
+def _is_aligned(value: torch.Tensor | int | None) -> bool:
+    return value is not None and (isinstance(value, torch.Tensor) or value % 16 == 0)
 
 
 def _resources(cubin: bytes) -> tuple[int, int]:
