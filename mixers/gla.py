@@ -183,13 +183,15 @@ class GLALayer(nn.Module):
             if self.impl == "fla":
                 log_f = fla.run_gate(self.gate, gla_log_gate, z)
                 y = fla.chunk_gla(q, key, v, log_f, scale=scale, causal=causal, lengths=lengths)
-                return self._read_out(taken(y, at), gate)
-            if causal:
+            elif causal:
                 y, _ = gla(q, key, z, v, lengths=lengths, impl=self.impl)
             else:
                 y = gla_bidirectional(q, key, z, v, lengths=lengths, impl=self.impl)
-        # Not q: of the tokens asked for alone, and a compiler does it where it norms them.
-        return self._read_out(scale * taken(y, at), gate)
+        y = taken(y, at)
+        if self.impl != "fla":
+            # Not q: y is of the tokens asked for alone, and a compiler does it with the norm.
+            y = scale * y
+        return self._read_out(y, gate)
 
     def start(self, batch: int, max_len: int) -> tuple[Tensor, ...]:
         """The state [b h k v], zeros; it does not grow with `max_len`."""
