@@ -6,7 +6,7 @@ from itertools import product
 
 import torch
 
-from harness.grids_speed import hgrn2_impl
+from harness.grids_speed import our_impl
 from mixers import GLA, HGRN1, HGRN2, Attention, Mamba, Mixer
 from mixers.hgrn import Scan
 from tasks.base import Task
@@ -94,8 +94,7 @@ def lra_pathfinder(device: torch.device) -> list[Task]:
 
 
 def lra_pathx(device: torch.device) -> list[Task]:
-    """The first epochs of Path-X by HGRN2's published recipe, at the rates that it has then: a
-    curve, and no claim about Path-X.
+    """The first epochs of Path-X by HGRN2's published recipe: a curve, and no claim beyond it.
 
     HGRN2 and HGRN1 along the sequence and, as published, over the image. The official files where
     they are, else generated ones of their size: the record says which.
@@ -120,13 +119,13 @@ def lra_pathx_step(device: torch.device) -> list[Task]:
     """Time and memory of a training step on Path-X's 16,384 pixels, every mixer at 6 layers of 32.
 
     HGRN2's published shape with 16 images a batch, along the sequence; HGRN2 and HGRN1 also over
-    the image, and on a GPU Mamba also by its published kernels. The images are noise.
+    the image, and on a GPU GLA and Mamba also by the published kernels. The images are noise.
     """
     setting = recipes.HGRN2_PAPER["path_x"]
     scanned = lra_mixers(device, setting, "2d_series")
     chosen = [*lra_mixers(device, setting), *(m for m in scanned if m.name in ("hgrn2", "hgrn1"))]
     if device.type == "cuda":
-        chosen.append(Mamba(impl="mamba_ssm"))
+        chosen += [GLA(n_heads=1, impl="fla"), Mamba(impl="mamba_ssm")]
     return [
         step_of(on(device, recipes.hgrn2_paper(mixer, Data(arena="path_x"))), trial=trial)
         for trial in range(3)
@@ -166,8 +165,7 @@ def lra_mixers(
     device: torch.device, setting: recipes.Setting, scan: Scan = "1d", d_state: int = 16
 ) -> list[Mixer]:
     """The five mixers at a recipe's width; HGRN2 and HGRN1 as published for the arena; on a GPU
-    each by its kernels, GLA's by its authors' own. `scan` is HGRN2's and HGRN1's."""
-    gpu = device.type == "cuda"
+    by our kernels, attention by torch's. `scan` is HGRN2's and HGRN1's."""
     heads = max(1, setting.d_model // 32)
     return [
         HGRN2(
@@ -175,16 +173,16 @@ def lra_mixers(
             expand_ratio=setting.expand_ratio,
             lower_bound="exclusive",
             scan=scan,
-            impl=hgrn2_impl(device),
+            impl=our_impl(device),
         ),
         HGRN1(
             kind="complex",
             separate_theta=True,
             lower_bound="exclusive",
             scan=scan,
-            impl=hgrn2_impl(device),
+            impl=our_impl(device),
         ),
-        GLA(n_heads=heads, impl="fla" if gpu else "reference"),
-        Mamba(d_state=d_state, impl="triton" if gpu else "reference"),
+        GLA(n_heads=heads, impl=our_impl(device)),
+        Mamba(d_state=d_state, impl=our_impl(device)),
         Attention(n_heads=heads),
     ]

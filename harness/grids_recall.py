@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 
-from harness.grids_speed import hgrn2_impl
+from harness.grids_speed import our_impl
 from mixers import GLA, HGRN1, HGRN2, Attention, Mamba, Mixer
 from mixers.base_conv import BaseConv
 from mixers.cross_entropy_settings import WIDTHS
@@ -226,10 +226,13 @@ def _timed_recall(device: torch.device) -> list[MQAR]:
 
 
 def step_mixers(d_model: int, device: torch.device) -> list[Mixer]:
-    """As the grids have them; on a GPU Mamba by the published kernels too."""
+    """As the grids have them; on a GPU GLA and Mamba by the published kernels too."""
     ours = recall_mixers(d_model, device, init="zoology", wide_heads="products")
-    published = Mamba(init="zoology", impl="mamba_ssm")
-    return [*ours, published] if device.type == "cuda" else ours
+    published = [
+        GLA(n_heads=2, init=gla_init("zoology"), impl="fla"),
+        Mamba(init="zoology", impl="mamba_ssm"),
+    ]
+    return [*ours, *published] if device.type == "cuda" else ours
 
 
 def step_of(task: MQAR, pack: int, **training_fields: object) -> MQARStep:
@@ -254,10 +257,10 @@ def recall_mixers(
     attention_heads: int = 1,
     wide_heads: Literal["products", "reference"] = "reference",
 ) -> list[Mixer]:
-    """The five mixers as the MQAR protocols configure them at this width; on a GPU each by its
-    kernels, the peers' by their own. `wide_heads`: attention's where our kernels do not fit;
+    """The five mixers as the MQAR protocols configure them at this width; on a GPU each by our
+    kernels. `wide_heads`: attention's where our kernels do not fit;
     Figure 3 began by `reference`, and cells that it has are not trained again."""
-    zoology, gpu = init == "zoology", device.type == "cuda"
+    zoology, gpu, ours = init == "zoology", device.type == "cuda", our_impl(device)
     wide = wide_heads if gpu else "reference"
     # Dropout of the probabilities draws seeded masks: no kernel of torch's.
     seeded = "triton" if gpu and d_model // attention_heads <= 128 else wide
@@ -267,12 +270,12 @@ def recall_mixers(
             expand_ratio=min(d_model, 128),
             lower_bound="off",
             init=init,
-            impl=hgrn2_impl(device),
+            impl=ours,
         ),
-        HGRN1(kind="complex", lower_bound="off", init=init, impl=hgrn2_impl(device)),
-        # zoology scales no last map that is called o_proj, and GLA's is.
-        GLA(n_heads=2, init="normal" if zoology else init, impl="fla" if gpu else "reference"),
-        Mamba(init=init, impl="triton" if gpu else "reference"),
+        HGRN1(kind="complex", lower_bound="off", init=init, impl=ours),
+        # Our kernels take heads of 16 keys and more, a quarter of the width.
+        GLA(n_heads=2, init=gla_init(init), impl="fla" if gpu and d_model < 64 else ours),
+        Mamba(init=init, impl=ours),
         Attention(
             impl=seeded if zoology else "sdpa",
             n_heads=attention_heads,
@@ -280,3 +283,8 @@ def recall_mixers(
             init=init,
         ),
     ]
+
+
+def gla_init(init: Init) -> Init:
+    """zoology scales no last map that is called o_proj, and GLA's is."""
+    return "normal" if init == "zoology" else init

@@ -52,6 +52,7 @@ def gpu_mixers(
         Attention(n_heads=heads),
         *([hgrn2(impl="fla", gate="compiled")] if compiled else []),
         hgrn2(impl="fla", gate="eager"),
+        GLA(impl="triton", n_heads=heads, expand_k=1.0),
         GLA(impl="fla", n_heads=heads, expand_k=1.0),
     ]
     if head_dim != HEAD_DIM:
@@ -222,7 +223,7 @@ def speed_quick(device: torch.device) -> list[Task]:
 def timed_mixers(device: torch.device) -> list[Mixer]:
     """The five mixers with two heads of 32 where they have heads."""
     return [
-        HGRN2(preset="lm", expand_ratio=32, lower_bound="cumsum", impl=hgrn2_impl(device)),
+        HGRN2(preset="lm", expand_ratio=32, lower_bound="cumsum", impl=our_impl(device)),
         HGRN1(kind="complex", lower_bound="cumsum"),
         GLA(n_heads=2),
         Mamba(),
@@ -230,6 +231,6 @@ def timed_mixers(device: torch.device) -> list[Mixer]:
     ]
 
 
-def hgrn2_impl(device: torch.device) -> Impl:
+def our_impl(device: torch.device) -> Impl:
     """Our kernels where they run, the eager form on a CPU; the row says which one ran."""
     return "triton" if device.type == "cuda" else "reference"

@@ -73,7 +73,7 @@ def test_on_a_gpu_recall_is_trained_from_graphs_and_each_mixer_by_its_kernels():
     assert impls == {
         ("hgrn2", "triton"),
         ("hgrn1", "triton"),
-        ("gla", "fla"),
+        ("gla", "triton"),
         ("mamba", "triton"),
         ("attention", "triton"),
         # Its one head is as wide as the model, and our kernels take 128 channels.

@@ -75,10 +75,14 @@ def test_path_x_begins_as_published():
         assert cell.data.examples == (160_000, 20_000, 20_000)
 
 
-def test_path_x_steps_are_timed_with_both_of_mambas_kernels():
+def test_path_x_steps_are_timed_with_the_published_kernels_too():
     cells = grids_lra.lra_pathx_step(GPU)
-    found = {(c.mixer.impl, c.directions) for c in cells if c.mixer.name == "mamba"}
-    assert found == {("triton", "both"), ("mamba_ssm", "flip_sum")}
+    peers = ("gla", "mamba")
+    found = {(c.mixer.name, c.mixer.impl, c.directions) for c in cells if c.mixer.name in peers}
+    assert found == {
+        *(("gla", "triton", "both"), ("gla", "fla", "both")),
+        *(("mamba", "triton", "both"), ("mamba", "mamba_ssm", "flip_sum")),
+    }
 
 
 def test_the_smoke_grid_goes_from_data_to_report(tmp_path, monkeypatch):
