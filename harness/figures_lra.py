@@ -41,9 +41,10 @@ def lra(table: pd.DataFrame) -> dict[str, Plot]:
     with styled():
         plots = {
             "accuracy_by_epoch": by_epoch(table, "accuracy"),
-            "loss_by_epoch": by_epoch(table, "loss"),
             "next_to_published": next_to_published(table),
         }
+        if "loss_by_epoch" in table:
+            plots["loss_by_epoch"] = by_epoch(table, "loss")
         listops = table[table["arena"] == "listops"]
         if _operators(listops):
             plots["accuracy_by_operator"] = by_operator(listops)
@@ -89,7 +90,7 @@ def by_epoch(table: pd.DataFrame, measure: Literal["accuracy", "loss"]) -> Plot:
     """Test accuracy, or training loss, by epoch, a panel a task: thin lines are runs, thick ones
     their mean."""
     table = table.rename(columns={f"{measure}_by_epoch": "curve"})
-    ran = table[table["accuracy"].notna()]
+    ran = table[table["accuracy"].notna() & table["curve"].notna()]
     ran = ran.assign(curve=pd.Series(_to_the_longest(ran), index=ran.index))
     runs = ran[[*LINE, "arena", "seed", "curve"]].explode("curve")
     runs = runs.assign(**{measure: runs.pop("curve").astype(float)})
@@ -102,7 +103,8 @@ def by_epoch(table: pd.DataFrame, measure: Literal["accuracy", "loss"]) -> Plot:
     for i, (ax, arena) in enumerate(zip(sheet.axes, places, strict=True)):
         ends = _curves(ax, at(runs, {"arena": arena}), at(means, {"arena": arena}), table, measure)
         here = at(ran, {"arena": arena})
-        _yardsticks(ax, arena, float(here["chance"].iloc[0]) if len(here) else 0.5, measure)
+        if len(here):
+            _yardsticks(ax, arena, float(here["chance"].iloc[0]), measure)
         value_ticks(ax.xaxis, means.loc[means["arena"] == arena, "epoch"].unique())
         ax.set(title=TITLES[arena])
         sheet.label(ax, ends)
@@ -124,12 +126,12 @@ def by_epoch(table: pd.DataFrame, measure: Literal["accuracy", "loss"]) -> Plot:
 
 def _to_the_longest(ran: pd.DataFrame) -> list[list[float]]:
     """Each run's curve, its last number repeated up to the longest run of its line and task: else a
-    seed that diverged would drop out of the mean."""
+    seed that diverged would drop out of the mean. The loss that it ended with is no number."""
     epochs = ran["curve"].map(len)
     lines = [ran[name] for name in (*LINE, "arena")]
     longest = epochs.groupby(lines, sort=False).transform("max")
     return [
-        [*run, *run[-1:] * (most - len(run))]
+        pd.Series(run, range(len(run)), float).reindex(range(most)).ffill().to_list()
         for run, most in zip(ran["curve"], longest, strict=True)
     ]
 

@@ -38,6 +38,7 @@ DIRECTIONS = {
     "flip_sum": "flipped and summed",
     "apart_sum": "a layer each way, summed",
 }
+PUBLISHED_CAUSAL = ("gla", "mamba")
 PUBLISHED_MARKS = {
     **{(model, "text"): TEXT for model in ("HGRN1", "HGRN2")},
     **{(model, "image"): "2-D parallel, colour, augmented" for model in ("HGRN1", "HGRN2")},
@@ -63,12 +64,16 @@ def marks(row: pd.Series) -> str:
         "augmented" if row["augment"] else "",
         f"{row['source']} data" if row["source"] != "official" else "",
         f"{row['difficulty']} images" if row["difficulty"] != "hard" else "",
-        DIRECTIONS.get(row["directions"], ""),
+        DIRECTIONS.get(row["directions"], _both_ways(row)),
         "ids" if row["convention"] == "google" else "",
         f"pool {row['pool']}" if row["pool"] != "mean" else "",
         _validation(row),
     ]
     return ", ".join(part for part in said if part)
+
+
+def _both_ways(row: pd.Series) -> str:
+    return "both directions, ours" if row["mixer"] in PUBLISHED_CAUSAL else ""
 
 
 def _validation(row: pd.Series) -> str:

@@ -14,7 +14,8 @@ from mixers.tokens import flip_valid, taken
 Directions = Literal["both", "causal", "flip_sum", "apart_sum"]
 """`both`: as the mixer itself sees both (`stack(causal=False)`). `causal`: no token sees a later
 one. `flip_sum`: a causal layer runs over the tokens and over their reverse, with the same weights,
-and the two outputs are summed: another model, for kernels that run forwards alone. `apart_sum`: the
+and the two outputs are summed: for kernels that run forwards alone. Of Mamba it is the same
+function as `both`; of a layer with a norm behind its mixing it is another model. `apart_sum`: the
 same with weights of its own each way, twice the parameters, and a layer that can tell before from
 after: one set of weights both ways weighs what comes d tokens before as what comes d after."""
 

@@ -125,7 +125,8 @@ def mamba_fwd_kernel(
     for j in tl.static_range(ROWS):
         xs += (load_row(x + j * CHANNELS, here & (j < T), WHOLE),)
         dts += (load_row(dt + j * CHANNELS, here & (j < T), WHOLE),)
-    own_B, own_C = load_row(B, own, WHOLE), load_row(C, own, WHOLE)
+    some = own & (T > 0)
+    own_B, own_C = load_row(B, some, WHOLE), load_row(C, some, WHOLE)
     for i in range(blocks):
         if KEEP:
             store_row(borders, h, there, WHOLE)
@@ -142,11 +143,9 @@ def mamba_fwd_kernel(
             xs_ahead += (load_row(x + j * CHANNELS, inside, WHOLE),)
             dts_ahead += (load_row(dt + j * CHANNELS, inside, WHOLE),)
             ahead = (j + 1) * STATE if j + 1 < ROWS else on * STATE
-            inside = own & (left > (j + 1 if j + 1 < ROWS else on))
-            B_ahead, C_ahead = (
-                load_row(B + ahead, inside, WHOLE),
-                load_row(C + ahead, inside, WHOLE),
-            )
+            inside = own & (left > (j + 1) % ROWS)
+            B_ahead = load_row(B + ahead, inside, WHOLE)
+            C_ahead = load_row(C + ahead, inside, WHOLE)
             own_x = xs[j].to(tl.float32)
             s = softplus(dts[j].to(tl.float32) + shift)
             if not WHOLE:

@@ -38,7 +38,7 @@ class Launch:
     def is_whole(self, t: int, channels: int, d_state: int) -> bool:
         """Whether blocks, tiles and their room make up the tokens of a segment, the channels and
         the numbers of state: nothing is to be masked."""
-        return t % ROWS == 0 and channels % self.tile == 0 and self.room == d_state
+        return t > 0 and t % ROWS == 0 and channels % self.tile == 0 and self.room == d_state
 
 
 def tile_of(d_state: int, most: int) -> tuple[int, int]:

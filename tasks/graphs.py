@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tasks.combining import combine_reductions_by_direction
+from tasks.combining import keep_rows_apart
 
 WARM_UP_CALLS = 2
 """Of a shape, eager: what is allocated, compiled or tuned at a first call must not be captured, and
@@ -100,7 +100,7 @@ def compiled(function: Function, backend: str = "inductor") -> Function:
     options = None
     if backend == "inductor":
         options = COMPILER
-        combine_reductions_by_direction()
+        keep_rows_apart()
     fast = torch.compile(function, dynamic=False, backend=backend, options=options)
     limits = {
         "recompile_limit": MOST_COMPILATIONS,

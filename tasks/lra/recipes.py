@@ -3,8 +3,8 @@
 All give every mixer the same depth, width, norms and channel mixer, and train it the same way. Two
 things follow the mixer: attention always has sinusoidal positions (without any it would not see an
 order), and Mamba by mamba_ssm, whose kernels run forwards alone, is summed over the two directions
-as a whole layer (`directions = "flip_sum"`; the same model as Mamba in both directions, for more
-time). What a mixer is configured with is the grid's.
+as a whole layer (`directions = "flip_sum"`; the same model as Mamba in both directions). What a
+mixer is configured with is the grid's.
 
 What all published ones share: mean pool over valid positions, one linear head; for Retrieval
 [u, v, u - v, u v] and a hidden layer; AdamW; cosine by steps with warm-up. Embeddings of ids start

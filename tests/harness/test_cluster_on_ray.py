@@ -146,7 +146,7 @@ def test_a_seat_and_a_node_that_are_lost_on_ray_cost_the_cells_on_them(
     assert len(failed) <= 2
     assert process.returncode == bool(failed), out
     assert all("its seat was lost" in (row.error or "") for row in failed)
-    assert "is left out" in said + out
+    assert len(failed) + (said + out).count("is left out") >= 2
     assert f"{40 - len(failed)} ok from before" in finish(start("many"))
     assert set(ok_per_cell(tmp_path, "many").values()) == {1}
     assert len(ok_per_cell(tmp_path, "many")) == 40

@@ -32,8 +32,10 @@ from tests.mixers.softplus_kernel import check_softplus
 assert os.environ.get("TRITON_INTERPRET") == "1"
 
 
-@pytest.mark.parametrize("t", [1, ROWS - 1, ROWS, ROWS + 1, 3 * ROWS + 5])
-@pytest.mark.parametrize(("c", "n"), [(3, 1), (8, 4), (32, 16), (70, 16), (9, 24), (2, 256)])
+@pytest.mark.parametrize("t", [1, ROWS - 1, ROWS, ROWS + 1, 3 * ROWS, 3 * ROWS + 5])
+@pytest.mark.parametrize(
+    ("c", "n"), [(3, 1), (8, 4), (32, 16), (70, 16), (16, 24), (9, 24), (2, 256)]
+)
 def test_results_and_gradients(t, c, n):
     check(selective_scan, draw(2, t, c, n))
 
@@ -214,6 +216,24 @@ def test_no_sequence_at_all(shape):
     assert y.shape == shape
     gradients = torch.autograd.grad(y.sum(), [x, *own.parameters()])
     assert all((g == 0).all() for g in gradients)
+
+
+def test_no_tokens_at_all():
+    """Nothing is read: what follows these tensors in memory belongs to others."""
+    inputs = draw(2, 0, 32, 16)
+    first = torch.randn(2, 32, 16)
+    y, last = selective_scan(*inputs, state=first)
+    assert y.shape == (2, 0, 32)
+    assert torch.equal(last, first)
+    assert not Launch(32, 16, 1).is_whole(0, 32, 16)
+
+
+@pytest.mark.parametrize(
+    ("t", "channels", "d_state", "whole"),
+    [(16, 64, 16, True), (12, 64, 16, False), (16, 48, 16, False), (16, 64, 12, False)],
+)
+def test_what_is_whole_is_not_masked(t, channels, d_state, whole):
+    assert Launch(32, 16, 1).is_whole(t, channels, d_state) is whole
 
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
