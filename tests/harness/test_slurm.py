@@ -86,6 +86,6 @@ def test_the_array_asks_slurm_for_what_was_given(
 
 def test_a_query_is_of_the_columns_that_the_jobs_will_have():
     """FLA's gate is a column of a GPU's cells alone."""
-    check(["mqar_fig3"], "gate == 'eager'", "cuda")
+    check(["mqar_step"], "gate == 'eager'", "cuda")
     with pytest.raises(ValueError, match="'gate' is no column"):
-        check(["mqar_fig3"], "gate == 'eager'", "cpu")
+        check(["mqar_step"], "gate == 'eager'", "cpu")
