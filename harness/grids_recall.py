@@ -257,9 +257,9 @@ def recall_mixers(
     attention_heads: int = 1,
     wide_heads: Literal["products", "reference"] = "reference",
 ) -> list[Mixer]:
-    """The five mixers as the MQAR protocols configure them at this width; on a GPU each by our
-    kernels. `wide_heads`: attention's where our kernels do not fit;
-    Figure 3 began by `reference`, and cells that it has are not trained again."""
+    """The five mixers as the MQAR protocols configure them at this width; on a GPU by our kernels
+    where they fit. `wide_heads`: attention's where they do not; Figure 3 began by `reference`, and
+    cells of attention that it has are not trained again."""
     zoology, gpu, ours = init == "zoology", device.type == "cuda", our_impl(device)
     wide = wide_heads if gpu else "reference"
     # Dropout of the probabilities draws seeded masks: no kernel of torch's.

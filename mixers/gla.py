@@ -184,14 +184,10 @@ class GLALayer(nn.Module):
                 log_f = fla.run_gate(self.gate, gla_log_gate, z)
                 y = fla.chunk_gla(q, key, v, log_f, scale=scale, causal=causal, lengths=lengths)
             elif causal:
-                y, _ = gla(q, key, z, v, lengths=lengths, impl=self.impl)
+                y, _ = gla(q * scale, key, z, v, lengths=lengths, impl=self.impl)
             else:
-                y = gla_bidirectional(q, key, z, v, lengths=lengths, impl=self.impl)
-        y = taken(y, at)
-        if self.impl != "fla":
-            # Not q: y is of the tokens asked for alone, and a compiler does it with the norm.
-            y = scale * y
-        return self._read_out(y, gate)
+                y = gla_bidirectional(q * scale, key, z, v, lengths=lengths, impl=self.impl)
+        return self._read_out(taken(y, at), gate)
 
     def start(self, batch: int, max_len: int) -> tuple[Tensor, ...]:
         """The state [b h k v], zeros; it does not grow with `max_len`."""
@@ -212,7 +208,7 @@ class GLALayer(nn.Module):
                 log_f = fla.run_gate(self.gate, gla_log_gate, z)
                 y, S = fla.step_gla(q, key, v, log_f, state[0], scale=scale)
             else:
-                one = (q[:, 0], key[:, 0], z[:, 0], v[:, 0])
+                one = (q[:, 0] * scale, key[:, 0], z[:, 0], v[:, 0])
                 y, S = gla_step(*one, state[0], impl=self.impl)
-                y = scale * y[:, None]
+                y = y[:, None]
         return self._read_out(y, gate)[:, 0], (S,)

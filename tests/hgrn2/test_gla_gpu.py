@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+pytest.importorskip("triton")
+
 import hgrn2
 from hgrn2.gate import gla_gate, gla_log_gate
 from tests.hgrn2.gla_inputs import NAMES, draw, kernels, oracle
