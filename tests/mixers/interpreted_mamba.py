@@ -15,7 +15,7 @@ from torch import nn
 from mixers import Mamba, mamba_settings, mamba_triton
 from mixers import conv_silu as conv_silu_module
 from mixers.conv_silu import conv_silu
-from mixers.mamba_settings import BACKWARD, FORWARD, ROWS, Launch, launch_of, segments_of
+from mixers.mamba_settings import FORWARD, ROWS, launch_of
 from mixers.mamba_triton import selective_scan
 from tests.mixers import conv_silu_inputs
 from tests.mixers import test_contract as contract
@@ -84,15 +84,6 @@ def test_segments_side_by_side(monkeypatch, b, t, c, n, shift):
     torch.testing.assert_close(state, last)
 
 
-def test_how_many_segments():
-    assert segments_of(128, 32_768) == 8
-    assert segments_of(1, 2048) == 16
-    assert segments_of(1, 512) == 4
-    # No multiple of four grains, too few grains, and enough programs.
-    assert segments_of(1, 2000) == segments_of(1, 256) == segments_of(512, 32_768) == 1
-    assert segments_of(0, 512) == segments_of(1, 0) == 1
-
-
 def test_strictly_causal_bit_for_bit():
     inputs = draw(1, 30, 5, 8)
     y, _ = selective_scan(*inputs)
@@ -129,20 +120,6 @@ def test_gradients_of_some_inputs_alone():
     leaf = inputs[3].clone().requires_grad_()
     selective_scan(*inputs[:3], leaf, *inputs[4:])[0].backward(dy)
     assert torch.equal(leaf.grad, results(selective_scan, inputs, dy)["dB"])
-
-
-def test_programs_fill_the_device_where_they_can():
-    assert launch_of(512, 1024, 16, 64, FORWARD) == Launch(32, 16, 1)
-    assert launch_of(512, 1024, 24, 64, FORWARD) == Launch(16, 32, 1)
-    assert launch_of(512, 1024, 1, 64, BACKWARD) == Launch(16, 1, 1)
-    # Few sequences: fewer channels each, or segments.
-    assert launch_of(128, 128, 16, 64, FORWARD) == Launch(16, 16, 1)
-    assert launch_of(1, 128, 256, 64, FORWARD) == Launch(1, 256, 1)
-    assert launch_of(1, 4096, 16, 32_768, FORWARD) == Launch(32, 16, 8)
-    assert launch_of(1, 4096, 16, 32_768, BACKWARD) == Launch(16, 16, 4)
-    # Both, where the length allows few segments.
-    assert launch_of(1, 1024, 16, 512, FORWARD) == Launch(16, 16, 4)
-    assert launch_of(1, 1024, 16, 512, BACKWARD) == Launch(8, 16, 4)
 
 
 @pytest.mark.parametrize("shape", conv_silu_inputs.SHAPES, ids=str)
@@ -225,15 +202,6 @@ def test_no_tokens_at_all():
     y, last = selective_scan(*inputs, state=first)
     assert y.shape == (2, 0, 32)
     assert torch.equal(last, first)
-    assert not Launch(32, 16, 1).is_whole(0, 32, 16)
-
-
-@pytest.mark.parametrize(
-    ("t", "channels", "d_state", "whole"),
-    [(16, 64, 16, True), (12, 64, 16, False), (16, 48, 16, False), (16, 64, 12, False)],
-)
-def test_what_is_whole_is_not_masked(t, channels, d_state, whole):
-    assert Launch(32, 16, 1).is_whole(t, channels, d_state) is whole
 
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
