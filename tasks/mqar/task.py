@@ -14,7 +14,7 @@ from mixers.base import Frozen
 from mixers.cross_entropy_settings import expect_width, unsupported
 from tasks.backbone import Backbone, LanguageModel
 from tasks.base import Context, Metrics, Task, Unsupported
-from tasks.check import expect_as_close, of
+from tasks.check import expect_as_close, expect_close, of, relative_error
 from tasks.mqar.data import check_mqar
 from tasks.mqar.loss import HeadLoss, head_loss, separate
 from tasks.mqar.recall import Recall
@@ -23,6 +23,7 @@ from tasks.seeds import seeded
 from tasks.training import Trainer, steps_for_a_profiler
 
 CHECKED_ROWS = 4
+CHECKED_APART = 9
 TOLERANCE = 2**-8
 """Of a gradient's relative error: some peers' kernels multiply in TF32 whatever torch is told."""
 
@@ -152,17 +153,36 @@ class MQAR(Task):
         """Raise Wrong where the implementation's gradients, over the mixers' parameters, differ
         from fp64's by more than twice what the reference's do in the cell's precision, plus
         TOLERANCE, on four rows without dropout; or where the fused loss, or a gradient of it, does
-        at a batch's size."""
+        at a batch's size.
+
+        A norm divides by a head's output. Where that nearly vanishes at a token, the token's
+        rounding may be most of four rows' error, and by chance far more than the reference's. So
+        rows that do not pass together are looked at alone, and are wrong if most of nine are.
+        """
         if self.fused_loss:
             self._check_head(device)
         if self.mixer.impl == "reference":
             return
         mixer = self.mixer.model_copy(update={"impl": "reference"})
         reference = self.model_copy(update={"mixer": mixer, "fused_loss": False})
-        exact = reference.gradients(device, torch.float64)
-        baseline, ours = (task.gradients(device, torch.float32) for task in (reference, self))
-        what = f"the gradient in {self.training.precision} {of(self.mixer)}"
-        expect_as_close(what, ours, baseline, exact, TOLERANCE)
+
+        def passes(rows: slice) -> tuple[bool, float, float]:
+            exact = reference.gradients(device, torch.float64, rows)
+            baseline, ours = (
+                relative_error(task.gradients(device, torch.float32, rows), exact)
+                for task in (reference, self)
+            )
+            allowed = 2 * baseline + TOLERANCE
+            return ours <= allowed, ours, allowed
+
+        together, error, allowed = passes(slice(CHECKED_ROWS))
+        if together:
+            return
+        wrong = sum(not passes(slice(i, i + 1))[0] for i in range(CHECKED_APART))
+        if wrong > CHECKED_APART // 2:
+            what = f"the gradient in {self.training.precision} {of(self.mixer)}"
+            what = f"{what}, together and in {wrong} of {CHECKED_APART} rows alone,"
+            expect_close(what, error, allowed)
 
     def _check_head(self, device: torch.device) -> None:
         batch, precision = self.training.batch, self.training.precision
@@ -187,15 +207,15 @@ class MQAR(Task):
             what = f"{name} of the head with fused_loss = True in {precision}"
             expect_as_close(what, ours, baseline, truth, TOLERANCE)
 
-    def gradients(self, device: torch.device, dtype: torch.dtype) -> Tensor:
-        """Of the loss by the mixers' parameters, in a row; in fp64 without autocast."""
+    def gradients(self, device: torch.device, dtype: torch.dtype, rows: slice) -> Tensor:
+        """Of the loss over these of CHECKED_APART rows by the mixers' parameters, in a row; in fp64
+        without autocast."""
         model = self.model(device).to(dtype).eval()
-        few = self.train[0].model_copy(update={"examples": CHECKED_ROWS})
+        few = self.train[0].model_copy(update={"examples": CHECKED_APART})
         problem = Recall(self.model_copy(update={"train": (few,), "test": (few,)}), device)
-        problem.start_epoch(0)
         precision = "fp32" if dtype == torch.float64 else self.training.precision
         with autocast(precision, device), matmul_precision(precision):
-            loss = problem.loss(model, *problem.batch(0))
+            loss = problem.loss(model, *problem.train[0].slice(rows))
         parameters = [p for name, p in model.named_parameters() if ".mixer." in name]
         gradients = torch.autograd.grad(loss, parameters)
         return torch.cat([gradient.flatten() for gradient in gradients])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -11,6 +13,7 @@ from mixers import HGRN2, Attention, Mamba, attention_products
 from tasks.base import Context, Unsupported, Wrong
 from tasks.decode import Decode
 from tasks.memory import Memory
+from tasks.mqar.task import MQAR
 from tasks.speed import Speed
 from tasks.workload import WorkloadTask
 from tests.tasks.test_training import tiny
@@ -48,8 +51,26 @@ def test_a_wrong_gradient_of_ours_is_not_trained_with(monkeypatch):
     task.check(CPU)
     gradient = attention_products._of_scores
     monkeypatch.setattr(attention_products, "_of_scores", lambda *x: 1.1 * gradient(*x))
-    with pytest.raises(Wrong, match=r"the gradient in fp32 of attention \(products\) is off by"):
+    said = (
+        r"the gradient in fp32 of attention \(products\), together and in 9 of 9 rows alone, is off"
+    )
+    with pytest.raises(Wrong, match=said):
         task.run(Context(CPU))
+
+
+@pytest.mark.parametrize(("rows", "passes"), [(4, True), (5, False)])
+def test_a_gradient_wrong_in_a_few_rows_alone_is_a_rounding(monkeypatch, rows, passes):
+    task = tiny(epochs=1).model_copy(update={"mixer": Attention(impl="products")})
+    gradients = MQAR.gradients
+
+    def crooked(self: MQAR, device: torch.device, dtype: torch.dtype, part: slice) -> Tensor:
+        found = gradients(self, device, dtype, part)
+        bad = self.mixer.impl == "products" and part.indices(9)[0] < rows
+        return 2 * found if bad else found
+
+    monkeypatch.setattr(MQAR, "gradients", crooked)
+    with nullcontext() if passes else pytest.raises(Wrong, match="5 of 9 rows alone"):
+        task.check(CPU)
 
 
 def test_a_wrong_reference_gets_no_numbers_either(monkeypatch):
