@@ -17,6 +17,8 @@ MAX_INVERSE = tl.constexpr(2.0**20)
 # 2^-112 times a q or a key of at least 2^-14 is normal in fp32, and 2^112 times a key below 2^16,
 # as all tied ones are, is finite.
 MAX_BITS = tl.constexpr(112.0)
+# The logit at which a free key's gate is 2^-24.
+FORGOTTEN = tl.constexpr(-266.17)
 # A padding token is a wide-open gate: f = 1 and a tied key of 2^-115.
 OPEN = tl.constexpr(1e4)
 
@@ -255,8 +257,14 @@ def gate_gradient(z, bound, dlnf, dkey, FAST: tl.constexpr):
 
 @triton.jit
 def free_gate_gradient(z, dlnf, FAST: tl.constexpr):
-    """dz = sigmoid(-z) / 16 dlnf, where the key is free; z as `limited` leaves it."""
-    return dlnf * reciprocal(1.0 + power(z * LOG2E, FAST), FAST) * (1 / 16)
+    """dz = sigmoid(-z) / 16 dlnf, where the key is free; z as `limited` leaves it.
+
+    0 where f is below 2^-24: f is a factor of dlnf, and what a difference of sums shows there is
+    their rounding, while sigmoid(-z) is 1 and may be thousands of times an open gate's. A NaN in
+    dlnf stays one.
+    """
+    closed = reciprocal(1.0 + power(z * LOG2E, FAST), FAST)
+    return dlnf * tl.where(z < FORGOTTEN, 0.0, closed) * (1 / 16)
 
 
 @triton.jit

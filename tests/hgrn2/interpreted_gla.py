@@ -53,6 +53,15 @@ def test_results_and_gradients(t, k, v, regime):
     check(kernels(case), oracle(case))
 
 
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_open_gates_between_closed_ones_keep_their_digits(bidirectional):
+    """Where f is below 2^-24, rounding in dz would be most of it."""
+    case = draw(1, 200, 1, 64, 64, "resets")
+    found, expected = (form(case, bidirectional=bidirectional) for form in (kernels, oracle))
+    check(found, expected)
+    assert not found["dz"][case["z"] < -400].any()
+
+
 def test_the_log_gate_has_all_its_digits():
     check_log2_free_gate("cpu", fast=False)
 

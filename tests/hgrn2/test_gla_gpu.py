@@ -57,7 +57,7 @@ def test_every_length(t):
     ("regime", "skip"),
     [
         *((name, ()) for name in ("spread", "open", "nearly", "resets", "ravine", "held")),
-        # All of dz lies below the rounding of the sums that it is the difference of.
+        # Every gate lies below 2^-24, where dz is 0.
         ("closed", ("dz",)),
     ],
 )
