@@ -55,13 +55,14 @@ def selected(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def over_seeds(runs: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    """Mean and range of `accuracy` over seeds, the fraction of runs that learned, and the least
-    number of learning rates that any seed chose from."""
+    """Mean and range of `accuracy` over seeds, the fraction of runs that learned, the least number
+    of learning rates that any seed chose from, and whether no point of its series has more."""
     groups = runs.groupby([*LINE, *by], sort=False)
     result = groups["accuracy"].agg(["mean", "min", "max"]).add_prefix("accuracy_")
     result["seeds"] = groups["seed"].nunique()
     if "lrs" in runs:
         result["lrs"] = groups["lrs"].min()
+        result["all_lrs"] = result["lrs"] == result.groupby("series")["lrs"].transform("max")
     result[f"fraction_above_{LEARNED}"] = groups["accuracy"].agg(lambda x: (x > LEARNED).mean())
     result["state_bytes"] = groups["state_bytes"].first()
     return result.reset_index()
@@ -77,14 +78,19 @@ def over_width(table: pd.DataFrame) -> Plot:
     sheet = _sheet(table, len(places), height_in=1.85)
     for i, (ax, place) in enumerate(zip(sheet.axes, places, strict=True)):
         lines, runs = at(means, place), (at(chosen, place), "accuracy")
-        ends = draw_lines(ax, marks(table), lines, "d_model", "accuracy_mean", points=runs)
+        looks = marks(table)
+        ends = draw_lines(
+            ax, looks, lines, "d_model", "accuracy_mean", points=runs, whole="all_lrs"
+        )
         _accuracy_axis(ax, table, place)
         ax.set(title=_title(table, place), xscale="log", xlim=log_limits(widths))
         value_ticks(ax.xaxis, widths)
         sheet.axis_names(i, x="Model width", y="Accuracy")
         if sheet.last_of_row(i):
             sheet.label(ax, ends)
-    caption = f"MQAR accuracy over model width. {_selection(table)} {_common(table)}"
+    caption = (
+        f"MQAR accuracy over model width. {_selection(table)} {_hollow(means)}{_common(table)}"
+    )
     rows = summary(means, table, [*CONDITION, "d_model"], "accuracy_mean", write=_accuracy)
     return Plot(sheet.finish(), caption, means, rows)
 
@@ -130,7 +136,10 @@ def over_state(table: pd.DataFrame) -> Plot:
             linewidth=3.5,
             zorder=1,
         )
-        ends = draw_lines(ax, marks(table), lines, "state_bytes", "accuracy_mean", points=runs)
+        looks = marks(table)
+        ends = draw_lines(
+            ax, looks, lines, "state_bytes", "accuracy_mean", points=runs, whole="all_lrs"
+        )
         _accuracy_axis(ax, table, place)
         ax.set(title=_title(table, place), xscale="log", xlim=log_limits(means["state_bytes"]))
         binary_ticks(ax.xaxis)
@@ -141,7 +150,8 @@ def over_state(table: pd.DataFrame) -> Plot:
         "MQAR accuracy over state size: what all layers hold to decode one sequence, in fp32 "
         "(k = 1024). "
         f"A line joins the widths of one mixer ({spoken(table['d_model'])}); the grey front is "
-        f"the best mean accuracy within a size. {_selection(table)} {_common(table)}"
+        f"the best mean accuracy within a size. {_selection(table)} {_hollow(means)}"
+        f"{_common(table)}"
     )
     rows = means[["series", *CONDITION, "d_model", "state_bytes", "accuracy_mean"]]
     return Plot(sheet.finish(), caption, means, rows)
@@ -256,6 +266,10 @@ def _runs(table: pd.DataFrame) -> str:
 def _selection(table: pd.DataFrame) -> str:
     rule = setting(table, "over_lr", "{}") or "max"
     return f"For every seed the {rule} over {rates_told(table)}. {_runs(table)}"
+
+
+def _hollow(means: pd.DataFrame) -> str:
+    return "" if means["all_lrs"].all() else "Hollow: fewer learning rates than others of a line. "
 
 
 def rates_told(table: pd.DataFrame) -> str:

@@ -81,9 +81,11 @@ def draw_lines(
     *,
     points: tuple[pd.DataFrame, str] | None = None,
     band: tuple[str, str] | None = None,
+    whole: str | None = None,
 ) -> list[End]:
     """One line a series over column `x`, with single runs (`points`: a frame and its column) as
-    small marks and a band between two columns of `lines`. Returns where each line ends."""
+    small marks and a band between two columns of `lines`. Where the column `whole` says False the
+    point is hollow, and no line joins it. Returns where each series ends."""
     ends: list[End] = []
     for label, look in looks.items():
         line = lines[lines["series"] == label].dropna(subset=[x, y]).sort_values(x)
@@ -94,7 +96,10 @@ def draw_lines(
             runs, column = points
             runs = runs[runs["series"] == label]
             ax.plot(runs[x], runs[column], **look.point())
-        ax.plot(line[x], line[y], **look.line())
+        joined = line if whole is None else line[line[whole]]
+        ax.plot(joined[x], joined[y], **look.line())
+        if whole is not None:
+            ax.plot(line[x][~line[whole]], line[y][~line[whole]], **look.hollow())
         last = (float(line[x].iloc[-1]), float(line[y].iloc[-1])) if len(line) else None
         ends.append(End(label, look, last))
     return ends

@@ -116,6 +116,10 @@ class Mark:
             "markeredgewidth": 0.9,
         }
 
+    def hollow(self) -> dict[str, Any]:
+        """Keyword arguments of `Axes.plot` for points that no line joins."""
+        return self.line() | {"linestyle": "none", "fillstyle": "none"}
+
     def point(self) -> dict[str, Any]:
         """Keyword arguments of `Axes.plot` for the single runs behind a line."""
         return {

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from harness import style
 from harness.figures import draw
 from harness.figures_recall import mqar
 from harness.figures_speed import memory
 from harness.frames import tidy
+from harness.records import Record
 from harness.series import not_drawn, with_series
 from tests.harness.figure_texts import texts
 from tests.harness.synthetic import record
@@ -27,6 +29,28 @@ def test_a_number_that_failed_cells_have_no_part_in_carries_a_star():
     table = mqar(tidy(mqar_records(cells=((256, 16),))))["accuracy_over_width"].summary
     assert table["HGRN1"].str.endswith(" *").all()
     assert not table["HGRN2"].str.endswith(" *").any()
+
+
+def test_a_point_of_fewer_learning_rates_is_hollow_and_no_line_joins_it():
+    made = mqar_records(cells=((64, 4),), widths=(64, 128, 256))
+    missing = {"mixer": "mamba", "d_model": 128, "lr": 1e-3}
+
+    def there(row: Record) -> bool:
+        task = row.task
+        found = {"mixer": task["mixer"]["name"], "d_model": task["backbone"]["d_model"]}
+        return found | {"lr": task["training"]["lr"]} != missing
+
+    for records, hollow in ((made, []), ([row for row in made if there(row)], [128])):
+        plot = mqar(tidy(records))["accuracy_over_width"]
+        lines = [x for x in plot.figure.axes[0].lines if x.get_label().startswith("_child")]
+        drawn = [x for x in lines if x.get_marker() == style.mark("mamba", "").marker]
+        joined, apart = (
+            [x for x in drawn if x.get_fillstyle() == fill and x.get_markersize() > 3]
+            for fill in ("full", "none")
+        )
+        assert [list(x.get_xdata()) for x in apart] == [hollow]
+        assert set(joined[0].get_xdata()) == {64, 128, 256} - set(hollow)
+        assert ("Hollow" in plot.caption) == bool(hollow)
 
 
 def test_not_drawn_is_empty_when_all_went_well():
