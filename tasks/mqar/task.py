@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Generator
 from typing import ClassVar, Literal
@@ -17,7 +18,7 @@ from tasks.base import Context, Metrics, Task, Unsupported
 from tasks.check import expect_as_close, expect_close, of, relative_error
 from tasks.mqar.data import check_mqar
 from tasks.mqar.loss import HeadLoss, head_loss, separate
-from tasks.mqar.recall import Recall
+from tasks.mqar.recall import Recall, query_hidden
 from tasks.recipe import Training, autocast, matmul_precision
 from tasks.seeds import seeded
 from tasks.training import Trainer, steps_for_a_profiler
@@ -157,7 +158,8 @@ class MQAR(Task):
 
         A norm divides by a head's output. Where that nearly vanishes at a token, the token's
         rounding may be most of four rows' error, and by chance far more than the reference's. So
-        rows that do not pass together are looked at alone, and are wrong if most of nine are.
+        where these do not pass together, each of nine rows is looked at alone, in the same batch,
+        and most must pass. What is not finite passes nowhere.
         """
         if self.fused_loss:
             self._check_head(device)
@@ -179,7 +181,7 @@ class MQAR(Task):
         if together:
             return
         wrong = sum(not passes(slice(i, i + 1))[0] for i in range(CHECKED_APART))
-        if wrong > CHECKED_APART // 2:
+        if wrong > CHECKED_APART // 2 or not math.isfinite(error):
             what = f"the gradient in {self.training.precision} {of(self.mixer)}"
             what = f"{what}, together and in {wrong} of {CHECKED_APART} rows alone,"
             expect_close(what, error, allowed)
@@ -208,14 +210,16 @@ class MQAR(Task):
             expect_as_close(what, ours, baseline, truth, TOLERANCE)
 
     def gradients(self, device: torch.device, dtype: torch.dtype, rows: slice) -> Tensor:
-        """Of the loss over these of CHECKED_APART rows by the mixers' parameters, in a row; in fp64
-        without autocast."""
+        """Of the loss over these rows by the mixers' parameters, in a row, where CHECKED_APART rows
+        are run as a batch; in fp64 without autocast."""
         model = self.model(device).to(dtype).eval()
         few = self.train[0].model_copy(update={"examples": CHECKED_APART})
         problem = Recall(self.model_copy(update={"train": (few,), "test": (few,)}), device)
         precision = "fp32" if dtype == torch.float64 else self.training.precision
         with autocast(precision, device), matmul_precision(precision):
-            loss = problem.loss(model, *problem.train[0].slice(rows))
+            batch = problem.train[0]
+            hidden = query_hidden(model, batch)[rows].flatten(0, 1)
+            loss = problem.head_loss(hidden, model.head.weight, batch.targets[rows].flatten())
         parameters = [p for name, p in model.named_parameters() if ".mixer." in name]
         gradients = torch.autograd.grad(loss, parameters)
         return torch.cat([gradient.flatten() for gradient in gradients])
