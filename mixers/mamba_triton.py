@@ -1,19 +1,14 @@
-"""Mamba by our own Triton kernels, for autograd, eager and compiled: no graph break, no host
-synchronisation.
-
-torch.compile sees custom operators; eager calls go around their dispatch.
-"""
+"""Mamba by our own Triton kernels, for autograd."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, no_type_check
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from hgrn2.kernels.operators import Pass, Run, operator
 from mixers.conv_silu import conv_silu
 from mixers.mamba import MambaLayer
 from mixers.mamba_settings import expect_shapes, expect_supported
@@ -53,21 +48,16 @@ def selective_scan(
             "dtype for all four"
         )
     inputs = (x, dt, A_log, B, C, D, torch.zeros_like(D) if bias is None else bias)
-    learns = torch.is_grad_enabled() and any(
-        y is not None and y.requires_grad for y in (*inputs, state)
-    )
-    if state is not None and learns:
+    if (
+        state is not None
+        and torch.is_grad_enabled()
+        and any(y.requires_grad for y in (*inputs, state))
+    ):
         raise ValueError(
             "state: impl='triton' has no gradients for a scan that goes on from one: call it under "
             "torch.no_grad(), or use impl='reference'"
         )
-    if torch.compiler.is_compiling():
-        y, last, *_ = _compiled_forward(*inputs, state, learns)
-    elif learns:
-        y, last = _Eager.apply(*inputs)
-    else:
-        y, last, *_ = _forward(*inputs, state, False)
-    return y, last
+    return _operator(*inputs, state)
 
 
 # `no_type_check`: torch reads an operator's schema off a function that nothing wraps.
@@ -123,13 +113,6 @@ def _plain(x: Tensor) -> Tensor:
     return x.float().contiguous()
 
 
-_compiled_forward = torch.library.custom_op("mixers::selective_scan", _forward, mutates_args=())
-_compiled_backward = torch.library.custom_op(
-    "mixers::selective_scan_backward", _backward, mutates_args=()
-)
-
-
-@_compiled_forward.register_fake
 def _forward_fake(
     x: Tensor,
     dt: Tensor,
@@ -148,7 +131,6 @@ def _forward_fake(
     return y, last.mT, steps, borders
 
 
-@_compiled_backward.register_fake
 def _backward_fake(
     x: Tensor,
     A_log: Tensor,
@@ -171,38 +153,16 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     ctx.mark_non_differentiable(output[1])
 
 
-def _differentiate(ctx: Any, run: Callable[..., list[Tensor]], dy: Tensor) -> list[Tensor]:
+def _differentiate(ctx: Any, run: Run, dy: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
     gradients = run(*ctx.saved_tensors, dy)
-    return [g.to(dtype) for g, dtype in zip(gradients, ctx.dtypes, strict=True)]
+    return *(g.to(dtype) for g, dtype in zip(gradients, ctx.dtypes, strict=True)), None, None
 
 
-class _Eager(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        dt: Tensor,
-        A_log: Tensor,
-        B: Tensor,
-        C: Tensor,
-        D: Tensor,
-        bias: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        output = _forward(x, dt, A_log, B, C, D, bias, None, True)
-        _save(ctx, (x, dt, A_log, B, C, D, bias), output)
-        return output[:2]
-
-    @staticmethod
-    @once_differentiable
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, dy: Tensor, _: Tensor
-    ) -> tuple[Tensor | None, ...]:
-        return tuple(_differentiate(ctx, _backward, dy))
-
-
-_compiled_forward.register_autograd(
-    lambda ctx, dy, *_: (*_differentiate(ctx, _compiled_backward, dy), None, None),
-    setup_context=lambda ctx, inputs, output: _save(ctx, inputs, output),
+_operator = operator(
+    Pass("mixers::selective_scan", _forward, _forward_fake),
+    Pass("mixers::selective_scan_backward", _backward, _backward_fake),
+    _save,
+    _differentiate,
 )
 
 

@@ -19,6 +19,7 @@ from hgrn2.kernels.deep_backward import deep_gradients
 from hgrn2.kernels.first_call import compile_before_first, total
 from hgrn2.kernels.into import Into
 from hgrn2.kernels.keys import with_strides
+from hgrn2.kernels.operators import Run
 from hgrn2.kernels.output import chunk_output
 from hgrn2.kernels.settings import CHUNK, Settings, cdiv, settings
 from hgrn2.kernels.states import chunk_states
@@ -72,8 +73,9 @@ def forward(
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """y, the forward direction's last state, and what the backward needs (empty without `keep`)."""
-    compile_before_first(_passes, q, z, v, bound, state, lengths, bidirectional, keep)
-    return launch_forward(q, z, v, bound, state, lengths, bidirectional, keep)
+    inputs = (q, z, v, bound, state, lengths, bidirectional, keep)
+    compile_before_first(passes, forward, backward, *inputs)
+    return launch_forward(*inputs)
 
 
 def launch_forward(
@@ -187,10 +189,10 @@ def launch_backward(
     return total(dbound, 0, 1).to(bound.dtype), dstate
 
 
-def _passes(*inputs: Any) -> None:
-    """`forward`'s inputs: it and the backward pass, if one may come."""
-    q, z, v, bound, state, lengths, bidirectional, keep = inputs
+def passes(forward: Run, backward: Run, *inputs: Any) -> None:
+    """The forward pass of HGRN2 or GLA, and the backward pass if one may come."""
+    q, z, v, bound_or_key, state, lengths, bidirectional, keep = inputs
     y, _, *kept = forward(*inputs)
     if keep:
         has_state = state is not None
-        backward(q, z, v, bound, lengths, *kept, y, None, bidirectional, has_state)
+        backward(q, z, v, bound_or_key, lengths, *kept, y, None, bidirectional, has_state)

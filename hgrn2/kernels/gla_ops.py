@@ -1,4 +1,4 @@
-"""GLA's operator for autograd, eager and compiled: `ops` on HGRN2's kernels with a free key.
+"""GLA's operator for autograd: `ops` on HGRN2's kernels with a free key.
 
 Axes: b batch, t time, h heads, k key width, v value width. Inside, the key is where HGRN2 has its
 bound, so that what is saved and returned for autograd has one order.
@@ -6,17 +6,15 @@ bound, so that what is saved and returned for autograd has one order.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from hgrn2.kernels import decode
-from hgrn2.kernels.chunks import launch_backward, launch_forward, plain, rows
+from hgrn2.kernels.chunks import launch_backward, launch_forward, passes, plain, rows
 from hgrn2.kernels.first_call import compile_before_first
 from hgrn2.kernels.into import Into
 from hgrn2.kernels.keys import with_strides
+from hgrn2.kernels.operators import Pass, operator
 from hgrn2.kernels.ops import (
     backward_fake,
     check_inputs,
@@ -66,26 +64,6 @@ def gla_step(q: Tensor, key: Tensor, z: Tensor, v: Tensor, state: Tensor) -> tup
     return step(q, z, v, key, state), state
 
 
-def _operator(
-    q: Tensor,
-    z: Tensor,
-    v: Tensor,
-    key: Tensor,
-    state: Tensor | None,
-    lengths: Tensor | None,
-    bidirectional: bool,
-) -> tuple[Tensor, Tensor]:
-    leaves = (q, z, v, key, state)
-    keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in leaves)
-    if torch.compiler.is_compiling():
-        y, last, *_ = _compiled_forward(*leaves, lengths, bidirectional, keep)
-    elif keep:
-        y, last = _Eager.apply(*leaves, lengths, bidirectional)
-    else:
-        y, last, *_ = _forward(*leaves, lengths, bidirectional, False)
-    return y, last
-
-
 def _forward(
     q: Tensor,
     z: Tensor,
@@ -97,7 +75,8 @@ def _forward(
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """y, the forward direction's last state, and what the backward needs (empty without `keep`)."""
-    compile_before_first(_passes, q, z, v, key, state, lengths, bidirectional, keep)
+    inputs = (q, z, v, key, state, lengths, bidirectional, keep)
+    compile_before_first(passes, _forward, _backward, *inputs)
     return launch_forward(q, z, v, None, state, lengths, bidirectional, keep, key)
 
 
@@ -125,34 +104,11 @@ def _backward(
     return into.dq, into.dz, into.dv, dkey, dstate
 
 
-class _Eager(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
-        outputs = _forward(*inputs, True)
-        save(ctx, inputs, outputs)
-        return outputs[:2]
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        return (*differentiate(ctx, _backward, *gradients), None, None)
-
-
-_compiled_forward = torch.library.custom_op("hgrn2::gla", _forward, mutates_args=())
-_compiled_backward = torch.library.custom_op("hgrn2::gla_backward", _backward, mutates_args=())
-_compiled_forward.register_fake(forward_fake)
-_compiled_backward.register_fake(backward_fake)
-
-
-def _differentiate_compiled(
-    ctx: Any, dy: Tensor | None, dlast: Tensor | None, *_: None
-) -> tuple[Tensor | None, ...]:
-    return (*differentiate(ctx, _compiled_backward, dy, dlast), None, None, None)
-
-
-_compiled_forward.register_autograd(
-    _differentiate_compiled,
-    setup_context=lambda ctx, inputs, output: save(ctx, inputs, output),
+_operator = operator(
+    Pass("hgrn2::gla", _forward, forward_fake),
+    Pass("hgrn2::gla_backward", _backward, backward_fake),
+    save,
+    differentiate,
 )
 
 
@@ -162,12 +118,3 @@ def _step(q: Tensor, z: Tensor, v: Tensor, key: Tensor, state: Tensor) -> Tensor
 
 _compiled_step = torch.library.custom_op("hgrn2::gla_step", _step, mutates_args=("state",))
 _compiled_step.register_fake(step_fake)
-
-
-def _passes(*inputs: Any) -> None:
-    """`_forward`'s inputs: it and the backward pass, if one may come."""
-    q, z, v, key, state, lengths, bidirectional, keep = inputs
-    y, _, *kept = _forward(*inputs)
-    if keep:
-        has_state = state is not None
-        _backward(q, z, v, key, lengths, *kept, y, None, bidirectional, has_state)

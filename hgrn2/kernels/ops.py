@@ -1,20 +1,18 @@
-"""HGRN2's operator for autograd, eager and compiled: no graph break, no host synchronisation.
+"""HGRN2's operator for autograd.
 
-Axes: b batch, t time, h heads, k key width, v value width. torch.compile sees custom operators;
-eager calls go around their dispatch, which costs the host more than all launches together.
+Axes: b batch, t time, h heads, k key width, v value width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from hgrn2.kernels import decode
 from hgrn2.kernels.chunks import backward, forward, plain, room, rows
+from hgrn2.kernels.operators import Pass, Run, operator
 from hgrn2.kernels.settings import check_widths
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -79,44 +77,6 @@ def check_state(state: Tensor) -> None:
         )
 
 
-def _operator(
-    q: Tensor,
-    z: Tensor,
-    v: Tensor,
-    bound: Tensor,
-    state: Tensor | None,
-    lengths: Tensor | None,
-    bidirectional: bool,
-) -> tuple[Tensor, Tensor]:
-    leaves = (q, z, v, bound, state)
-    keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in leaves)
-    if torch.compiler.is_compiling():
-        y, last, *_ = _compiled_forward(*leaves, lengths, bidirectional, keep)
-    elif keep:
-        y, last = _Eager.apply(*leaves, lengths, bidirectional)
-    else:
-        y, last, *_ = forward(*leaves, lengths, bidirectional, False)
-    return y, last
-
-
-class _Eager(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
-        outputs = forward(*inputs, True)
-        save(ctx, inputs, outputs)
-        return outputs[:2]
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        return (*differentiate(ctx, backward, *gradients), None, None)
-
-
-_compiled_forward = torch.library.custom_op("hgrn2::forward", forward, mutates_args=())
-_compiled_backward = torch.library.custom_op("hgrn2::backward", backward, mutates_args=())
-
-
-@_compiled_forward.register_fake
 def forward_fake(
     q: Tensor,
     z: Tensor,
@@ -136,7 +96,6 @@ def forward_fake(
     return y, last, *(q.new_empty(0) for _ in range(4))
 
 
-@_compiled_backward.register_fake
 def backward_fake(
     q: Tensor,
     z: Tensor,
@@ -159,17 +118,16 @@ def backward_fake(
     return dq, dz, dv, dbound, dstate
 
 
-def save(ctx: Any, inputs: tuple[Any, ...], outputs: tuple[Tensor, ...]) -> None:
-    q, z, v, bound, state, lengths, ctx.bidirectional, *_ = inputs
-    ctx.save_for_backward(q, z, v, bound, lengths, *outputs[2:])
+def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    q, z, v, bound, state, lengths, ctx.bidirectional, _ = inputs
+    ctx.save_for_backward(q, z, v, bound, lengths, *output[2:])
     ctx.has_state = state is not None
     ctx.set_materialize_grads(False)
 
 
 def differentiate(
-    ctx: Any, run: Callable[..., tuple[Tensor, ...]], dy: Tensor | None, dlast: Tensor | None
+    ctx: Any, run: Run, dy: Tensor | None, dlast: Tensor | None
 ) -> tuple[Tensor | None, ...]:
-    """The gradients of q, z, v, bound and state."""
     q, z, v, bound, lengths, *kept = ctx.saved_tensors
     if dy is None:
         dy = torch.zeros_like(v)
@@ -178,18 +136,14 @@ def differentiate(
     *gradients, dstate = run(
         q, z, v, bound, lengths, *kept, dy, dlast, ctx.bidirectional, ctx.has_state
     )
-    return *gradients, dstate if ctx.has_state else None
+    return *gradients, dstate if ctx.has_state else None, None, None, None
 
 
-def _differentiate_compiled(
-    ctx: Any, dy: Tensor | None, dlast: Tensor | None, *_: None
-) -> tuple[Tensor | None, ...]:
-    return (*differentiate(ctx, _compiled_backward, dy, dlast), None, None, None)
-
-
-_compiled_forward.register_autograd(
-    _differentiate_compiled,
-    setup_context=lambda ctx, inputs, output: save(ctx, inputs, output),
+_operator = operator(
+    Pass("hgrn2::forward", forward, forward_fake),
+    Pass("hgrn2::backward", backward, backward_fake),
+    save,
+    differentiate,
 )
 
 

@@ -1,22 +1,20 @@
-"""HGRN1's operator for autograd, eager and compiled: no graph break, no host synchronisation.
+"""HGRN1's operator for autograd.
 
-torch.compile sees custom operators; eager calls go around their dispatch, as in `ops`. Axes: b
-batch, t time, d channels. Inputs may be strided views (of one fused projection, say) as
+Axes: b batch, t time, d channels. Inputs may be strided views (of one fused projection, say) as
 long as their channels are contiguous, in a complex tensor either as pairs (re, im) or as two
 planes; others are copied.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from hgrn2.kernels.chunks import in_a_row, plain
 from hgrn2.kernels.first_call import compile_before_first
+from hgrn2.kernels.operators import Pass, Run, operator
 from hgrn2.kernels.scan import Direction, Gated, scan_borders, scan_gradients, scan_output
 from hgrn2.kernels.scan_heads import NONE, Heads
 from hgrn2.kernels.scan_settings import ScanSettings, border, scan_settings
@@ -99,31 +97,6 @@ def _settings(z: Tensor, bound: Tensor, theta: Tensor | None) -> ScanSettings:
     return scan_settings(len(z), len(bound), z.dtype, turn=theta is not None)
 
 
-def run_scan(*inputs: Any) -> tuple[Tensor, Tensor]:
-    """`_forward` of its inputs but the last: borders are kept where a backward pass may come."""
-    keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs[:7])
-    if torch.compiler.is_compiling():
-        h, last, *_ = _compiled_forward(*inputs, keep)
-    elif keep:
-        h, last = _Eager.apply(*inputs, True)
-    else:
-        h, last, *_ = _forward(*inputs, False)
-    return h, last
-
-
-class _Eager(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
-        outputs = _forward(*inputs)
-        _save(ctx, inputs, outputs)
-        return outputs[:2]
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
-        return _differentiate(ctx, _backward, *gradients)
-
-
 def _forward(
     v: Tensor,
     z: Tensor,
@@ -163,10 +136,6 @@ def _forward(
         return h, last, borders, back.borders if keep and back is not None else nothing
 
 
-_compiled_forward = torch.library.custom_op("hgrn2::scan_forward", _forward, mutates_args=())
-
-
-@_compiled_forward.register_fake
 def _forward_fake(
     v: Tensor, z: Tensor, bound: Tensor, *inputs: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -228,10 +197,6 @@ def _passes(*inputs: Any) -> None:
         _backward(v, z, bound, theta, theta_back, q, lengths, *borders, h, None, keys, both)
 
 
-_compiled_backward = torch.library.custom_op("hgrn2::scan_backward", _backward, mutates_args=())
-
-
-@_compiled_backward.register_fake
 def _backward_fake(*inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     v, z, bound, theta, theta_back, q, _, borders, *_ = inputs
     b, channels = len(v), borders.shape[2:]
@@ -245,19 +210,15 @@ def _backward_fake(*inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    v, z, bound, theta, theta_back, q, state, lengths, keys, both, *_ = inputs
+    v, z, bound, theta, theta_back, q, state, lengths, keys, both, _ = inputs
     ctx.save_for_backward(v, z, bound, theta, theta_back, q, lengths, *output[2:])
     ctx.keys, ctx.both, ctx.has_state = keys, both, state is not None
     ctx.set_materialize_grads(False)
 
 
 def _differentiate(
-    ctx: Any,
-    run: Callable[..., tuple[Tensor, ...]],
-    dh: Tensor | None,
-    dlast: Tensor | None,
-    *_: None,
-) -> tuple[Any, ...]:
+    ctx: Any, run: Run, dh: Tensor | None, dlast: Tensor | None
+) -> tuple[Tensor | None, ...]:
     v, z, bound, theta, theta_back, q, lengths, *borders = ctx.saved_tensors
     if dh is None:
         dh = torch.zeros_like(v)
@@ -271,7 +232,9 @@ def _differentiate(
     return dv, dz, dbound, dtheta, dtheta_back, dq, dstate, *4 * [None]
 
 
-_compiled_forward.register_autograd(
-    lambda ctx, *gradients: _differentiate(ctx, _compiled_backward, *gradients),
-    setup_context=lambda ctx, inputs, output: _save(ctx, inputs, output),
+run_scan = operator(
+    Pass("hgrn2::scan_forward", _forward, _forward_fake),
+    Pass("hgrn2::scan_backward", _backward, _backward_fake),
+    _save,
+    _differentiate,
 )

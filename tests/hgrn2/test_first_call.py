@@ -72,21 +72,23 @@ def hopper(monkeypatch, tmp_path):
 
 def hgrn2_inputs(device: str) -> tuple:
     q, z, v = (torch.zeros(1, 100, 2, 64, dtype=torch.bfloat16, device=device) for _ in range(3))
-    return q, z, v, torch.zeros(2, 64, device=device), None, None, False, True
+    bound = torch.zeros(2, 64, device=device)
+    return chunks.forward, chunks.backward, q, z, v, bound, None, None, False, True
 
 
 def hgrn2_with_all(device: str) -> tuple:
     """Heads of 16, a state and lengths."""
     q, z, v = (torch.zeros(1, 100, 2, 16, dtype=torch.bfloat16, device=device) for _ in range(3))
     state, lengths = torch.zeros(1, 2, 16, 16, device=device), torch.tensor([70], device=device)
-    return q, z, v, torch.zeros(2, 16, device=device), state, lengths, False, True
+    bound = torch.zeros(2, 16, device=device)
+    return chunks.forward, chunks.backward, q, z, v, bound, state, lengths, False, True
 
 
 def gla_inputs(device: str) -> tuple:
     """A key of other strides than the rest, no state."""
     q, z, v = (torch.zeros(1, 100, 2, 64, dtype=torch.bfloat16, device=device) for _ in range(3))
     key = torch.zeros(1, 100, 3, 64, dtype=torch.bfloat16, device=device)[:, :, 1:]
-    return q, z, v, key, None, None, False, True
+    return gla_ops._forward, gla_ops._backward, q, z, v, key, None, None, False, True
 
 
 def projected_inputs(device: str) -> tuple:
@@ -111,9 +113,9 @@ def narrow_inputs(device: str) -> tuple:
 @pytest.mark.parametrize(
     ("passes", "inputs", "fewest"),
     [
-        (chunks._passes, hgrn2_inputs, 8),
-        (chunks._passes, hgrn2_with_all, 7),
-        (gla_ops._passes, gla_inputs, 8),
+        (chunks.passes, hgrn2_inputs, 8),
+        (chunks.passes, hgrn2_with_all, 7),
+        (chunks.passes, gla_inputs, 8),
         (projected._passes, projected_inputs, 8),
         (scan_ops._passes, hgrn1_inputs, 2),
         (scan_ops._passes, narrow_inputs, 4),
@@ -138,7 +140,7 @@ def test_nothing_is_left_to_compile(hopper, passes, inputs, fewest):
 
 def test_a_failed_compilation_is_told_and_leaves_nothing_behind(hopper, monkeypatch):
     with noted() as launches:
-        chunks._passes(*hgrn2_inputs("meta"))
+        chunks.passes(*hgrn2_inputs("meta"))
     one = launches[0].kernel
     # Triton gives a kernel its compiler with the first look at a device's kernels.
     assert one.device_caches[hopper.number]
@@ -147,7 +149,7 @@ def test_a_failed_compilation_is_told_and_leaves_nothing_behind(hopper, monkeypa
         with pytest.raises(ZeroDivisionError):
             compile_together(launches)
     scan_ops._passes(*hgrn1_inputs("cpu"))
-    chunks._passes(*hgrn2_inputs("cpu"))
+    chunks.passes(*hgrn2_inputs("cpu"))
     assert hopper.launched[-len(launches) :] == [launch.name for launch in launches]
 
 
@@ -155,7 +157,7 @@ def test_noting_imports_no_compiler():
     """Seconds of a first call: run where nothing else has imported it."""
     script = (
         "import sys; from tests.hgrn2 import test_first_call as t\n"
-        "with t.noted(): t.chunks._passes(*t.hgrn2_inputs('meta'))\n"
+        "with t.noted(): t.chunks.passes(*t.hgrn2_inputs('meta'))\n"
         "with t.noted(): t.projected._passes(*t.projected_inputs('meta'))\n"
         "with t.noted(): t.scan_ops._passes(*t.hgrn1_inputs('meta'))\n"
         "assert 'sympy' not in sys.modules"

@@ -158,13 +158,13 @@ def test_compiled_without_a_break(backend):
 
 def test_a_compiler_learns_the_operators_shapes():
     inputs = draw(2, 20, 6, 8)
-    torch.library.opcheck(mamba_triton._compiled_forward, (*inputs, None, False))
-    y, state, *kept = mamba_triton._compiled_forward(*inputs, None, True)
-    torch.library.opcheck(mamba_triton._compiled_forward, (*inputs, state, False))
+    torch.library.opcheck(torch.ops.mixers.selective_scan, (*inputs, None, False))
+    y, state, *kept = torch.ops.mixers.selective_scan(*inputs, None, True)
+    torch.library.opcheck(torch.ops.mixers.selective_scan, (*inputs, state, False))
     x, _, A_log, B, C, D, _ = inputs
-    torch.library.opcheck(mamba_triton._compiled_backward, (x, A_log, B, C, D, *kept, y))
+    torch.library.opcheck(torch.ops.mixers.selective_scan_backward, (x, A_log, B, C, D, *kept, y))
     leaves = [x.requires_grad_() for x in inputs]
-    torch.library.opcheck(mamba_triton._compiled_forward, (*leaves, None, True))
+    torch.library.opcheck(torch.ops.mixers.selective_scan, (*leaves, None, True))
     x, weight, bias, dy = conv_silu_inputs.draw(2, 20, 6, 4)
     torch.library.opcheck(conv_silu_module._compiled_backward, (x, weight, bias, dy))
     leaves = [y.detach().requires_grad_() for y in (x, weight, bias)]
