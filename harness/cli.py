@@ -122,7 +122,7 @@ def report(
 
     \b
     Example:
-      mixerbench report mqar_quick speed_quick
+      mixerbench report mqar_quick speed_quick --results local
     """
     from harness.cells import grid_name
     from harness.frames import frame

@@ -70,7 +70,7 @@ def run(
 
     \b
     Examples:
-      mixerbench run mqar_quick --budget 9m
+      mixerbench run mqar_quick --results local --budget 9m
       mixerbench run speed_quick --where 'seq_len <= 256 and mixer == "hgrn2"'
       mixerbench run mqar_fig3 --device cuda:0,cuda:1 --pack 1 --timeout 1h
       mixerbench run mqar_fig3 --ray auto --budget 2h

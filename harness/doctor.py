@@ -13,6 +13,8 @@ from harness.plan import find_devices
 from mixers import MIXERS, Mixer
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+SETTINGS = {("HGRN1", impl): {"kind": "real"} for impl in ("fla_chunk", "fla_recurrent")}
+"""What an implementation takes where it does not take the mixer's defaults."""
 
 
 def examine(device: str | None) -> Iterator[str]:
@@ -29,7 +31,7 @@ def examine(device: str | None) -> Iterator[str]:
 def _verdict(mixer: type[Mixer], impl: str, device: torch.device) -> str:
     try:
         # A mixer's own name is a default of its class.
-        made = mixer.model_validate({"impl": impl})
+        made = mixer.model_validate({"impl": impl} | SETTINGS.get((mixer.__name__, impl), {}))
     except ValidationError as error:
         return f"needs more settings: {error.errors()[0]['msg']}"
     reasons = {name: made.unsupported(device, dtype) for name, dtype in DTYPES.items()}

@@ -57,7 +57,7 @@ def decode_latency(table: pd.DataFrame, attention: pd.DataFrame, level: str = "l
         "Dotted: what reading state and weights and writing what changes of the state takes at "
         "this machine's measured copy bandwidth." * (floor is not None),
         noise(table),
-        faster(lines, medians(attention, cost), cost),
+        faster(lines, attention, cost, table),
     ]
     return curves(table, lines, cost, [*parts, *common(table)])
 

@@ -8,6 +8,7 @@ import pandas as pd
 
 from harness.crossover import crossovers
 from harness.curves import Cost, curves, medians, panels, title
+from harness.frames import unsteady
 from harness.plot import Plot, at
 from harness.series import head_sizes, origin, pages, setting, with_series
 from harness.style import length
@@ -47,7 +48,7 @@ def latency(table: pd.DataFrame, attention: pd.DataFrame) -> Plot:
         trials(table),
         BAND_SENTENCE,
         noise(table),
-        faster(lines, medians(attention, cost), cost),
+        faster(lines, attention, cost, table),
     ]
     return curves(table, lines, cost, [*parts, *common(table)])
 
@@ -138,11 +139,15 @@ def noise(table: pd.DataFrame) -> str:
     )
 
 
-def faster(lines: pd.DataFrame, attention: pd.DataFrame, cost: Cost) -> str:
-    """From which length on each mixer is faster than the fastest attention."""
+def faster(lines: pd.DataFrame, attention: pd.DataFrame, cost: Cost, table: pd.DataFrame) -> str:
+    """From which length on each mixer is faster than the fastest attention, where the times of
+    `table` and of attention's rows are steady enough to say so."""
+    if unsteady(table).any() or unsteady(attention).any():
+        return "Which is faster than attention is not told: times differ too much from themselves."
+    rivals = medians(attention, cost)
     told: list[str] = []
     for place in panels(lines, cost):
-        found = crossovers(at(lines, place), at(attention, place), cost.x, cost.y)
+        found = crossovers(at(lines, place), at(rivals, place), cost.x, cost.y)
         if found:
             told.append(f"{title(place)}: {', '.join(f'{k} {v}' for k, v in found.items())}")
     return f"Faster than attention, of the lengths that both ran: {'; '.join(told)}." * bool(told)

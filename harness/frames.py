@@ -21,6 +21,9 @@ Leaf = str | int | float | bool | None
 RENAMED = {("name",): "task", ("mixer", "name"): "mixer", ("mixer", "impl"): "impl"}
 """Paths whose column is not the leaf's own name."""
 
+STEADY = 0.25
+"""By how much a time may differ when it is measured again at once."""
+
 LATER: dict[str, dict[str, Leaf]] = {
     "decode": {"level": "layer", "replay": "eager"},
     "training": {
@@ -182,6 +185,13 @@ def settings(table: pd.DataFrame) -> list[str]:
     return columns[: columns.index("status")]
 
 
+def unsteady(table: pd.DataFrame) -> pd.Series:
+    """Which cells' time, measured twice in a row, differed by more than STEADY."""
+    if "null_ms" not in table or "time_ms" not in table:
+        return pd.Series(False, index=table.index)
+    return (table["null_ms"] / table["time_ms"] - 1).abs() > STEADY
+
+
 def cautions(table: pd.DataFrame) -> list[str]:
     """What a reader of this frame should know before comparing its rows, a sentence each."""
     lines: list[str] = []
@@ -202,6 +212,12 @@ def cautions(table: pd.DataFrame) -> list[str]:
         lines.append(
             f"{hot} of {len(table)} cells ended on a GPU that its heat or its power supply had "
             "slowed down (`throttle_bits`): their times are too long."
+        )
+    if restless := int(unsteady(table).sum()):
+        lines.append(
+            f"{restless} of {len(table)} cells took over {STEADY:.0%} more or less time when they "
+            "were measured twice in a row (`null_ms`): other programs ran beside them. "
+            "`mixerbench run --fresh` measures anew."
         )
     if len(devices := set(table["device"])) > 1:
         lines.append(f"The cells come from {len(devices)} devices.")

@@ -38,6 +38,8 @@ def _rows(grid: str, source: Records) -> list[Record]:
     if not source.path.is_file():
         raise ValueError(f"there is no file {source.path}: name a records.jsonl of another run")
     rows = source.rows()
+    if not rows:
+        raise ValueError(f"{source.path} holds no record: name a records.jsonl of another run")
     others = sorted({row.grid for row in rows} - {grid})
     if not others:
         return rows
@@ -50,8 +52,15 @@ def _rows(grid: str, source: Records) -> list[Record]:
     if not own:
         raise ValueError(
             f"{source.path} holds records of {', '.join(others)}, none of a cell that {grid} has"
+            f"{_meant(grid)}"
         )
     return own
+
+
+def _meant(grid: str) -> str:
+    from harness.plan import built_in, meant
+
+    return "" if grid in built_in() else f"; no grid of the suite is called so.{meant(grid)}"
 
 
 def _keys(grid: str) -> set[str]:

@@ -8,7 +8,7 @@ import inspect
 import pickle
 import re
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -89,6 +89,12 @@ def built_in() -> dict[str, Grid]:
     return {grid.__name__: grid for grid in grids.GRIDS}
 
 
+def meant(name: str) -> str:
+    """ " Did you mean mqar_quick?", or nothing."""
+    close = difflib.get_close_matches(name, built_in(), n=1)
+    return f" Did you mean {close[0]}?" if close else ""
+
+
 def find_grid(spec: str) -> Grid:
     """The grid function of that name, or of a user's file."""
     if user_folder(spec) is not None:
@@ -96,10 +102,8 @@ def find_grid(spec: str) -> Grid:
     known = built_in()
     if spec in known:
         return known[spec]
-    close = difflib.get_close_matches(spec, known, n=1)
-    meant = f" Did you mean {close[0]}?" if close else ""
     raise ValueError(
-        f"no grid is called {spec!r}.{meant} Grids: {', '.join(known)}; "
+        f"no grid is called {spec!r}.{meant(spec)} Grids: {', '.join(known)}; "
         "or a function of your own, as my_grids.py:my_grid"
     )
 
@@ -121,14 +125,20 @@ def _user_grid(spec: str) -> Grid:
     if not inspect.isfunction(grid):
         functions = inspect.getmembers(module, inspect.isfunction)
         own = [key for key, value in functions if value.__module__ == path.stem]
-        raise ValueError(f"grid {spec!r}: name one of the functions of {file}: {', '.join(own)}")
+        named = f"name one of the functions of {file}: {', '.join(own)}"
+        raise ValueError(
+            f"grid {spec!r}: {named if own else f'{file} has no function; define a grid there'}"
+        )
     return grid
 
 
 def build(name: str, grid: Grid, device: torch.device) -> list[Cell]:
     """Call the grid and turn its tasks into cells; two equal cells are an error."""
     try:
-        tasks = list(grid(device))
+        made = grid(device)
+        if not isinstance(made, Iterable):
+            raise TypeError(f"it returned {made!r}; a grid returns a list of tasks")
+        tasks = list(made)
     except ValidationError as error:
         raise ValueError(f"grid {name}: {_fields(error)}") from error
     except Exception as error:

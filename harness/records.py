@@ -233,7 +233,8 @@ class Records:
             self._forget()
             return
         except OSError as error:
-            raise ValueError(f"cannot read {self.path}: {error.strerror or error}") from error
+            why = f"{error.strerror or error}; --results names a folder of grids' folders"
+            raise ValueError(f"cannot read {self.path}: {why}") from error
         *lines, last = new.split(b"\n")
         for line in lines:
             self._lines += 1

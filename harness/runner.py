@@ -291,7 +291,7 @@ class _Run:
             self.summary.stopped_by = self.signals[0] if self.signals else "budget"
             self.stop_by = now + GRACE_S
             again = "; Ctrl-C again to stop at once" if self.signals else ""
-            self.display.note(f"stopping ({self.summary.stopped_by}): cells are saved{again}")
+            self.display.note(f"stopping ({self.summary.stopped_by}): saving cells{again}")
             for slot in self.slots:
                 if slot.worker and slot.cell:
                     slot.worker.stop()

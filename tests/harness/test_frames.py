@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from harness.figures import draw
 from harness.frames import LATER, PROVENANCE, TRAINED, cautions, flatten, frame, settings, tidy
 from harness.grids import GRIDS
 from tasks.backbone import Backbone
@@ -161,3 +162,19 @@ def test_a_gpu_slowed_down_by_heat_is_told_and_its_power_limit_is_not(bits, told
     one = record(task, {})
     lines = cautions(tidy([one.model_copy(update={"env": one.env | {"throttle_bits": bits}})]))
     assert [line.startswith("1 of 1 cells ended on a GPU") for line in lines] == [True] * told
+
+
+def test_times_of_a_restless_machine_are_told_and_no_conclusion_is_drawn_of_them():
+    made = speed_records()
+    (first,) = [i for i, row in enumerate(made) if row.metrics][:1]
+    metrics = made[first].metrics
+    assert metrics
+    restless = metrics | {"null_ms": 1.3 * metrics["time_ms"]}
+    both = [*made[:first], made[first].model_copy(update={"metrics": restless}), *made[first + 1 :]]
+    for records, told in ((made, False), (both, True)):
+        table = tidy(records)
+        said = [line for line in cautions(table) if line.startswith("1 of 240 cells took over 25%")]
+        assert bool(said) == told
+        caption = draw(table)["latency"].caption
+        assert ("Which is faster than attention is not told" in caption) == told
+        assert ("Operator, forward: HGRN2 from about 3," in caption) != told

@@ -119,5 +119,10 @@ def test_another_grids_records_and_a_file_that_is_not_there_are_refused(
         ValueError, match="holds records of toy, none of a cell that speed_quick has"
     ):
         list(merge("speed_quick", files, tmp_path / "results"))
+    with pytest.raises(ValueError, match=r"of the suite is called so. Did you mean speed_quick\?"):
+        list(merge("sped_quick", files, tmp_path / "results"))
+    (noise := tmp_path / "noise.jsonl").write_bytes(bytes(range(200, 256)))
+    with pytest.raises(ValueError, match=r"noise.jsonl holds no record"):
+        merged([noise], tmp_path / "results")
     with pytest.raises(ValueError, match=r"there is no file .*nothing"):
         merged([tmp_path / "nothing.jsonl"], tmp_path / "results")
