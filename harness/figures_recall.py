@@ -269,7 +269,11 @@ def _selection(table: pd.DataFrame) -> str:
 
 
 def _hollow(means: pd.DataFrame) -> str:
-    return "" if means["all_lrs"].all() else "Hollow: fewer learning rates than others of a line. "
+    return (
+        ""
+        if means["all_lrs"].all()
+        else "Hollow and pale: fewer learning rates than others of a line. "
+    )
 
 
 def rates_told(table: pd.DataFrame) -> str:

@@ -117,8 +117,9 @@ class Mark:
         }
 
     def hollow(self) -> dict[str, Any]:
-        """Keyword arguments of `Axes.plot` for points that no line joins."""
-        return self.line() | {"linestyle": "none", "fillstyle": "none"}
+        """Keyword arguments of `Axes.plot` for points that no line joins: pale too, since a variant
+        may be hollow."""
+        return self.line() | {"linestyle": "none", "fillstyle": "none", "alpha": 0.5}
 
     def point(self) -> dict[str, Any]:
         """Keyword arguments of `Axes.plot` for the single runs behind a line."""

@@ -8,6 +8,6 @@ projected   HGRN2 on a layer's projection, whose gradient `into` says where to w
 narrow      HGRN2 with few keys, on the diagonal scan (`scan_heads`)
 scan_ops    HGRN1 for autograd: `scan` launches `scan_walk` and `scan_backward` (`scan_rows`)
 
-`operators` makes what autograd and torch.compile see of all but `projected`. `decode` is HGRN2's
-and GLA's step. All of them share `gate`, `settings` (`scan_settings`) and `first_call`.
+`operators` makes what autograd and torch.compile see of all but `projected` and the steps. `decode`
+is HGRN2's and GLA's step. All of them share `gate`, `settings` (`scan_settings`) and `first_call`.
 """

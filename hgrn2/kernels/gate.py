@@ -259,9 +259,9 @@ def gate_gradient(z, bound, dlnf, dkey, FAST: tl.constexpr):
 def free_gate_gradient(z, dlnf, FAST: tl.constexpr):
     """dz = sigmoid(-z) / 16 dlnf, where the key is free; z as `limited` leaves it.
 
-    0 where f is below 2^-24: f is a factor of dlnf, and what a difference of sums shows there is
-    their rounding, while sigmoid(-z) is 1 and may be thousands of times an open gate's. A NaN in
-    dlnf stays one.
+    0 where f is below 2^-24: f is a factor of dlnf, and a difference of sums shows mostly their
+    rounding there (unless the state is some hundred times what a token adds to it), while
+    sigmoid(-z) is 1 and may be thousands of times an open gate's. A NaN in dlnf stays one.
     """
     closed = reciprocal(1.0 + power(z * LOG2E, FAST), FAST)
     return dlnf * tl.where(z < FORGOTTEN, 0.0, closed) * (1 / 16)

@@ -111,8 +111,7 @@ class MQARStep(MQAR):
             metrics["peak_mib"] = torch.cuda.max_memory_allocated(device) / 2**20
             metrics["reserved_mib"] = torch.cuda.max_memory_reserved(device) / 2**20
         # Last: its memory is no training's. Nothing is told where it raises.
-        self.check(device)
-        return metrics
+        return metrics | self.check(device)
 
     @property
     def logits_bytes(self) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Generator
 from typing import ClassVar, Literal
@@ -15,18 +14,14 @@ from mixers.base import Frozen
 from mixers.cross_entropy_settings import expect_width, unsupported
 from tasks.backbone import Backbone, LanguageModel
 from tasks.base import Context, Metrics, Task, Unsupported
-from tasks.check import expect_as_close, expect_close, of, relative_error
+from tasks.check import expect_as_close
 from tasks.mqar.data import check_mqar
+from tasks.mqar.gradients import TOLERANCE, check_gradients
 from tasks.mqar.loss import HeadLoss, head_loss, separate
-from tasks.mqar.recall import Recall, query_hidden
+from tasks.mqar.recall import Recall
 from tasks.recipe import Training, autocast, matmul_precision
 from tasks.seeds import seeded
 from tasks.training import Trainer, steps_for_a_profiler
-
-CHECKED_ROWS = 4
-CHECKED_APART = 9
-TOLERANCE = 2**-8
-"""Of a gradient's relative error: some peers' kernels multiply in TF32 whatever torch is told."""
 
 
 class Segment(Frozen):
@@ -120,12 +115,12 @@ class MQAR(Task):
         # The first steps first: a kernel that tunes itself does it at the first size it meets.
         next(steps)
         start = time.monotonic()
-        self.check(context.device)
+        checked = self.check(context.device)
         trainer.clock += time.monotonic() - start
         yield
         metrics = yield from steps
         state = self.backbone.state_size(self.mixer, self.seq_len)
-        return metrics | {"state_bytes": 4 * state}
+        return metrics | checked | {"state_bytes": 4 * state}
 
     def repeated(self, device: torch.device) -> Callable[[], int]:
         return steps_for_a_profiler(self.trainer(Context(device)))
@@ -150,41 +145,15 @@ class MQAR(Task):
         )
         return model.to(device)
 
-    def check(self, device: torch.device) -> None:
-        """Raise Wrong where the implementation's gradients, over the mixers' parameters, differ
-        from fp64's by more than twice what the reference's do in the cell's precision, plus
-        TOLERANCE, on four rows without dropout; or where the fused loss, or a gradient of it, does
-        at a batch's size.
-
-        A norm divides by a head's output. Where that nearly vanishes at a token, the token's
-        rounding may be most of four rows' error, and by chance far more than the reference's. So
-        where these do not pass together, each of nine rows is looked at alone, in the same batch,
-        and most must pass. What is not finite passes nowhere.
-        """
+    def check(self, device: torch.device) -> Metrics:
+        """What `check_gradients` finds; nothing for a reference. Raises Wrong where a gradient of
+        the mixers' parameters is wrong, or where the fused loss, or a gradient of it, is at a
+        batch's size."""
         if self.fused_loss:
             self._check_head(device)
         if self.mixer.impl == "reference":
-            return
-        mixer = self.mixer.model_copy(update={"impl": "reference"})
-        reference = self.model_copy(update={"mixer": mixer, "fused_loss": False})
-
-        def passes(rows: slice) -> tuple[bool, float, float]:
-            exact = reference.gradients(device, torch.float64, rows)
-            baseline, ours = (
-                relative_error(task.gradients(device, torch.float32, rows), exact)
-                for task in (reference, self)
-            )
-            allowed = 2 * baseline + TOLERANCE
-            return ours <= allowed, ours, allowed
-
-        together, error, allowed = passes(slice(CHECKED_ROWS))
-        if together:
-            return
-        wrong = sum(not passes(slice(i, i + 1))[0] for i in range(CHECKED_APART))
-        if wrong > CHECKED_APART // 2 or not math.isfinite(error):
-            what = f"the gradient in {self.training.precision} {of(self.mixer)}"
-            what = f"{what}, together and in {wrong} of {CHECKED_APART} rows alone,"
-            expect_close(what, error, allowed)
+            return {}
+        return check_gradients(self, device)
 
     def _check_head(self, device: torch.device) -> None:
         batch, precision = self.training.batch, self.training.precision
@@ -208,18 +177,3 @@ class MQAR(Task):
         for name, truth, baseline, ours in zip(names, exact, *found, strict=True):
             what = f"{name} of the head with fused_loss = True in {precision}"
             expect_as_close(what, ours, baseline, truth, TOLERANCE)
-
-    def gradients(self, device: torch.device, dtype: torch.dtype, rows: slice) -> Tensor:
-        """Of the loss over these rows by the mixers' parameters, in a row, where CHECKED_APART rows
-        are run as a batch; in fp64 without autocast."""
-        model = self.model(device).to(dtype).eval()
-        few = self.train[0].model_copy(update={"examples": CHECKED_APART})
-        problem = Recall(self.model_copy(update={"train": (few,), "test": (few,)}), device)
-        precision = "fp32" if dtype == torch.float64 else self.training.precision
-        with autocast(precision, device), matmul_precision(precision):
-            batch = problem.train[0]
-            hidden = query_hidden(model, batch)[rows].flatten(0, 1)
-            loss = problem.head_loss(hidden, model.head.weight, batch.targets[rows].flatten())
-        parameters = [p for name, p in model.named_parameters() if ".mixer." in name]
-        gradients = torch.autograd.grad(loss, parameters)
-        return torch.cat([gradient.flatten() for gradient in gradients])

@@ -33,14 +33,14 @@ def test_a_number_that_failed_cells_have_no_part_in_carries_a_star():
 
 def test_a_point_of_fewer_learning_rates_is_hollow_and_no_line_joins_it():
     made = mqar_records(cells=((64, 4),), widths=(64, 128, 256))
-    missing = {"mixer": "mamba", "d_model": 128, "lr": 1e-3}
+    missing = [{"mixer": "mamba", "d_model": d_model, "lr": 1e-3} for d_model in (128, 256)]
 
     def there(row: Record) -> bool:
         task = row.task
         found = {"mixer": task["mixer"]["name"], "d_model": task["backbone"]["d_model"]}
-        return found | {"lr": task["training"]["lr"]} != missing
+        return found | {"lr": task["training"]["lr"]} not in missing
 
-    for records, hollow in ((made, []), ([row for row in made if there(row)], [128])):
+    for records, hollow in ((made, []), ([row for row in made if there(row)], [128, 256])):
         plot = mqar(tidy(records))["accuracy_over_width"]
         lines = [x for x in plot.figure.axes[0].lines if x.get_label().startswith("_child")]
         drawn = [x for x in lines if x.get_marker() == style.mark("mamba", "").marker]
@@ -49,6 +49,7 @@ def test_a_point_of_fewer_learning_rates_is_hollow_and_no_line_joins_it():
             for fill in ("full", "none")
         )
         assert [list(x.get_xdata()) for x in apart] == [hollow]
+        assert [x.get_linestyle() for x in apart] == ["None"]
         assert set(joined[0].get_xdata()) == {64, 128, 256} - set(hollow)
         assert ("Hollow" in plot.caption) == bool(hollow)
 

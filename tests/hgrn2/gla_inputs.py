@@ -21,6 +21,7 @@ REGIMES = {
     "leaning": lambda r: GLA_TEMPERATURE * (0.3 * r - 3),
     "ravine": lambda r: GLA_TEMPERATURE * torch.where(r < -1.5, -30.0, 0.3 * r - 3),
     "closed": lambda r: GLA_TEMPERATURE * (r - 50),
+    "low": lambda r: torch.where(r < -1.5, 30 * r - 140, 8.0),
     "held": lambda r: torch.where(r < -1.5, -1e4, r),
 }
 NAMES = ("q", "key", "z", "v", "state")

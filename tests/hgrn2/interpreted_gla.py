@@ -43,6 +43,7 @@ def y_of(case: dict[str, Tensor], **changed: Tensor) -> Tensor:
         (64, 16, 64, "ordinary"),
         (65, 64, 16, "ordinary"),
         (100, 16, 16, "resets"),
+        (100, 16, 16, "low"),
         (129, 32, 16, "leaning"),
         (129, 16, 16, "ravine"),
         (70, 16, 16, "held"),

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-
 import pytest
 import torch
 from torch import Tensor, nn
 
 import hgrn2.reference
-from mixers import HGRN2, Attention, Mamba, attention_products
+from mixers import HGRN2, Attention, Mamba
 from tasks.base import Context, Unsupported, Wrong
 from tasks.decode import Decode
 from tasks.memory import Memory
-from tasks.mqar.task import MQAR
 from tasks.speed import Speed
 from tasks.workload import WorkloadTask
-from tests.tasks.test_training import tiny
 
 CPU = torch.device("cpu")
-NAN = float("nan")
 
 
 class Crooked(Attention):
@@ -44,36 +39,6 @@ def test_a_wrong_implementation_gets_no_numbers(task_class: type[WorkloadTask]):
         Wrong, match=r"the output in fp32 of attention \(sdpa\) is off by 1\.00e-03"
     ):
         wrong.run(Context(CPU))
-
-
-def test_a_wrong_gradient_of_ours_is_not_trained_with(monkeypatch):
-    """Attention by torch's products, whose gradients are written by hand."""
-    task = tiny(epochs=1).model_copy(update={"mixer": Attention(impl="products")})
-    task.check(CPU)
-    gradient = attention_products._of_scores
-    monkeypatch.setattr(attention_products, "_of_scores", lambda *x: 1.1 * gradient(*x))
-    said = (
-        r"the gradient in fp32 of attention \(products\), together and in 9 of 9 rows alone, is off"
-    )
-    with pytest.raises(Wrong, match=said):
-        task.run(Context(CPU))
-
-
-@pytest.mark.parametrize(
-    ("rows", "factor", "said"), [(4, 2, None), (5, 2, "5 of 9"), (1, NAN, "1")]
-)
-def test_a_gradient_wrong_in_a_few_rows_alone_is_a_rounding(monkeypatch, rows, factor, said):
-    task = tiny(epochs=1).model_copy(update={"mixer": Attention(impl="products")})
-    gradients = MQAR.gradients
-
-    def crooked(self: MQAR, device: torch.device, dtype: torch.dtype, part: slice) -> Tensor:
-        found = gradients(self, device, dtype, part)
-        bad = self.mixer.impl == "products" and part.indices(9)[0] < rows
-        return factor * found if bad else found
-
-    monkeypatch.setattr(MQAR, "gradients", crooked)
-    with pytest.raises(Wrong, match=f"{said}.* rows alone") if said else nullcontext():
-        task.check(CPU)
 
 
 def test_a_wrong_reference_gets_no_numbers_either(monkeypatch):
