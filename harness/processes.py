@@ -8,7 +8,6 @@ takes no memory on the device that is measured.
 from __future__ import annotations
 
 import multiprocessing
-import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -36,9 +35,6 @@ _context = multiprocessing.get_context("forkserver")
 
 def start_server() -> None:
     """Let the server begin, in the background, to import torch and every task."""
-    # OpenMP's threads spin while they wait, and another program on one of the cores then costs a
-    # call several times its time. Read when torch is loaded; a user's own setting stays.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     # typer: the command line's module is the main module, which every process imports anew.
     _context.set_forkserver_preload(["harness.plan", "harness.worker", "harness.warm", "typer"])
     # What is ignored now stays ignored in the server and its forks: Ctrl-C is the parent's.
