@@ -84,7 +84,7 @@ def quick_mixers(d_model: int, device: torch.device) -> list[Mixer]:
 
 
 def mqar_iclr2024(device: torch.device) -> list[Task]:
-    """Recall over model width at four lengths, by the protocol of zoology's ICLR 2024 Figure 2."""
+    """Recall over model width at four lengths by zoology's ICLR 2024 Figure 2; made for GPUs."""
     return [
         on(
             device,
@@ -98,7 +98,7 @@ def mqar_iclr2024(device: torch.device) -> list[Task]:
 
 
 def mqar_fig3(device: torch.device) -> list[Task]:
-    """Recall over model width at four lengths, by the protocol of the HGRN2 paper's Figure 3."""
+    """Recall over model width at four lengths by the HGRN2 paper's Figure 3; made for GPUs."""
     return [
         on(
             device,
@@ -114,7 +114,7 @@ def mqar_fig3(device: torch.device) -> list[Task]:
 
 
 def mqar_variants(device: torch.device) -> list[Task]:
-    """Recall of our variants of HGRN2 next to the paper's, by the protocol of its Figure 3.
+    """Recall of our variants of HGRN2 next to the paper's, as in its Figure 3; made for GPUs.
 
     The lower bound on; other expand ratios, which the paper ties to the width; and a short
     convolution in the place of the first layer, for HGRN2, HGRN1 and GLA.
@@ -147,7 +147,7 @@ def variants(task: MQAR) -> Iterator[MQAR]:
 
 
 def mqar_capacity(device: torch.device) -> list[Task]:
-    """Recall over state size, by the mixed-difficulty protocol of Based and zoology's README.
+    """Recall over state size, by Based's and zoology's mixed difficulties; made for GPUs.
 
     With that protocol's short convolution in the place of the first layer but for Mamba, and ours
     without it. No other project has HGRN1 and HGRN2 there.
@@ -178,7 +178,7 @@ def conv_first(task: MQAR) -> MQAR:
 
 
 def mqar_lr(device: torch.device) -> list[Task]:
-    """Recall over a dense grid of learning rates with three seeds, at one hard cell a mixer.
+    """Recall over a dense grid of learning rates, three seeds, a hard cell a mixer; made for GPUs.
 
     256 tokens with 16 pairs at width 128, otherwise as in Figure 3 of the HGRN2 paper: how wide is
     the window in which a mixer learns, and does the paper's grid of seven rates meet it?
