@@ -55,14 +55,13 @@ def selected(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def over_seeds(runs: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    """Mean and range of `accuracy` over seeds, the fraction of runs that learned, the least number
-    of learning rates that any seed chose from, and whether no point of its series has more."""
+    """Mean and range of `accuracy` over seeds, the fraction of runs that learned, and the least
+    number of learning rates that any seed chose from."""
     groups = runs.groupby([*LINE, *by], sort=False)
     result = groups["accuracy"].agg(["mean", "min", "max"]).add_prefix("accuracy_")
     result["seeds"] = groups["seed"].nunique()
     if "lrs" in runs:
         result["lrs"] = groups["lrs"].min()
-        result["all_lrs"] = result["lrs"] == result.groupby("series")["lrs"].transform("max")
     result[f"fraction_above_{LEARNED}"] = groups["accuracy"].agg(lambda x: (x > LEARNED).mean())
     result["state_bytes"] = groups["state_bytes"].first()
     return result.reset_index()
@@ -74,14 +73,13 @@ def over_width(table: pd.DataFrame) -> Plot:
     means = over_seeds(chosen, [*CONDITION, "d_model"])
     rates = chosen.groupby([*LINE, *CONDITION, "d_model"])["lr"].agg(_rates).rename("lr_chosen")
     means = means.merge(rates.reset_index(), sort=False)
+    whole = _of_all_rates(means)
     places, widths = conditions(table), table["d_model"].unique()
     sheet = _sheet(table, len(places), height_in=1.85)
     for i, (ax, place) in enumerate(zip(sheet.axes, places, strict=True)):
         lines, runs = at(means, place), (at(chosen, place), "accuracy")
         looks = marks(table)
-        ends = draw_lines(
-            ax, looks, lines, "d_model", "accuracy_mean", points=runs, whole="all_lrs"
-        )
+        ends = draw_lines(ax, looks, lines, "d_model", "accuracy_mean", points=runs, whole=whole)
         _accuracy_axis(ax, table, place)
         ax.set(title=_title(table, place), xscale="log", xlim=log_limits(widths))
         value_ticks(ax.xaxis, widths)
@@ -89,7 +87,7 @@ def over_width(table: pd.DataFrame) -> Plot:
         if sheet.last_of_row(i):
             sheet.label(ax, ends)
     caption = (
-        f"MQAR accuracy over model width. {_selection(table)} {_hollow(means)}{_common(table)}"
+        f"MQAR accuracy over model width. {_selection(table)} {_hollow(whole)}{_common(table)}"
     )
     rows = summary(means, table, [*CONDITION, "d_model"], "accuracy_mean", write=_accuracy)
     return Plot(sheet.finish(), caption, means, rows)
@@ -123,6 +121,7 @@ def over_state(table: pd.DataFrame) -> Plot:
     """Accuracy over the bytes held to decode one sequence; the front is the best within a size."""
     chosen = selected(table)
     means = over_seeds(chosen, [*CONDITION, "d_model"])
+    whole = _of_all_rates(means)
     places = conditions(table)
     sheet = _sheet(table, len(places), height_in=1.85)
     for i, (ax, place) in enumerate(zip(sheet.axes, places, strict=True)):
@@ -138,7 +137,7 @@ def over_state(table: pd.DataFrame) -> Plot:
         )
         looks = marks(table)
         ends = draw_lines(
-            ax, looks, lines, "state_bytes", "accuracy_mean", points=runs, whole="all_lrs"
+            ax, looks, lines, "state_bytes", "accuracy_mean", points=runs, whole=whole
         )
         _accuracy_axis(ax, table, place)
         ax.set(title=_title(table, place), xscale="log", xlim=log_limits(means["state_bytes"]))
@@ -150,7 +149,7 @@ def over_state(table: pd.DataFrame) -> Plot:
         "MQAR accuracy over state size: what all layers hold to decode one sequence, in fp32 "
         "(k = 1024). "
         f"A line joins the widths of one mixer ({spoken(table['d_model'])}); the grey front is "
-        f"the best mean accuracy within a size. {_selection(table)} {_hollow(means)}"
+        f"the best mean accuracy within a size. {_selection(table)} {_hollow(whole)}"
         f"{_common(table)}"
     )
     rows = means[["series", *CONDITION, "d_model", "state_bytes", "accuracy_mean"]]
@@ -268,12 +267,13 @@ def _selection(table: pd.DataFrame) -> str:
     return f"For every seed the {rule} over {rates_told(table)}. {_runs(table)}"
 
 
-def _hollow(means: pd.DataFrame) -> str:
-    return (
-        ""
-        if means["all_lrs"].all()
-        else "Hollow and pale: fewer learning rates than others of a line. "
-    )
+def _of_all_rates(means: pd.DataFrame) -> pd.Series:
+    """Which points no other of their series was chosen from more learning rates than."""
+    return means["lrs"] == means.groupby("series")["lrs"].transform("max")
+
+
+def _hollow(whole: pd.Series) -> str:
+    return "Hollow and pale: fewer learning rates than others of a line. " * (not whole.all())
 
 
 def rates_told(table: pd.DataFrame) -> str:

@@ -8,7 +8,7 @@ import pandas as pd
 
 from harness.crossover import crossovers
 from harness.curves import Cost, curves, medians, panels, title
-from harness.frames import unsteady
+from harness.frames import null_differences, unsteady
 from harness.plot import Plot, at
 from harness.series import head_sizes, origin, pages, setting, with_series
 from harness.style import length
@@ -131,8 +131,7 @@ def trials(table: pd.DataFrame) -> str:
 
 def noise(table: pd.DataFrame) -> str:
     """The noise floor: what the same call differs from itself by."""
-    ran = table[table["status"] == "ok"]
-    null = (ran["null_ms"] / ran["time_ms"] - 1).abs()
+    null = null_differences(table[table["status"] == "ok"])
     return (
         f"A/A null runs differ by {100 * null.median():.1f} % in the median and "
         f"{100 * null.max():.1f} % at most."

@@ -185,11 +185,16 @@ def settings(table: pd.DataFrame) -> list[str]:
     return columns[: columns.index("status")]
 
 
+def null_differences(table: pd.DataFrame) -> pd.Series:
+    """By how much of itself a cell's time, measured twice in a row, differed."""
+    return (table["null_ms"] / table["time_ms"] - 1).abs()
+
+
 def unsteady(table: pd.DataFrame) -> pd.Series:
-    """Which cells' time, measured twice in a row, differed by more than STEADY."""
-    if "null_ms" not in table or "time_ms" not in table:
+    """Which cells' times differed by more than STEADY."""
+    if not {"null_ms", "time_ms"}.issubset(table):
         return pd.Series(False, index=table.index)
-    return (table["null_ms"] / table["time_ms"] - 1).abs() > STEADY
+    return null_differences(table) > STEADY
 
 
 def cautions(table: pd.DataFrame) -> list[str]:

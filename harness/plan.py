@@ -90,7 +90,7 @@ def built_in() -> dict[str, Grid]:
 
 
 def meant(name: str) -> str:
-    """ " Did you mean mqar_quick?", or nothing."""
+    """Which grid a misspelt name may be for, as a sentence to append, or nothing."""
     close = difflib.get_close_matches(name, built_in(), n=1)
     return f" Did you mean {close[0]}?" if close else ""
 

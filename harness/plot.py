@@ -81,10 +81,10 @@ def draw_lines(
     *,
     points: tuple[pd.DataFrame, str] | None = None,
     band: tuple[str, str] | None = None,
-    whole: str | None = None,
+    whole: pd.Series | None = None,
 ) -> list[End]:
     """One line a series over column `x`, with single runs (`points`: a frame and its column) as
-    small marks and a band between two columns of `lines`. Where the column `whole` says False the
+    small marks and a band between two columns of `lines`. Where `whole` says False of a row, its
     point is hollow, and no line joins it. Returns where each series ends."""
     ends: list[End] = []
     for label, look in looks.items():
@@ -96,10 +96,11 @@ def draw_lines(
             runs, column = points
             runs = runs[runs["series"] == label]
             ax.plot(runs[x], runs[column], **look.point())
-        joined = line if whole is None else line[line[whole]]
+        joined = line if whole is None else line[whole[line.index]]
+        apart = line.drop(joined.index)
         ax.plot(joined[x], joined[y], **look.line())
-        if whole is not None:
-            ax.plot(line[x][~line[whole]], line[y][~line[whole]], **look.hollow())
+        if len(apart):
+            ax.plot(apart[x], apart[y], **look.hollow())
         last = (float(line[x].iloc[-1]), float(line[y].iloc[-1])) if len(line) else None
         ends.append(End(label, look, last))
     return ends
