@@ -132,36 +132,38 @@ def mamba_fwd_kernel(
             store_row(borders, h, there, WHOLE)
             borders += whole
         # What is loaded is used a block later, B and C a token: the next block's, or once more the
-        # last one's.
+        # last one's. A warp waits on one of six counters, not on a register: what comes from far is
+        # asked for together, so that no wait for B or C is for that too.
         left = T - i * ROWS
         on = tl.where(left > ROWS, ROWS, 0)
+        own_xs, own_steps = (), ()
+        for j in tl.static_range(ROWS):
+            s = softplus(dts[j].to(tl.float32) + shift)
+            # Where no token is left the state stays.
+            own_steps += (s if WHOLE else tl.where(left > j, s, 0.0),)
+            own_xs += (xs[j].to(tl.float32),)
         x += on * CHANNELS
         dt += on * CHANNELS
-        xs_ahead, dts_ahead = (), ()
+        xs, dts = (), ()
         for j in tl.static_range(ROWS):
             inside = here & (left > on + j)
-            xs_ahead += (load_row(x + j * CHANNELS, inside, WHOLE),)
-            dts_ahead += (load_row(dt + j * CHANNELS, inside, WHOLE),)
+            xs += (load_row(x + j * CHANNELS, inside, WHOLE),)
+            dts += (load_row(dt + j * CHANNELS, inside, WHOLE),)
+        for j in tl.static_range(ROWS):
             ahead = (j + 1) * STATE if j + 1 < ROWS else on * STATE
             inside = own & (left > (j + 1) % ROWS)
             B_ahead = load_row(B + ahead, inside, WHOLE)
             C_ahead = load_row(C + ahead, inside, WHOLE)
-            own_x = xs[j].to(tl.float32)
-            s = softplus(dts[j].to(tl.float32) + shift)
-            if not WHOLE:
-                # Where no token is left the state stays.
-                s = tl.where(left > j, s, 0.0)
-            written = (s * own_x)[:, None] * own_B[None, :]
-            h = tl.exp2(s[:, None] * A) * h + written
-            out = tl.sum(h * own_C[None, :], 1) + skip * own_x
+            written = (own_steps[j] * own_xs[j])[:, None] * own_B[None, :]
+            h = tl.exp2(own_steps[j][:, None] * A) * h + written
+            out = tl.sum(h * own_C[None, :], 1) + skip * own_xs[j]
             inside = here & (left > j)
             store_row(y + j * CHANNELS, out.to(y.dtype.element_ty), inside, WHOLE)
             if KEEP:
-                store_row(steps + j * CHANNELS, s, inside, WHOLE)
+                store_row(steps + j * CHANNELS, own_steps[j], inside, WHOLE)
             own_B, own_C = B_ahead, C_ahead
         y += ROWS * CHANNELS
         steps += ROWS * CHANNELS
         B += on * STATE
         C += on * STATE
-        xs, dts = xs_ahead, dts_ahead
     store_row(last + batch * whole + state, h, there, WHOLE)

@@ -67,6 +67,7 @@ def scan_output(
         KEEP=keep,
         WHOLE=launch.is_whole(x.shape[1], c, n),
         num_warps=1,
+        maxnreg=launch.forward_registers,
     )
     return y, last.view(b, launch.segments, n, c)[:, -1].contiguous(), steps, borders
 

@@ -35,6 +35,12 @@ class Launch:
     room: int
     segments: int
 
+    @property
+    def forward_registers(self) -> int | None:
+        """At most so many of a thread in the forward pass, which gives a scheduler a fourth warp of
+        32 channels with 16 numbers of state; None where a thread has fewer or warps are few."""
+        return 128 if (self.tile, self.room) == (FORWARD, 16) else None
+
     def is_whole(self, t: int, channels: int, d_state: int) -> bool:
         """Whether blocks, tiles and their room make up the tokens of a segment, the channels and
         the numbers of state: nothing is to be masked."""
