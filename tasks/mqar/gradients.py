@@ -11,11 +11,13 @@ gradient at all, and a bar that is not below 1 tells nothing: half of the rows n
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from tasks.backbone import LanguageModel
 from tasks.base import Metrics, Wrong
 from tasks.check import bar, of, relative_error
 from tasks.mqar.recall import Recall, query_hidden
@@ -55,16 +57,17 @@ def check_gradients(task: MQAR, device: torch.device) -> Metrics:
     row's error and bar, where rows pass neither together nor one by one."""
     mixer = task.mixer.model_copy(update={"impl": "reference"})
     reference = task.model_copy(update={"mixer": mixer, "fused_loss": False})
+    exact = Start(reference, device, torch.float64)
+    same, mine = (Start(each, device, torch.float32) for each in (reference, task))
 
     def compared(rows: slice, roundings: int) -> Compared:
-        exact = gradients(reference, device, torch.float64, rows)
-        found = Compared(relative_error(gradients(task, device, torch.float32, rows), exact), 0.0)
+        truth = exact.gradients(rows)
+        error, allowed = relative_error(mine.gradients(rows), truth), 0.0
         for rounding in range(roundings):
-            same = gradients(reference, device, torch.float32, rows, rounding)
-            found = Compared(found.error, max(found.allowed, bar(same, exact, TOLERANCE)))
-            if found.passes:
+            allowed = max(allowed, bar(same.gradients(rows, rounding), truth, TOLERANCE))
+            if error <= allowed:
                 break
-        return found
+        return Compared(error, allowed)
 
     together, untold = compared(slice(ROWS), 1), 0
     if not (together.passes and together.tells):
@@ -89,30 +92,34 @@ def check_gradients(task: MQAR, device: torch.device) -> Metrics:
     }
 
 
-def gradients(
-    task: MQAR, device: torch.device, dtype: torch.dtype, rows: slice, rounding: int = 0
-) -> Tensor:
-    """Of the loss over these of ROWS rows, run as one batch, by the mixers' parameters, in a row;
-    in fp64 without autocast. A `rounding` other than 0 names a start that is off by NUDGE."""
-    model = task.model(device)
-    if rounding:
-        generator = seeded(device, task.seed, "rounding", rounding)
-        nudge(model, NUDGE[task.training.precision], generator)
-    model = model.to(dtype).eval()
-    few = task.train[0].model_copy(update={"examples": ROWS})
-    problem = Recall(task.model_copy(update={"train": (few,), "test": (few,)}), device)
-    batch = problem.train[0]
-    precision = "fp32" if dtype == torch.float64 else task.training.precision
-    with autocast(precision, device), matmul_precision(precision):
-        hidden = query_hidden(model, batch)[rows].flatten(0, 1)
-        loss = problem.head_loss(hidden, model.head.weight, batch.targets[rows].flatten())
-    parameters = [p for name, p in model.named_parameters() if ".mixer." in name]
-    return torch.cat([x.flatten() for x in torch.autograd.grad(loss, parameters)])
+class Start:
+    """A task's model before its training, in `dtype`, and its first ROWS rows."""
 
+    def __init__(self, task: MQAR, device: torch.device, dtype: torch.dtype) -> None:
+        few = task.train[0].model_copy(update={"examples": ROWS})
+        self.task, self.device = task, device
+        self.problem = Recall(task.model_copy(update={"train": (few,), "test": (few,)}), device)
+        self.model = task.model(device).to(dtype).eval()
+        self.precision = "fp32" if dtype == torch.float64 else task.training.precision
 
-@torch.no_grad()
-def nudge(model: nn.Module, most: float, generator: torch.Generator) -> None:
-    """Every parameter by up to `most` of its size, evenly."""
-    for p in model.parameters():
-        share = torch.rand(p.shape, generator=generator, device=p.device)
-        p.mul_(1 + most * (2 * share - 1))
+    def gradients(self, rows: slice, rounding: int = 0) -> Tensor:
+        """Of the loss over these rows of the ROWS, run as one batch, by the mixers' parameters, in
+        a row; in fp64 without autocast. A `rounding` other than 0 names a start off by NUDGE."""
+        model = self.nudged(rounding) if rounding else self.model
+        batch = self.problem.train[0]
+        with autocast(self.precision, self.device), matmul_precision(self.precision):
+            hidden = query_hidden(model, batch)[rows].flatten(0, 1)
+            targets = batch.targets[rows].flatten()
+            loss = self.problem.head_loss(hidden, model.head.weight, targets)
+        parameters = [p for name, p in model.named_parameters() if ".mixer." in name]
+        return torch.cat([x.flatten() for x in torch.autograd.grad(loss, parameters)])
+
+    @torch.no_grad()
+    def nudged(self, rounding: int) -> LanguageModel:
+        """The model with every parameter off by up to NUDGE of its size, evenly."""
+        model = copy.deepcopy(self.model)
+        generator = seeded(self.device, self.task.seed, "rounding", rounding)
+        for p in model.parameters():
+            share = torch.rand(p.shape, generator=generator, device=p.device)
+            p.mul_(1 + NUDGE[self.precision] * (2 * share - 1))
+        return model
