@@ -38,7 +38,8 @@ class Launch:
     @property
     def forward_registers(self) -> int | None:
         """At most so many of a thread in the forward pass, which gives a scheduler a fourth warp of
-        32 channels with 16 numbers of state; None where a thread has fewer or warps are few."""
+        32 channels with 16 numbers of state. None where a thread has fewer numbers, where warps are
+        few, and of wider states, of which a thread needs more registers."""
         return 128 if (self.tile, self.room) == (FORWARD, 16) else None
 
     def is_whole(self, t: int, channels: int, d_state: int) -> bool:

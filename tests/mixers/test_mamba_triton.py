@@ -42,6 +42,8 @@ def test_entry_compiles_and_fits(channels, d_state, rows, dtype, architecture):
     for resources, allowed in zip(found, SPILL_BYTES[d_state], strict=True):
         assert resources.spill_bytes <= allowed
         assert resources.registers <= 255
+    if (d_state, rows) == (16, 512):
+        assert found[0].registers <= 128
     assert found[0].shared_bytes == 0 or d_state > 16
 
 

@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-import tasks.check
-from mixers import Attention, attention_products
+from mixers import GLA, HGRN1, HGRN2, Attention, Mamba, attention_products
 from tasks.base import Context, Wrong
 from tasks.mqar import gradients
 from tasks.mqar.gradients import ROWS, Compared, Start, check_gradients
@@ -25,6 +24,10 @@ def task(precision: str = "fp32") -> MQAR:
     return tiny(epochs=1, precision=precision).model_copy(
         update={"mixer": Attention(impl="products")}
     )
+
+
+def in_a_row(found: dict[str, Tensor]) -> Tensor:
+    return torch.cat([gradient.flatten() for gradient in found.values()])
 
 
 def crook(monkeypatch: pytest.MonkeyPatch, factors: dict[int, float]) -> list[int]:
@@ -76,18 +79,20 @@ def test_rows_that_are_wrong_are_found_wherever_they_lie(monkeypatch, factors, p
     ("together", "mine", "others", "untold"),
     [
         # of the reference in the bars of all rows; ours by row; the reference's by row and rounding
-        (0.4, {}, {}, 0),
-        (0.6, {}, {}, 0),
-        (0.6, {0: 0.1}, {}, None),
-        (0.6, {0: 0.1}, {0: 0.06}, 0),
-        (0.6, {0: 0.1}, {0: 0.04}, None),
-        (0.4, {0: 0.1, 5: 0.3}, {0: 0.06, 5: 0.2}, 0),
-        (0.4, {0: 0.1, 5: 0.3}, {0: 0.06}, None),
-        (0.6, dict.fromkeys(range(4), 1.2), dict.fromkeys(range(4), 0.7), 4),
-        (0.6, dict.fromkeys(range(5), 1.2), dict.fromkeys(range(5), 0.7), None),
-        (0.6, {0: 1.6}, {0: 0.7}, None),
-        (0.6, {5: math.nan}, {}, None),
-        (0.6, {5: math.inf}, {5: math.inf}, None),
+        (0.2, {}, {}, 0),
+        (0.3, {}, {}, 0),
+        (1.0, {0: 0.1}, {}, None),
+        (0.2, {0: 0.1}, {}, None),
+        (0.2, {0: 0.1}, {0: 0.06}, 0),
+        (0.2, {0: 0.1}, {0: 0.04}, None),
+        (0.2, {0: 0.1, 5: 0.3}, {0: 0.06, 5: 0.2}, 0),
+        (0.2, {0: 0.1, 5: 0.3}, {0: 0.06}, None),
+        (0.2, dict.fromkeys(range(4), 0.9), dict.fromkeys(range(4), 0.5), 4),
+        (0.2, dict.fromkeys(range(5), 0.9), dict.fromkeys(range(5), 0.5), None),
+        (0.2, {0: 1.6}, {0: 0.7}, None),
+        (0.2, {5: math.nan}, {}, None),
+        (0.2, {5: math.inf}, {5: math.inf}, None),
+        (0.2, {5: 0.1}, {5: math.nan}, None),
     ],
 )
 def test_rows_alone_pass_by_what_rounding_makes_of_the_reference(
@@ -95,41 +100,79 @@ def test_rows_alone_pass_by_what_rounding_makes_of_the_reference(
 ):
     """Gradients that are their own errors. The reference's row is off by `others` in the last of
     its roundings alone."""
+    draws: list[int] = []
 
-    def made(start: Start, part: slice, rounding: int = 0) -> Tensor:
+    def made(start: Start, part: slice, rounding: int = 0) -> dict[str, Tensor]:
         rows = range(ROWS)[part]
         alone = len(rows) == 1
-        if next(start.model.parameters()).dtype == torch.float64:
-            return torch.tensor(0.0)
+        error = 0.0
         if start.task.mixer.impl != "reference":
-            return torch.tensor(mine.get(rows[0], 0.0) if alone else 2.0 if mine else 0.0)
-        if not alone:
-            return torch.tensor(together)
-        last = rounding == gradients.ROUNDINGS - 1
-        return torch.tensor(others.get(rows[0], 0.0) if last else 0.0)
+            error = mine.get(rows[0], 0.0) if alone else 2.0 if mine else 0.0
+        elif next(start.model.parameters()).dtype != torch.float64:
+            draws.append(rounding)
+            last = rounding == gradients.ROUNDINGS - 1
+            error = (others.get(rows[0], 0.0) if last else 0.0) if alone else together
+        assert rounding == 0 or start.task.mixer.impl == "reference"
+        return {"p": torch.tensor(error)}
 
-    def error(x: Tensor, exact: Tensor) -> float:
-        return float(x - exact)
+    def errors(x: dict[str, Tensor], _: dict[str, Tensor]) -> dict[str, float]:
+        return {"p": float(x["p"]), gradients.ALL: float(x["p"])}
 
     monkeypatch.setattr(Start, "gradients", made)
-    for module in (gradients, tasks.check):
-        monkeypatch.setattr(module, "relative_error", error)
+    monkeypatch.setattr(gradients, "relative_errors", errors)
     if untold is None:
         with pytest.raises(Wrong, match="row by row"):
             check_gradients(task(), CPU)
     else:
-        assert check_gradients(task(), CPU)["gradient_rows_untold"] == untold
+        found = check_gradients(task(), CPU)
+        assert found["gradient_rows_untold"] == untold
+        assert found["gradient_rows_alone"] == (ROWS if mine or together > 0.25 else 0)
+        assert found["gradient_error"] <= found["gradient_allowed"]
+    # All rows once, then each row once but those that need more: up to the first wrong one.
+    far = [row for row in range(ROWS) if row in mine]
+    first = next((i for i, row in enumerate(far) if untold is None and row not in others), len(far))
+    alone = 0 if not mine and together < 0.25 else ROWS
+    assert len(draws) <= 1 + alone + min(first + 1, len(far)) * (gradients.ROUNDINGS - 1)
+    assert draws[0] == 0
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16_autocast"])
+@pytest.mark.parametrize(
+    "mixer",
+    [Attention(), GLA(n_heads=2), HGRN1(), HGRN2(expand_ratio=4), Mamba(d_state=4)],
+    ids=lambda m: m.name,
+)
+def test_every_part_of_every_parameter_counts(mixer, precision):
+    """However small its gradient is: with a fifth of a matrix's rows negated, or a vector halved,
+    its error is above the reference's bar."""
+    whole = task(precision).model_copy(update={"mixer": mixer})
+    exact, same = (Start(whole, CPU, dtype) for dtype in (torch.float64, torch.float32))
+    truth, found = exact.gradients(slice(ROWS)), same.gradients(slice(ROWS))
+    bars = gradients.relative_errors(found, truth)
+    for name, gradient in found.items():
+        assert truth[name].norm() > 0
+        wrong = gradient.clone()
+        if wrong.ndim > 1:
+            wrong[: math.ceil(len(wrong) / 5)] *= -1
+        else:
+            wrong *= 0.5
+        errors = gradients.relative_errors(found | {name: wrong}, truth)
+        assert errors[name] > 2 * bars[name] + gradients.TOLERANCE
+        others = set(bars) - {name, gradients.ALL}
+        assert all(errors[other] == bars[other] for other in others)
 
 
 def test_a_rounding_is_of_the_precision_and_by_its_number():
+    eps = {"fp32": torch.finfo(torch.float32).eps, "bf16_autocast": 2**-9, "tf32": 2**-12}
+    assert eps == gradients.NUDGE
     for precision, most in gradients.NUDGE.items():
         reference = task(precision).model_copy(update={"mixer": Attention()})
         start = Start(reference, CPU, torch.float32)
         plain, one, two = (start.gradients(slice(ROWS), rounding) for rounding in range(3))
-        assert torch.equal(start.gradients(slice(ROWS), 1), one)
-        assert torch.equal(start.gradients(slice(ROWS)), plain)
+        assert in_a_row(start.gradients(slice(ROWS), 1)).equal(in_a_row(one))
+        assert in_a_row(start.gradients(slice(ROWS))).equal(in_a_row(plain))
         for x, y in ((plain, one), (plain, two), (one, two)):
-            assert 0 < tasks.check.relative_error(x, y) < 8 * most
+            assert 0 < gradients.relative_errors(x, y)[gradients.ALL] < 8 * most
         moved, still = (
             torch.cat([p.detach().flatten() for p in model.parameters()])
             for model in (start.nudged(1), start.model)
@@ -143,25 +186,26 @@ def test_a_rounding_is_of_the_precision_and_by_its_number():
 def test_a_row_alone_is_run_in_the_batch_of_all(monkeypatch):
     seen = crook(monkeypatch, {})
     start = Start(task(), CPU, torch.float32)
-    one = start.gradients(slice(2, 3))
+    one = in_a_row(start.gradients(slice(2, 3)))
     assert set(seen) == {ROWS}
-    all_of_them = [start.gradients(slice(i, i + 1)) for i in range(ROWS)]
-    together = start.gradients(slice(ROWS))
+    all_of_them = [in_a_row(start.gradients(slice(i, i + 1))) for i in range(ROWS)]
+    together = in_a_row(start.gradients(slice(ROWS)))
     assert torch.equal(all_of_them[2], one)
     assert not torch.allclose(one, together, rtol=1e-2)
     torch.testing.assert_close(torch.stack(all_of_them).mean(0), together, rtol=1e-4, atol=1e-7)
 
 
 @pytest.mark.parametrize(
-    ("compared", "passes", "tells"),
+    ("error", "allowed", "share"),
     [
-        (Compared(0.01, 0.02), True, True),
-        (Compared(0.1, 0.02), False, True),
-        (Compared(1.0, 1.9), True, False),
-        (Compared(math.nan, 0.02), False, True),
-        (Compared(1.0, math.inf), False, False),
-        (Compared(0.01, math.nan), False, False),
+        (0.01, 0.02, 0.5),
+        (0.1, 0.02, 5.0),
+        (0.0, 0.02, 0.0),
+        (0.0, 0.0, math.inf),
+        (math.nan, 0.02, math.inf),
+        (1.0, math.inf, math.inf),
+        (0.01, math.nan, math.inf),
     ],
 )
-def test_what_passes(compared, passes, tells):
-    assert (compared.passes, compared.tells) == (passes, tells)
+def test_shares_of_a_bar(error, allowed, share):
+    assert Compared("p", error, allowed, True).share == pytest.approx(share)
