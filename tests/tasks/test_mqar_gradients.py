@@ -11,7 +11,14 @@ from torch import Tensor
 from mixers import GLA, HGRN1, HGRN2, Attention, Mamba, attention_products
 from tasks.base import Context, Wrong
 from tasks.mqar import gradients
-from tasks.mqar.gradients import ROWS, Compared, Start, check_gradients
+from tasks.mqar import task as mqar_task
+from tasks.mqar.gradients import (
+    ROWS,
+    Compared,
+    Start,
+    check_gradients,
+    relative_error_of_part,
+)
 from tasks.mqar.task import MQAR
 from tests.tasks.test_training import tiny
 
@@ -50,6 +57,28 @@ def test_a_wrong_gradient_is_not_trained_with(monkeypatch):
     crook(monkeypatch, dict.fromkeys(range(ROWS), 1.1))
     with pytest.raises(Wrong, match=r"the gradient in fp32 of attention \(products\) is off by"):
         task().run(Context(CPU))
+
+
+def test_a_start_is_checked_once_a_process_and_a_wrong_one_again(monkeypatch):
+    seen: list[MQAR] = []
+
+    def check(start: MQAR, _: torch.device) -> dict[str, float]:
+        seen.append(start)
+        if start.seed == 5:
+            raise Wrong("so")
+        return {"gradient_error": 0.0}
+
+    monkeypatch.setattr(mqar_task, "check_gradients", check)
+    monkeypatch.setattr(mqar_task, "CHECKED", {})
+    for seed, lr in ((4, 1e-3), (4, 1e-2), (6, 1e-2)):
+        one = task().model_copy(update={"seed": seed})
+        one = one.model_copy(update={"training": one.training.model_copy(update={"lr": lr})})
+        assert one.check(CPU) == {"gradient_error": 0.0}
+    assert [start.seed for start in seen] == [4, 6]
+    for _ in range(2):
+        with pytest.raises(Wrong, match="so"):
+            task().model_copy(update={"seed": 5}).check(CPU)
+    assert len(seen) == 4
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16_autocast"])
@@ -115,7 +144,7 @@ def test_rows_alone_pass_by_what_rounding_makes_of_the_reference(
         assert rounding == 0 or start.task.mixer.impl == "reference"
         return {"p": torch.tensor(error)}
 
-    def errors(x: dict[str, Tensor], _: dict[str, Tensor]) -> dict[str, float]:
+    def errors(x: dict[str, Tensor], _: dict[str, Tensor], __: int) -> dict[str, float]:
         return {"p": float(x["p"]), gradients.ALL: float(x["p"])}
 
     monkeypatch.setattr(Start, "gradients", made)
@@ -127,7 +156,10 @@ def test_rows_alone_pass_by_what_rounding_makes_of_the_reference(
         found = check_gradients(task(), CPU)
         assert found["gradient_rows_untold"] == untold
         assert found["gradient_rows_alone"] == (ROWS if mine or together > 0.25 else 0)
-        assert found["gradient_error"] <= found["gradient_allowed"]
+        error, allowed = found["gradient_error"], found["gradient_allowed"]
+        assert isinstance(error, float)
+        assert isinstance(allowed, float)
+        assert error <= allowed
     # All rows once, then each row once but those that need more: up to the first wrong one.
     far = [row for row in range(ROWS) if row in mine]
     first = next((i for i, row in enumerate(far) if untold is None and row not in others), len(far))
@@ -143,23 +175,38 @@ def test_rows_alone_pass_by_what_rounding_makes_of_the_reference(
     ids=lambda m: m.name,
 )
 def test_every_part_of_every_parameter_counts(mixer, precision):
-    """However small its gradient is: with a fifth of a matrix's rows negated, or a vector halved,
-    its error is above the reference's bar."""
+    """However small its gradient is: negated, zeroed or half as large again, its error is above the
+    reference's bar, and nothing else's changes."""
     whole = task(precision).model_copy(update={"mixer": mixer})
     exact, same = (Start(whole, CPU, dtype) for dtype in (torch.float64, torch.float32))
     truth, found = exact.gradients(slice(ROWS)), same.gradients(slice(ROWS))
-    bars = gradients.relative_errors(found, truth)
+    length = whole.backbone.d_model // gradients.PARTS
+    bars = gradients.relative_errors(found, truth, length)
+    assert len(bars) == 1 + sum(math.ceil(len(g) / length) for g in truth.values())
     for name, gradient in found.items():
-        assert truth[name].norm() > 0
-        wrong = gradient.clone()
-        if wrong.ndim > 1:
-            wrong[: math.ceil(len(wrong) / 5)] *= -1
-        else:
-            wrong *= 0.5
-        errors = gradients.relative_errors(found | {name: wrong}, truth)
-        assert errors[name] > 2 * bars[name] + gradients.TOLERANCE
-        others = set(bars) - {name, gradients.ALL}
-        assert all(errors[other] == bars[other] for other in others)
+        for start in range(0, len(gradient), length):
+            part = f"{name}[{start}:]"
+            rows = truth[name][start : start + length]
+            if rows.norm() < 1e-6 * truth[name].norm():
+                assert (mixer.name, name.endswith("proj_in.bias")) == ("attention", True)
+                continue
+            allowed = 2 * bars[part] + gradients.TOLERANCE
+            for factor in (-1.0, 0.0, 1.5):
+                x = factor * gradient[start : start + length]
+                assert relative_error_of_part(x, rows, truth[name]) > allowed, part
+    name, gradient = next(iter(found.items()))
+    wrong = torch.cat((-gradient[:length], gradient[length:]))
+    errors = gradients.relative_errors(found | {name: wrong}, truth, length)
+    changed = {part for part in bars if errors[part] != bars[part]}
+    assert changed == {f"{name}[0:]", gradients.ALL}
+
+
+def test_what_is_nothing_counts_in_units_of_the_whole():
+    whole = torch.tensor([1.0, 1.0, 1e-9, 0.0])
+    off = relative_error_of_part(whole[2:] + 0.1, whole[2:], whole)
+    assert off == pytest.approx(0.1)
+    assert relative_error_of_part(1.1 * whole[:2], whole[:2], whole) == pytest.approx(0.1)
+    assert relative_error_of_part(torch.zeros(2), torch.zeros(2), torch.zeros(2)) == 0
 
 
 def test_a_rounding_is_of_the_precision_and_by_its_number():
@@ -172,7 +219,7 @@ def test_a_rounding_is_of_the_precision_and_by_its_number():
         assert in_a_row(start.gradients(slice(ROWS), 1)).equal(in_a_row(one))
         assert in_a_row(start.gradients(slice(ROWS))).equal(in_a_row(plain))
         for x, y in ((plain, one), (plain, two), (one, two)):
-            assert 0 < gradients.relative_errors(x, y)[gradients.ALL] < 8 * most
+            assert 0 < gradients.relative_errors(x, y, 4)[gradients.ALL] < 8 * most
         moved, still = (
             torch.cat([p.detach().flatten() for p in model.parameters()])
             for model in (start.nudged(1), start.model)
