@@ -23,7 +23,6 @@ from tasks.recipe import Training, autocast, matmul_precision
 from tasks.seeds import seeded
 from tasks.training import Trainer, steps_for_a_profiler
 
-
 CHECKED: dict[tuple[str, torch.device], Metrics] = {}
 """What `check_gradients` found in this process, by a start's key."""
 
