@@ -23,9 +23,6 @@ from tasks.recipe import Training, autocast, matmul_precision
 from tasks.seeds import seeded
 from tasks.training import Trainer, steps_for_a_profiler
 
-CHECKED: dict[tuple[str, torch.device], Metrics] = {}
-"""What `check_gradients` found in this process, by a start's key."""
-
 
 class Segment(Frozen):
     """`examples` rows of one difficulty."""
@@ -156,12 +153,7 @@ class MQAR(Task):
             self._check_head(device)
         if self.mixer.impl == "reference":
             return {}
-        # Not again for each learning rate, of which a start knows nothing.
-        training = self.training.model_copy(update={"lr": 1.0})
-        start = self.model_copy(update={"training": training})
-        if (start.key, device) not in CHECKED:
-            CHECKED[start.key, device] = check_gradients(start, device)
-        return CHECKED[start.key, device]
+        return check_gradients(self, device)
 
     def _check_head(self, device: torch.device) -> None:
         batch, precision = self.training.batch, self.training.precision

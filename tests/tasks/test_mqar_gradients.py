@@ -11,7 +11,6 @@ from torch import Tensor
 from mixers import GLA, HGRN1, HGRN2, Attention, Mamba, attention_products
 from tasks.base import Context, Wrong
 from tasks.mqar import gradients
-from tasks.mqar import task as mqar_task
 from tasks.mqar.gradients import (
     ROWS,
     Compared,
@@ -57,28 +56,6 @@ def test_a_wrong_gradient_is_not_trained_with(monkeypatch):
     crook(monkeypatch, dict.fromkeys(range(ROWS), 1.1))
     with pytest.raises(Wrong, match=r"the gradient in fp32 of attention \(products\) is off by"):
         task().run(Context(CPU))
-
-
-def test_a_start_is_checked_once_a_process_and_a_wrong_one_again(monkeypatch):
-    seen: list[MQAR] = []
-
-    def check(start: MQAR, _: torch.device) -> dict[str, float]:
-        seen.append(start)
-        if start.seed == 5:
-            raise Wrong("so")
-        return {"gradient_error": 0.0}
-
-    monkeypatch.setattr(mqar_task, "check_gradients", check)
-    monkeypatch.setattr(mqar_task, "CHECKED", {})
-    for seed, lr in ((4, 1e-3), (4, 1e-2), (6, 1e-2)):
-        one = task().model_copy(update={"seed": seed})
-        one = one.model_copy(update={"training": one.training.model_copy(update={"lr": lr})})
-        assert one.check(CPU) == {"gradient_error": 0.0}
-    assert [start.seed for start in seen] == [4, 6]
-    for _ in range(2):
-        with pytest.raises(Wrong, match="so"):
-            task().model_copy(update={"seed": 5}).check(CPU)
-    assert len(seen) == 4
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16_autocast"])
