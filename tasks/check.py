@@ -19,15 +19,15 @@ def relative_error(x: Tensor, exact: Tensor) -> float:
     return float((x.double() - exact).norm() / (scale if scale > 0 else 1.0))
 
 
-def bar(same: Tensor, exact: Tensor, slack: float) -> float:
-    """What an error may be where the reference in the same precision is `same`."""
-    return 2 * relative_error(same, exact) + slack
+def bar(error: float, slack: float) -> float:
+    """What an error may be where the reference's in the same precision is `error`."""
+    return 2 * error + slack
 
 
 def expect_as_close(what: str, mine: Tensor, same: Tensor, exact: Tensor, slack: float) -> None:
     """Raise Wrong, naming `what`, where mine does not pass the bar that `same`, the reference's,
     sets."""
-    expect_close(what, relative_error(mine, exact), bar(same, exact, slack))
+    expect_close(what, relative_error(mine, exact), bar(relative_error(same, exact), slack))
 
 
 def expect_close(what: str, error: float, allowed: float) -> None:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from tasks.backbone import LanguageModel
 from tasks.base import Metrics, Wrong
-from tasks.check import of, relative_error
+from tasks.check import bar, of, relative_error
 from tasks.mqar.recall import Recall, query_hidden
 from tasks.recipe import autocast, matmul_precision
 from tasks.seeds import seeded
@@ -82,7 +82,7 @@ def check_gradients(task: MQAR, device: torch.device) -> Metrics:
             found = relative_errors(same.gradients(rows, rounding), truth, length)
             # A reference that is no number at one start is no bar.
             bars = {
-                part: max(bars[part], inf if isnan(error) else 2 * error + TOLERANCE)
+                part: max(bars[part], inf if isnan(error) else bar(error, TOLERANCE))
                 for part, error in found.items()
             }
             if all(error <= bars[part] for part, error in errors.items()):
@@ -130,10 +130,9 @@ def relative_error_of_part(x: Tensor, exact: Tensor, whole: Tensor) -> float:
     """|x - exact| / |exact|. A part that is nothing, as the gradient of attention's key bias is,
     counts in units of the `whole` parameter's."""
     unit = whole.double().norm()
-    is_nothing = exact.double().norm() <= 1e-6 * unit
-    if unit > 0 and is_nothing:
-        return float((x.double() - exact).norm() / unit)
-    return relative_error(x, exact)
+    if exact.double().norm() > 1e-6 * unit or unit == 0:
+        return relative_error(x, exact)
+    return float((x.double() - exact).norm() / unit)
 
 
 class Start:

@@ -26,7 +26,7 @@ def test_the_interpreted_kernels_agree_with_the_oracle():
 
 # Numbers of state -> bytes a thread that spill today, of the scan's passes and the convolution's: a
 # ratchet.
-SPILL_BYTES = {4: (0, 0, 0, 0), 10: (0, 64, 0, 0), 16: (8, 8, 0, 0), 24: (0, 56, 0, 0)}
+SPILL_BYTES = {4: (0, 0, 0, 0), 10: (0, 64, 0, 0), 16: (0, 8, 0, 0), 24: (0, 56, 0, 0)}
 
 
 @pytest.mark.parametrize("architecture", [80, 90, 100])
@@ -39,11 +39,14 @@ def test_entry_compiles_and_fits(channels, d_state, rows, dtype, architecture):
     """With up to 16 numbers of state nothing is exchanged among threads where a program of the
     scan's forward pass has as many channels: Triton gives each thread its own."""
     found = [compile_for(x, architecture) for x in launches(channels, d_state, dtype, rows)]
-    for resources, allowed in zip(found, SPILL_BYTES[d_state], strict=True):
+    forward, *others = SPILL_BYTES[d_state]
+    if (d_state, rows) == (16, 512):
+        # Two words, in fp32 and for sm_100, are the price of a fourth warp a scheduler.
+        assert found[0].registers <= 128
+        forward += 8
+    for resources, allowed in zip(found, (forward, *others), strict=True):
         assert resources.spill_bytes <= allowed
         assert resources.registers <= 255
-    if (d_state, rows) == (16, 512):
-        assert found[0].registers <= 128
     assert found[0].shared_bytes == 0 or d_state > 16
 
 

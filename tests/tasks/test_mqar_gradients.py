@@ -187,8 +187,7 @@ def test_what_is_nothing_counts_in_units_of_the_whole():
 
 
 def test_a_rounding_is_of_the_precision_and_by_its_number():
-    eps = {"fp32": torch.finfo(torch.float32).eps, "bf16_autocast": 2**-9, "tf32": 2**-12}
-    assert eps == gradients.NUDGE
+    assert gradients.NUDGE == {"fp32": 2**-23, "bf16_autocast": 2**-9, "tf32": 2**-12}
     for precision, most in gradients.NUDGE.items():
         reference = task(precision).model_copy(update={"mixer": Attention()})
         start = Start(reference, CPU, torch.float32)
