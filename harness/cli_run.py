@@ -173,7 +173,8 @@ def _run_all(by_grid: "dict[str, list[Cell]]", options: "Options", fleet: "Fleet
             again = ["--fresh-since", options.fresh_since or ""]
             words = [again if word == "--fresh" else [word] for word in sys.argv[1:]]
             command = shlex.join(["mixerbench", *itertools.chain(*words)])
-            print(f"{left} cells left; to go on: {command}")
+            if left:
+                print(f"{left} cells left; to go on: {command}")
             return INTERRUPTED.get(summary.stopped_by, status)
     return status
 

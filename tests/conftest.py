@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from filelock import FileLock
 
 
 @pytest.fixture
@@ -16,3 +18,11 @@ def little_tuning(monkeypatch):
         return every(tuner, *args, **options)[:2]
 
     monkeypatch.setattr(autotuner, "prune_configs", two)
+
+
+@pytest.fixture
+def room_on_gpu(tmp_path_factory):
+    """Tests that take tens of GiB of a GPU come one after another, in whichever process (xdist)."""
+    with FileLock(tmp_path_factory.getbasetemp().parent / "room_on_gpu.lock"):
+        yield
+        torch.cuda.empty_cache()

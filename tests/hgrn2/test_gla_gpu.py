@@ -211,6 +211,7 @@ def test_steps_continue_a_sequence(batch):
     assert (state.double() - expected["last"]).norm() <= 1e-5 * expected["last"].norm()
 
 
+@pytest.mark.usefixtures("room_on_gpu")
 def test_more_than_2_31_elements():
     """The last row of a batch whose tensors hold more elements than an int32 counts."""
     b, t, h, k = 17, 65536, 16, 128

@@ -135,6 +135,7 @@ def test_no_graph_break_and_a_graph_capture(both):
         assert torch.equal(x, y)
 
 
+@pytest.mark.usefixtures("room_on_gpu")
 def test_more_than_2_31_elements():
     """The last row of a batch whose tensors hold more elements than an int32 counts."""
     small = inputs(1, 128, 512, 4, 4)

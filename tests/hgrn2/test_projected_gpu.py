@@ -103,6 +103,7 @@ def test_compiled_and_captured(activations):
     assert all(torch.equal(mine, theirs) for mine, theirs in zip(captured, expected, strict=True))
 
 
+@pytest.mark.usefixtures("room_on_gpu")
 def test_more_than_2_31_elements():
     """The last row of a projection that holds more elements than an int32 counts."""
     b, t, h, k = 6, 65536, 16, 128

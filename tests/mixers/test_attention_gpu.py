@@ -249,6 +249,7 @@ def test_decoding_follows_the_whole_sequence():
     torch.testing.assert_close(y, own(x)[:, -1], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.usefixtures("room_on_gpu")
 def test_more_than_2_31_elements():
     """The last row of a batch whose tensors hold more elements than an int32 counts."""
     b, t, h, k = 2100, 1024, 16, 64

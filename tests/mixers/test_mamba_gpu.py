@@ -147,6 +147,7 @@ def tall(x: Tensor, batch: int) -> Tensor:
     return wide
 
 
+@pytest.mark.usefixtures("room_on_gpu")
 @pytest.mark.parametrize(
     ("batch", "c", "n"),
     # x; the parts of dB and dC, of four channels each
@@ -161,6 +162,7 @@ def test_the_last_of_more_than_2_31_elements(batch, c, n):
         assert found[name][-1].abs().max() > 0
 
 
+@pytest.mark.usefixtures("room_on_gpu")
 def test_a_convolution_of_more_than_2_31_elements():
     x, weight, bias, dy = conv_silu_inputs.draw(1, 1024, 1024, 4, torch.bfloat16, "cuda")
     inputs = tall(x, 2100), weight, bias, tall(dy, 2100)
