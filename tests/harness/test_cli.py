@@ -6,13 +6,14 @@ import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from harness import arguments, cli
+from harness import arguments, cli, runner
 from harness.records import Records
 
 TOYS = Path(__file__).parent / "toy_grids.py"
@@ -114,6 +115,17 @@ def test_the_budget_ends_with_status_0_and_says_what_is_left(mixerbench: Mixerbe
     command = f"mixerbench run {toy('long')} {toy('fine')} --budget 1s"
     assert f"8 cells left; to go on: {command}" in said.out
     assert not Path("results/fine").exists()
+
+
+def test_a_budget_that_ends_with_the_last_cell_leaves_nothing_to_go_on_with(
+    mixerbench: Mixerbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = runner.Summary(total=6, statuses=Counter(ok=6), stopped_by="budget")
+    monkeypatch.setattr(runner, "run_grid", lambda *_: done)
+    said = mixerbench("run", toy("fine"), "--budget", "1s")
+    assert said.status == 0
+    assert "6 ok" in said.out
+    assert "to go on" not in said.out
 
 
 def test_a_stopped_fresh_run_goes_on_where_it_stopped(mixerbench: Mixerbench) -> None:
