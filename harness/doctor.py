@@ -1,4 +1,5 @@
-"""What works on this machine: the device, the versions, every mixer and implementation."""
+"""What works on this machine: the device, the versions, many machines, every mixer and
+implementation."""
 
 from __future__ import annotations
 
@@ -15,6 +16,8 @@ from mixers import MIXERS, Mixer
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 SETTINGS = {("HGRN1", impl): {"kind": "real"} for impl in ("fla_chunk", "fla_recurrent")}
 """What an implementation takes where it does not take the mixer's defaults."""
+FAN_OUT = {"ray": ("ray", "run --ray"), "submitit": ("slurm", "submit")}
+"""A library for many machines: its extra, and the command that needs it."""
 
 
 def examine(device: str | None) -> Iterator[str]:
@@ -22,6 +25,9 @@ def examine(device: str | None) -> Iterator[str]:
     first = find_devices(device)[0]
     for name, value in (environment.checkout() | environment.capture(first)).items():
         yield f"{name:<16}  {'not there' if value is None else value}"
+    for library, (extra, command) in FAN_OUT.items():
+        missing = f"not there; mixerbench {command} needs it: pip install -e '.[{extra}]'"
+        yield f"{library:<16}  {environment.version_of(library) or missing}"
     yield ""
     for mixer in MIXERS:
         for impl in get_args(mixer.model_fields["impl"].annotation):

@@ -53,7 +53,7 @@ def capture(device: torch.device) -> Env:
     env: Env = {
         "python": platform.python_version(),
         "torch": str(torch.__version__),
-        **{name: _version(distribution) for name, distribution in DISTRIBUTIONS.items()},
+        **{name: version_of(distribution) for name, distribution in DISTRIBUTIONS.items()},
         "device": device_name(device),
         "device_type": device.type,
         "cuda": torch.version.cuda,
@@ -117,7 +117,8 @@ def cores() -> int:
         return count
 
 
-def _version(distribution: str) -> str | None:
+def version_of(distribution: str) -> str | None:
+    """The installed version of a distribution; None where there is none."""
     try:
         return version(distribution)
     except PackageNotFoundError:
