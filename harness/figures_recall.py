@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import pandas as pd
@@ -19,6 +18,8 @@ LEARNED = 0.9
 """A run above this accuracy counts as one that learned."""
 CONDITION = ["seq_len", "kv_pairs"]
 AXES = [*CONDITION, "d_model", "lr", "seed"]
+MOST_IN_NARROW_MAP = 4
+"""Numbers in a row of a map that a quarter of a page has room for."""
 
 
 def mqar(table: pd.DataFrame) -> dict[str, Plot]:
@@ -34,8 +35,9 @@ def mqar(table: pd.DataFrame) -> dict[str, Plot]:
             if page["lr"].nunique() > 1:
                 plots[f"accuracy_over_lr{suffix}"] = over_lr(page)
             plots[f"accuracy_over_state{suffix}"] = over_state(page)
-            for d_model, cells in difficulties(page):
-                plots[f"accuracy_map_d{d_model}{suffix}"] = accuracy_map(page, cells, d_model)
+            cells = by_difficulty(page)
+            if len(cells[CONDITION].drop_duplicates()) > 1:
+                plots[f"accuracy_map{suffix}"] = accuracy_map(page, cells)
     return plots
 
 
@@ -87,7 +89,8 @@ def over_width(table: pd.DataFrame) -> Plot:
         if sheet.last_of_row(i):
             sheet.label(ax, ends)
     caption = (
-        f"MQAR accuracy over model width. {_selection(table)} {_hollow(whole)}{_common(table)}"
+        f"MQAR accuracy over model width. {_selection(table)} {_lines(table)} {_hollow(whole)}"
+        f"{_common(table)}"
     )
     rows = summary(means, table, [*CONDITION, "d_model"], "accuracy_mean", write=_accuracy)
     return Plot(sheet.finish(), caption, means, rows)
@@ -112,7 +115,7 @@ def over_lr(table: pd.DataFrame) -> Plot:
         sheet.axis_names(i, x="Learning rate", y=f"{name}\nAccuracy")
         if sheet.last_of_row(i):
             sheet.label(ax, ends)
-    caption = f"MQAR accuracy over the learning rate. {_runs(table)} {_common(table)}"
+    caption = f"MQAR accuracy over the learning rate. {_lines(table)} {_common(table)}"
     rows = summary(means, table, [*CONDITION, "d_model", "lr"], "accuracy_mean", write=_accuracy)
     return Plot(sheet.finish(), caption, means, rows)
 
@@ -149,43 +152,39 @@ def over_state(table: pd.DataFrame) -> Plot:
         "MQAR accuracy over state size: what all layers hold to decode one sequence, in fp32 "
         "(k = 1024). "
         f"A line joins the widths of one mixer ({spoken(table['d_model'])}); the grey front is "
-        f"the best mean accuracy within a size. {_selection(table)} {_hollow(whole)}"
-        f"{_common(table)}"
+        f"the best mean accuracy within a size. {_selection(table)} {_lines(table)} "
+        f"{_hollow(whole)}{_common(table)}"
     )
     rows = means[["series", *CONDITION, "d_model", "state_bytes", "accuracy_mean"]]
     return Plot(sheet.finish(), caption, means, rows)
 
 
-def difficulties(table: pd.DataFrame) -> Iterator[tuple[int, pd.DataFrame]]:
-    """For each width, accuracy by series, seq_len and kv_pairs, where a grid has enough of both
-    for a map: as cells of their own, or as segments of one test (`accuracy_<seq_len>_<kv_pairs>`).
-    """
+def by_difficulty(table: pd.DataFrame) -> pd.DataFrame:
+    """Accuracy by series, width, seq_len and kv_pairs, which are a grid's cells or the segments of
+    one test (`accuracy_<seq_len>_<kv_pairs>`)."""
     chosen = selected(table)
-    segments = _segments(table)
-    if segments:
+    if segments := _segments(table):
         parts = [
             chosen.assign(seq_len=seq_len, kv_pairs=kv_pairs, accuracy=chosen[column])
             for column, seq_len, kv_pairs in segments
         ]
         chosen = pd.concat(parts).dropna(subset=["accuracy"])
-    means = over_seeds(chosen, [*CONDITION, "d_model"])
-    for d_model, cells in means.groupby("d_model"):
-        places = cells[CONDITION].drop_duplicates()
-        lengths, pairs = places["seq_len"].nunique(), places["kv_pairs"].nunique()
-        if min(lengths, pairs) > 1 and len(places) > max(lengths, pairs):
-            yield int(str(d_model)), cells
+    return over_seeds(chosen, [*CONDITION, "d_model"])
 
 
-def accuracy_map(table: pd.DataFrame, cells: pd.DataFrame, d_model: int) -> Plot:
-    """A heat map of accuracy over length and number of pairs for each series."""
-    looks = marks(table)
-    sheet = _sheet(table, len(looks), height_in=1.9, share=False)
-    for i, (ax, label) in enumerate(zip(sheet.axes, looks, strict=True)):
-        grid = at(cells, {"series": label}).pivot(
-            index="kv_pairs", columns="seq_len", values="accuracy_mean"
+def accuracy_map(table: pd.DataFrame, cells: pd.DataFrame) -> Plot:
+    """A heat map of accuracy, series by (seq_len, kv_pairs), a panel for each width."""
+    looks, places = marks(table), conditions(cells)
+    widths = sorted(cells["d_model"].unique())
+    columns = 2 if len(places) > MOST_IN_NARROW_MAP and len(widths) > 1 else None
+    height_in = 0.65 + 0.17 * len(looks)
+    sheet = _sheet(table, len(widths), height_in=height_in, columns=columns, share=False)
+    for i, (ax, width) in enumerate(zip(sheet.axes, widths, strict=True)):
+        grid = at(cells, {"d_model": width}).pivot(
+            index="series", columns=CONDITION, values="accuracy_mean"
         )
         seaborn.heatmap(
-            grid.sort_index(ascending=False),
+            grid.reindex(index=list(looks), columns=[tuple(place.values()) for place in places]),
             ax=ax,
             vmin=0,
             vmax=1,
@@ -195,16 +194,20 @@ def accuracy_map(table: pd.DataFrame, cells: pd.DataFrame, d_model: int) -> Plot
             annot_kws={"fontsize": 7},
             cbar=False,
             linewidths=0.5,
+            xticklabels=["\n".join(map(str, place.values())) for place in places],
+            yticklabels=list(looks) if i % sheet.columns == 0 else False,
         )
         ax.grid(visible=False)
-        ax.set(title=label, xlabel="", ylabel="")
+        ax.set(title=f"Width {width}", xlabel="", ylabel="")
         ax.tick_params(length=0, labelrotation=0)
-        sheet.axis_names(i, x="Sequence length", y="Key-value pairs")
+        sheet.axis_names(i, x="Tokens, pairs", y="")
     caption = (
-        f"MQAR accuracy over sequence length and number of key-value pairs at width {d_model}; "
-        f"the number in a cell is the mean over seeds. {_selection(table)} {_common(table)}"
+        "MQAR accuracy by sequence length and number of key-value pairs, a panel for each width; "
+        "the number in a cell is the mean over seeds, an empty one has no result. "
+        f"{_selection(table)} {_common(table)}"
     )
-    rows = summary(cells, cells.assign(status="ok"), CONDITION, "accuracy_mean", write=_accuracy)
+    by = [*CONDITION, "d_model"]
+    rows = summary(cells, cells.assign(status="ok"), by, "accuracy_mean", write=_accuracy)
     return Plot(sheet.finish(), caption, cells, rows)
 
 
@@ -252,19 +255,15 @@ def _rates(rates: pd.Series) -> str:
     return ", ".join(f"{rate:.3g}" for rate in sorted(rates.dropna().unique()))
 
 
-def _epoch(table: pd.DataFrame) -> str:
-    return setting(table, "report", "Accuracy of the {} epoch.")
-
-
-def _runs(table: pd.DataFrame) -> str:
-    return (
-        f"Small points: runs with seeds {spoken(table['seed'])}; line: their mean. {_epoch(table)}"
-    )
+def _lines(table: pd.DataFrame) -> str:
+    """How runs, means and chance are drawn over a scale."""
+    chance = "" if _segments(table) else " Dotted: chance, 1 / pairs."
+    return f"Small points: runs; line: their mean.{chance}"
 
 
 def _selection(table: pd.DataFrame) -> str:
     rule = setting(table, "over_lr", "{}") or "max"
-    return f"For every seed the {rule} over {rates_told(table)}. {_runs(table)}"
+    return f"For every seed the {rule} over {rates_told(table)}."
 
 
 def _of_all_rates(means: pd.DataFrame) -> pd.Series:
@@ -287,7 +286,8 @@ def rates_told(table: pd.DataFrame) -> str:
 
 def _common(table: pd.DataFrame) -> str:
     parts = [
-        "" if _segments(table) else "Dotted: chance, 1 / pairs.",
+        setting(table, "report", "Accuracy of the {} epoch."),
+        f"Runs with seeds {spoken(table['seed'])}.",
         setting(table, "protocol", "Protocol {}."),
         setting(table, "n_layers", "{} layers."),
         setting(table, "vocab_size", "Vocabulary {}."),

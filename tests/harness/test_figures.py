@@ -87,9 +87,14 @@ def test_several_test_segments_make_a_map_and_have_no_chance_line():
             }
             made.append(record(task, {"accuracy": 0.6, "state_bytes": 1024} | scores))
     plots = mqar(tidy(made))
-    assert {"accuracy_over_width", "accuracy_over_state", "accuracy_map_d64"} == set(plots)
-    summary = plots["accuracy_map_d64"].summary.set_index(["seq_len", "kv_pairs"])
+    assert {"accuracy_over_width", "accuracy_over_state", "accuracy_map"} == set(plots)
+    drawn = plots["accuracy_map"]
+    summary = drawn.summary.set_index(["seq_len", "kv_pairs"])
     assert summary["GLA"].to_dict() == {(64, 4): "0.900", (64, 8): "0.700", (256, 8): "0.300"}
+    (panel,) = drawn.figure.axes
+    assert [text.get_text() for text in panel.get_xticklabels()] == ["64\n4", "64\n8", "256\n8"]
+    assert [text.get_text() for text in panel.get_yticklabels()] == ["GLA", "Attention"]
+    assert [text.get_text() for text in panel.texts] == ["0.90", "0.70", "0.30"] * 2
     assert plots["accuracy_over_width"].figure.axes[0].get_title() == "3 test segments"
     assert "chance" not in plots["accuracy_over_width"].caption
 
