@@ -12,6 +12,7 @@ import pandas as pd
 from harness import figures_recall
 from harness.plot import Plot, at
 from harness.published import published
+from harness.recall_frames import AXES, rates_told, selected
 from harness.series import origin, pages, setting, with_series
 from harness.sheet import Sheet, log_limits, value_ticks
 from harness.style import GREY, mark, styled
@@ -81,7 +82,7 @@ def hgrn2_above_hgrn1(table: pd.DataFrame) -> Plot:
 
 def verdicts(table: pd.DataFrame) -> pd.DataFrame:
     """A row for each of the paper's 16 cells, run or not."""
-    best = figures_recall.selected(with_series(table, figures_recall.AXES, devices="device_type"))
+    best = selected(with_series(table, AXES, devices="device_type"))
     by = ["mixer", "seq_len", "kv_pairs", "d_model"]
     found = best.groupby(by).agg(accuracy=("accuracy", "mean"), lrs=("lrs", "min"))
     rows = []
@@ -164,7 +165,7 @@ def _ours(table: pd.DataFrame) -> str:
     ours = table[table["impl"] != THEIRS]
     if ours.empty:
         return ""
-    return f"Ours: the best of {figures_recall.rates_told(ours)}. {origin(ours)}"
+    return f"Ours: the best of {rates_told(ours)}. {origin(ours)}"
 
 
 def _beside(ours: pd.DataFrame, theirs: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -172,7 +173,7 @@ def _beside(ours: pd.DataFrame, theirs: pd.DataFrame) -> Iterator[tuple[str, pd.
     same = {name: ours[name].iloc[0] for name in ("device", "device_type", "seed")}
     theirs = theirs.assign(impl=THEIRS, status="ok", **same)
     both = pd.concat([ours, theirs], ignore_index=True)
-    yield from pages(with_series(both, figures_recall.AXES, devices="device_type"))
+    yield from pages(with_series(both, AXES, devices="device_type"))
 
 
 def _figure2(ours: pd.DataFrame) -> pd.DataFrame:

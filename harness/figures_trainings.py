@@ -5,8 +5,8 @@ from __future__ import annotations
 import pandas as pd
 
 from harness.curves import Cost, curves
-from harness.figures_recall import AXES
 from harness.plot import LINE, Plot
+from harness.recall_frames import AXES
 from harness.series import origin, pages, setting, with_series
 
 KIND = ["precision", "seq_len", "kv_pairs"]

@@ -8,8 +8,9 @@ import pytest
 from harness.crossover import crossovers
 from harness.curves import Cost, medians
 from harness.figures import draw
-from harness.figures_recall import mqar, over_seeds, selected
+from harness.figures_recall import mqar
 from harness.frames import tidy
+from harness.recall_frames import over_seeds, selected
 from harness.series import with_series
 from tests.harness.synthetic import record
 from tests.harness.synthetic_kernels import decode_records, memory_records, speed_task, timing
@@ -97,6 +98,45 @@ def test_several_test_segments_make_a_map_and_have_no_chance_line():
     assert [text.get_text() for text in panel.texts] == ["0.90", "0.70", "0.30"] * 2
     assert plots["accuracy_over_width"].figure.axes[0].get_title() == "3 test segments"
     assert "chance" not in plots["accuracy_over_width"].caption
+
+
+def test_a_map_has_a_panel_for_each_width_and_tells_of_missing_rates_and_failures():
+    made = []
+    for d_model, cell, lr, accuracy in (
+        (64, (64, 4), 1e-3, 0.2),
+        (64, (64, 4), 1e-2, 0.4),
+        (64, (256, 8), 1e-2, 0.3),
+        (128, (256, 8), 1e-3, None),
+        (128, (64, 4), 1e-3, 0.8),
+        (128, (64, 4), 1e-2, 0.7),
+    ):
+        task = mqar_task("gla", "fla", cell=cell, d_model=d_model, lr=lr, seed=0)
+        metrics = None if accuracy is None else {"accuracy": accuracy, "state_bytes": 1024}
+        made.append(
+            record(
+                task, metrics, status="ok" if metrics else "oom", error=None if metrics else "full"
+            )
+        )
+    drawn = mqar(tidy(made))["accuracy_map"]
+    narrow, wide = drawn.figure.axes
+    assert [axes.get_title() for axes in (narrow, wide)] == ["Width 64", "Width 128"]
+    assert [text.get_text() for text in narrow.texts] == ["0.40", "0.30°"]
+    assert [text.get_text() for text in wide.texts] == ["0.80"]
+    assert "°: of fewer learning rates" in drawn.caption
+    told = drawn.summary.set_index(["seq_len", "kv_pairs", "d_model"])["GLA"]
+    assert told[256, 8, 128] == "oom"
+
+
+def test_a_mean_over_rates_is_of_every_segment_too():
+    made = []
+    for lr, scores in ((1e-3, (0.9, 0.5)), (1e-2, (0.5, 0.1))):
+        task = mqar_task("gla", "fla", cell=(256, 64), d_model=64, lr=lr, seed=0)
+        task["over_lr"] = "mean"
+        segments = dict(zip(("accuracy_64_4", "accuracy_64_8"), scores, strict=True))
+        mean = sum(scores) / 2
+        made.append(record(task, {"accuracy": mean, "state_bytes": 1024} | segments))
+    (panel,) = mqar(tidy(made))["accuracy_map"].figure.axes
+    assert [text.get_text() for text in panel.texts] == ["0.70", "0.30"]
 
 
 # Captions.
