@@ -169,11 +169,11 @@ def _run_all(by_grid: "dict[str, list[Cell]]", options: "Options", fleet: "Fleet
         if summary.stopped_by:
             not_begun = list(by_grid.values())[place + 1 :]
             left = summary.left + sum(len(selection.pending(c, options)) for c in not_begun)
-            # A --fresh of its own would start over.
-            again = ["--fresh-since", options.fresh_since or ""]
-            words = [again if word == "--fresh" else [word] for word in sys.argv[1:]]
-            command = shlex.join(["mixerbench", *itertools.chain(*words)])
             if left:
+                # A --fresh of its own would start over.
+                again = ["--fresh-since", options.fresh_since or ""]
+                words = [again if word == "--fresh" else [word] for word in sys.argv[1:]]
+                command = shlex.join(["mixerbench", *itertools.chain(*words)])
                 print(f"{left} cells left; to go on: {command}")
             return INTERRUPTED.get(summary.stopped_by, status)
     return status
