@@ -114,7 +114,7 @@ def test_rows_in_groups_of_tokens(monkeypatch, regime):
     """What bf16 runs on a GPU: another order of rows, sums over tokens from differences of sums."""
     table = dataclasses.replace(chunks.table_of(torch.empty(16), torch.empty(16)), group=4)
     monkeypatch.setattr(chunks, "table_of", lambda _q, _v: table)
-    case = draw(1, 100, 1, 16, 16, regime, 0.1)
+    case = draw(1, 100, 2, 16, 16, regime, 0.1)
     # Sums of a chunk's 64 log gates of up to 126 bits, at 2^-24 of their size.
     check(kernels(*case), oracle(*case), scale=64)
     q, z, v, bound, _, dy, _ = draw(2, 65, 1, 16, 32, regime, 0.3)
@@ -129,7 +129,7 @@ def test_deep_chunks(monkeypatch, regime, group):
     """Rows in either order; a row's spans depend on no later token."""
     table = dataclasses.replace(chunks.table_of(torch.empty(16), torch.empty(16)), group=group)
     monkeypatch.setattr(chunks, "table_of", lambda _q, _v: table)
-    case = draw(1, 100, 1, 16, 16, regime, 1e-3)
+    case = draw(1, 100, 2, 16, 16, regime, 1e-3)
     found = kernels(*case)
     # Of `mixture` a bound's gradient is sums that cancel, divided by gates of a thousandth.
     skip = ("dbound",) if regime == "mixture" else ()

@@ -80,9 +80,8 @@ def test_one_angle_for_both_directions():
     check(ops, case, both=True)
 
 
-@pytest.mark.parametrize(
-    ("turn", "both"), [(False, False), (True, True)], ids=["real-causal", "complex-both"]
-)
+@pytest.mark.parametrize("turn", [False, True], ids=["real", "complex"])
+@pytest.mark.parametrize("both", [False, True], ids=["causal", "both"])
 def test_segments(warps, monkeypatch, turn, both):
     """The sequence ends within the last segment but one, or within the last."""
     t, split, length = (40, (3, 16), 25) if warps == 1 else (80, (2, 64), 70)
@@ -181,7 +180,7 @@ def test_the_operators_shapes_without_data(both, heads):
 def test_narrow_keys(k, v, split, warps, both, monkeypatch):
     """HGRN2 with few keys a head, against the per-token loop in fp64; in two segments too."""
     generator = torch.Generator().manual_seed(k)
-    b, t, h = 2, 70 if warps > 1 else 20 if split else 9, 2
+    b, t, h = 2, 70 if warps > 1 else 20 if split else 9, 3
     if split:
         monkeypatch.setattr(ScanLaunch, "split", lambda *_: split)
     shapes = [(b, t, h, k), (b, t, h, k), (b, t, h, v), (b, h, k, v)]
