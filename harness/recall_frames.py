@@ -1,5 +1,5 @@
-"""What figures of MQAR grids share: runs chosen over learning rates, means over seeds, what captions
-tell of both, and a sheet that tells what could not be drawn."""
+"""What figures of MQAR grids share: runs chosen over learning rates, means over seeds, what
+captions tell of both, and a sheet that tells what could not be drawn."""
 
 from __future__ import annotations
 
