@@ -46,11 +46,12 @@ def with_series(
     order = {mixer: i for i, mixer in enumerate(MARKS)}
     for mixer, impl in pairs:
         variants = lines[(lines["mixer"] == mixer) & (lines["impl"] == impl)]
-        differing = [name for name in names if variants[name].nunique(dropna=False) > 1]
+        # What is apart is told of each: a lone hybrid must not read as the plain mixer.
+        told = [x for x in names if x in apart or variants[x].nunique(dropna=False) > 1]
         for variant, row in enumerate(variants.itertuples(index=False, name=None)):
             values = dict(zip(lines.columns, row, strict=True))
             parts = [f"{mixer_name(mixer)} ({impl})" if impls[mixer] > 1 else mixer_name(mixer)]
-            parts += [_setting(name, values[name]) for name in differing]
+            parts += [_setting(name, values[name]) for name in told]
             labels[_line(row)] = order.get(mixer, len(order)), ", ".join(parts), variant
     rows = table[[*known, *names]].itertuples(index=False, name=None)
     found = [labels[_line(row)] for row in rows]

@@ -24,6 +24,8 @@ WIDTH_IN, COLUMN_IN = 6.9, 3.4
 NARROWEST_IN, PANEL_IN = 0.9, 2.2
 """A panel with its axis' numbers, without the labels to its right: one that can still be read, and
 what it gets where there would be less."""
+BETWEEN_IN = 0.15
+"""From one panel's title to the next."""
 LINE_PT = 10.5
 """From one line of 8-pt text to the next."""
 NOTE_CHARACTERS = 112
@@ -116,7 +118,7 @@ class Sheet:
         return self.figure
 
     def _widen(self) -> None:
-        """Wider than a page where long labels would leave the panels no room."""
+        """Wider than a page where long labels would leave the panels, or their titles, no room."""
         wanted = [0.0] * self.columns
         for ax, made in self._labels:
             column = self.axes.index(ax) % self.columns
@@ -124,8 +126,11 @@ class Sheet:
             wanted[column] = max(wanted[column], *inside, 0.0)
         width_in, height_in = self.figure.get_size_inches()
         labels_in = sum(wanted) / self.figure.dpi
-        if labels_in + self.columns * NARROWEST_IN > width_in:
-            self.figure.set_size_inches(labels_in + self.columns * PANEL_IN, height_in)
+        titles = [ax.title.get_window_extent().width for ax in self.axes]
+        titles_in = max(titles) / self.figure.dpi + BETWEEN_IN
+        if labels_in + self.columns * max(NARROWEST_IN, titles_in) > width_in:
+            panel_in = max(PANEL_IN, titles_in)
+            self.figure.set_size_inches(labels_in + self.columns * panel_in, height_in)
 
     def _place(self, ax: Axes, made: list[tuple[End, Text]]) -> None:
         height_pt = ax.get_window_extent().height * 72 / self.figure.dpi

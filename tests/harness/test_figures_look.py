@@ -76,6 +76,15 @@ def test_long_labels_leave_the_panels_room(label, wider):
     assert all(ax.get_window_extent().width > 0.4 * figure.dpi for ax in sheet.axes)
 
 
+def test_titles_have_room_beside_each_other():
+    sheet = Sheet(4, height_in=2.0, columns=4)
+    for ax in sheet.axes:
+        ax.set_title("256 tokens, 16 pairs")
+    label = "HGRN2, short conv first (none)"
+    sheet.label(sheet.axes[-1], [End(label, Mark("black", "o", "-", "full"), (1, 1))])
+    assert not overlaps(sheet.finish())
+
+
 def test_the_same_records_give_the_same_svg(tmp_path):
     table = tidy(mqar_records(cells=((64, 4),), lrs=(1e-3,)))
     for copy in ("one", "two"):
