@@ -14,10 +14,12 @@ ROOT = Path(__file__).parent.parent
 def expect_passes(file: Path, *, interpreted: bool = True) -> None:
     """That file's tests pass."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    plugins = ["-p", "no:cacheprovider"]
     if interpreted:
         environment["TRITON_INTERPRET"] = "1"
+        plugins += ["-p", "tests.interpreter"]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(file)],
+        [sys.executable, "-m", "pytest", "-q", *plugins, str(file)],
         cwd=ROOT,
         env=environment,
         capture_output=True,
