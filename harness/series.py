@@ -21,6 +21,7 @@ def with_series(
     axes: Sequence[str],
     *,
     apart: Sequence[str] = (),
+    told: Sequence[str] = (),
     devices: Literal["device", "device_type"] = "device",
 ) -> pd.DataFrame:
     """The frame with two more columns: `series`, a line's label, and `variant`, its number among
@@ -29,6 +30,8 @@ def with_series(
     `axes` are the columns that the figure shows, pools or selects by. Whatever else differs between
     cells of one mixer that agree in all of them makes lines of their own, as do the columns in
     `apart` wherever they differ: cells that are not alike are never drawn over one another.
+    `told`: of those the ones that every label has where the frame has more than one value, so that
+    a lone hybrid does not read as the plain mixer; others where they tell a mixer's lines apart.
     `devices`: the column that tells devices apart: each, or a CPU from a GPU alone.
     """
     known = ["mixer", "impl"]
@@ -39,6 +42,8 @@ def with_series(
     alike = table.groupby([*known, *shown, *apart], dropna=False)
     varied = [name for name in others if alike[name].nunique(dropna=False).gt(1).any()]
     names = _enough(table, known, [*apart, *varied])
+    several = [x for x in told if table[x].nunique() > 1]
+    names += [x for x in several if x not in names]
     lines = table[[*known, *names]].drop_duplicates().sort_values([*known, *names])
     pairs = list(lines[known].drop_duplicates().itertuples(index=False, name=None))
     impls = Counter(mixer for mixer, _ in pairs)
@@ -46,12 +51,11 @@ def with_series(
     order = {mixer: i for i, mixer in enumerate(MARKS)}
     for mixer, impl in pairs:
         variants = lines[(lines["mixer"] == mixer) & (lines["impl"] == impl)]
-        # What is apart is told of each: a lone hybrid must not read as the plain mixer.
-        told = [x for x in names if x in apart or variants[x].nunique(dropna=False) > 1]
+        own = [x for x in names if x in several or variants[x].nunique(dropna=False) > 1]
         for variant, row in enumerate(variants.itertuples(index=False, name=None)):
             values = dict(zip(lines.columns, row, strict=True))
             parts = [f"{mixer_name(mixer)} ({impl})" if impls[mixer] > 1 else mixer_name(mixer)]
-            parts += [_setting(name, values[name]) for name in told]
+            parts += [_setting(name, values[name]) for name in own]
             labels[_line(row)] = order.get(mixer, len(order)), ", ".join(parts), variant
     rows = table[[*known, *names]].itertuples(index=False, name=None)
     found = [labels[_line(row)] for row in rows]

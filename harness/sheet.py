@@ -112,13 +112,18 @@ class Sheet:
         self._widen()
         self.figure.align_ylabels()
         self.figure.draw_without_rendering()
+        # A wider panel's numbers can take some of what it gained.
+        for missing_in in iter(self._missing_in, 0.0):
+            width_in, height_in = self.figure.get_size_inches()
+            self.figure.set_size_inches(width_in + self.columns * missing_in, height_in)
+            self.figure.draw_without_rendering()
         self.figure.set_layout_engine("none")
         for ax, made in self._labels:
             self._place(ax, made)
         return self.figure
 
     def _widen(self) -> None:
-        """Wider than a page where long labels would leave the panels, or their titles, no room."""
+        """Wider than a page where long labels would leave the panels no room."""
         wanted = [0.0] * self.columns
         for ax, made in self._labels:
             column = self.axes.index(ax) % self.columns
@@ -126,11 +131,19 @@ class Sheet:
             wanted[column] = max(wanted[column], *inside, 0.0)
         width_in, height_in = self.figure.get_size_inches()
         labels_in = sum(wanted) / self.figure.dpi
-        titles = [ax.title.get_window_extent().width for ax in self.axes]
-        titles_in = max(titles) / self.figure.dpi + BETWEEN_IN
-        if labels_in + self.columns * max(NARROWEST_IN, titles_in) > width_in:
-            panel_in = max(PANEL_IN, titles_in)
-            self.figure.set_size_inches(labels_in + self.columns * panel_in, height_in)
+        if labels_in + self.columns * NARROWEST_IN > width_in:
+            self.figure.set_size_inches(labels_in + self.columns * PANEL_IN, height_in)
+
+    def _missing_in(self) -> float:
+        """By how much each panel is too narrow for its title, next to the others and the edges."""
+        missing = [0.0]
+        boxes = [ax.title.get_window_extent() for ax in self.axes]
+        for i, box in enumerate(boxes):
+            # A panel's middle moves away from an edge by half of what the panel gains.
+            missing += [-2 * box.x0, 2 * (box.x1 - self.figure.bbox.x1)]
+            if not self.last_of_row(i):
+                missing.append(box.x1 + BETWEEN_IN * self.figure.dpi - boxes[i + 1].x0)
+        return round(max(missing) / self.figure.dpi, 2)
 
     def _place(self, ax: Axes, made: list[tuple[End, Text]]) -> None:
         height_pt = ax.get_window_extent().height * 72 / self.figure.dpi

@@ -45,14 +45,16 @@ def test_a_setting_that_goes_with_an_axis_makes_no_line_of_its_own():
     assert set(with_series(tidy(made), AXES)["series"]) == {"HGRN2"}
 
 
-def test_what_is_kept_apart_is_told_of_a_mixer_that_has_one_line_too():
+def test_a_lone_hybrid_does_not_read_as_the_plain_mixer():
     plain, hybrid = hgrn2(64, protocol="hgrn2-paper"), hgrn2(64, protocol="short conv first")
     gla = hybrid | {"mixer": hybrid["mixer"] | {"name": "gla"}}
     made = [record(task, {"accuracy": 0.5}) for task in (plain, hybrid, gla)]
-    table = with_series(tidy(made), AXES, apart=["protocol"])
+    table = with_series(tidy(made), AXES, apart=["protocol"], told=["protocol"])
     hybrids = {"HGRN2, short conv first", "GLA, short conv first"}
     assert set(table["series"]) == {"HGRN2, hgrn2-paper", *hybrids}
-    alone = with_series(tidy(made[-1:]), AXES, apart=["protocol"])
+    one_each = with_series(tidy([made[0], made[2]]), AXES, apart=["protocol"], told=["protocol"])
+    assert set(one_each["series"]) == {"HGRN2, hgrn2-paper", "GLA, short conv first"}
+    alone = with_series(tidy(made[-1:]), AXES, apart=["protocol"], told=["protocol"])
     assert set(alone["series"]) == {"GLA"}, "where all runs share it, the caption tells it"
 
 

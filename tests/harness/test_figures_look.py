@@ -76,13 +76,19 @@ def test_long_labels_leave_the_panels_room(label, wider):
     assert all(ax.get_window_extent().width > 0.4 * figure.dpi for ax in sheet.axes)
 
 
-def test_titles_have_room_beside_each_other():
-    sheet = Sheet(4, height_in=2.0, columns=4)
-    for ax in sheet.axes:
-        ax.set_title("256 tokens, 16 pairs")
-    label = "HGRN2, short conv first (none)"
-    sheet.label(sheet.axes[-1], [End(label, Mark("black", "o", "-", "full"), (1, 1))])
-    assert not overlaps(sheet.finish())
+@pytest.mark.parametrize("label", ["", "HGRN2, short conv first (none)"])
+@pytest.mark.parametrize("columns", [1, 2, 3, 4])
+def test_titles_have_room_beside_each_other(columns, label):
+    sheet = Sheet(columns, height_in=2.0, columns=columns)
+    for i, ax in enumerate(sheet.axes):
+        ax.set_title("256 tokens, 16 pairs, bf16 autocast")
+        sheet.axis_names(i, x="Model width", y="Trainings an hour")
+    if label:
+        sheet.label(sheet.axes[-1], [End(label, Mark("black", "o", "-", "full"), (1, 1))])
+    figure = sheet.finish()
+    assert not overlaps(figure)
+    boxes = [ax.title.get_window_extent() for ax in sheet.axes]
+    assert all(a.x1 + 0.1 * figure.dpi < b.x0 for a, b in pairwise(boxes))
 
 
 def test_the_same_records_give_the_same_svg(tmp_path):
