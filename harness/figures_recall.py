@@ -33,7 +33,7 @@ def mqar(table: pd.DataFrame) -> dict[str, Plot]:
     if "accuracy" not in table or not table["accuracy"].notna().any():
         return plots
     # Our variants are lines of their own, by the label of their protocol.
-    table = with_series(table, AXES, apart=["protocol"], told=["protocol"], devices="device_type")
+    table = with_series(table, AXES, told=["protocol"], devices="device_type")
     for suffix, page in pages(table):
         with styled():
             plots[f"accuracy_over_width{suffix}"] = over_width(page)

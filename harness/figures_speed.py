@@ -107,7 +107,7 @@ def by_page(
     types = table["device_type"].unique()
     for device_type in types:
         part = table[table["device_type"] == device_type]
-        part = with_series(part, axes, apart=["device"], told=["device"])
+        part = with_series(part, axes, told=["device"])
         if not part["status"].eq("ok").any():
             continue
         for suffix, page in pages(part):

@@ -27,8 +27,7 @@ def trainings_an_hour(table: pd.DataFrame) -> dict[str, Plot]:
     if not table["train_s"].notna().any():
         return {}
     table = table.assign(trainings_an_hour=3600 / table["train_s"])
-    names = ["protocol", "device"]
-    table = with_series(table, [*AXES, "precision"], apart=names, told=names)
+    table = with_series(table, [*AXES, "precision"], told=["protocol", "device"])
     return {f"trainings_an_hour{suffix}": _plot(page) for suffix, page in pages(table)}
 
 

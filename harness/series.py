@@ -30,11 +30,11 @@ def with_series(
     `axes` are the columns that the figure shows, pools or selects by. Whatever else differs between
     cells of one mixer that agree in all of them makes lines of their own, as do the columns in
     `apart` wherever they differ: cells that are not alike are never drawn over one another.
-    `told`: of those the ones that every label has where the frame has more than one value, so that
-    a lone hybrid does not read as the plain mixer; others where they tell a mixer's lines apart.
+    Those in `told` do too, and every label has them where they differ between any two cells: a lone
+    hybrid must not read as the plain mixer.
     `devices`: the column that tells devices apart: each, or a CPU from a GPU alone.
     """
-    known = ["mixer", "impl"]
+    known, apart = ["mixer", "impl"], [*apart, *told]
     shown = [name for name in axes if name in table]
     others = [
         name for name in (*settings(table), devices) if name not in ("task", *known, *shown, *apart)

@@ -49,12 +49,12 @@ def test_a_lone_hybrid_does_not_read_as_the_plain_mixer():
     plain, hybrid = hgrn2(64, protocol="hgrn2-paper"), hgrn2(64, protocol="short conv first")
     gla = hybrid | {"mixer": hybrid["mixer"] | {"name": "gla"}}
     made = [record(task, {"accuracy": 0.5}) for task in (plain, hybrid, gla)]
-    table = with_series(tidy(made), AXES, apart=["protocol"], told=["protocol"])
+    table = with_series(tidy(made), AXES, told=["protocol"])
     hybrids = {"HGRN2, short conv first", "GLA, short conv first"}
     assert set(table["series"]) == {"HGRN2, hgrn2-paper", *hybrids}
-    one_each = with_series(tidy([made[0], made[2]]), AXES, apart=["protocol"], told=["protocol"])
+    one_each = with_series(tidy([made[0], made[2]]), AXES, told=["protocol"])
     assert set(one_each["series"]) == {"HGRN2, hgrn2-paper", "GLA, short conv first"}
-    alone = with_series(tidy(made[-1:]), AXES, apart=["protocol"], told=["protocol"])
+    alone = with_series(tidy(made[-1:]), AXES, told=["protocol"])
     assert set(alone["series"]) == {"GLA"}, "where all runs share it, the caption tells it"
 
 
