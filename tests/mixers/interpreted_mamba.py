@@ -1,7 +1,7 @@
 """Mamba's scan and convolution under Triton's interpreter, against the fp64 oracles.
 
 Run by test_mamba_triton.py with TRITON_INTERPRET=1, which must be set before triton is imported.
-fp32 only: the interpreter's bf16 is wrong. mamba_inputs.py and conv_silu_inputs.py derive the bars.
+mamba_inputs.py and conv_silu_inputs.py derive the bars.
 """
 
 from __future__ import annotations
@@ -46,6 +46,11 @@ LENGTHS = (1, ROWS - 1, ROWS, ROWS + 1, 3 * ROWS, 3 * ROWS + 5)
 )
 def test_results_and_gradients(t, c, n):
     check(selective_scan, draw(2, t, c, n))
+
+
+@pytest.mark.parametrize(("t", "c", "n"), [(3 * ROWS + 5, 8, 4), (ROWS, 32, 16)])
+def test_results_and_gradients_in_bf16(t, c, n):
+    check(selective_scan, draw(2, t, c, n, dtype=torch.bfloat16))
 
 
 @pytest.mark.parametrize("shift", [-12.0, 2.0, 30.0])
