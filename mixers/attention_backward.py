@@ -16,6 +16,7 @@ from mixers.attention_kernels import (
     as_operand,
     compiled_for,
     load_rows,
+    load_with_rest,
     padded,
     split,
     store_rows,
@@ -54,9 +55,8 @@ def score_gradients(
     DOT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """P D and dS as operands, over the tokens of x and y: query and key, with dx = do and dy = v,
-    or the other way round. lse, delta and bits have the queries' axis, column the keys', seen
-    (whether a query sees a key) both."""
+    """P D and dS as operands, over the tokens of x and y: query and key, dx = do and dy = v, or the
+    other way round. lse, delta and bits have the queries' axis, column the keys', seen both."""
     S = tl.dot(x, tl.trans(y), input_precision=PRECISION)
     dP = tl.dot(dx, tl.trans(dy), input_precision=PRECISION)
     P = tl.exp2(tl.where(seen, S * SCALE - lse, float("-inf")))
@@ -72,6 +72,7 @@ def attention_bwd_query_kernel(
     v,
     at,
     o,
+    rest,
     do,
     lse,
     delta,
@@ -117,17 +118,16 @@ def attention_bwd_query_kernel(
     k += batch * k_stride_b + own * k_stride_h
     v += batch * v_stride_b + own * v_stride_h
     do += batch * do_stride_b + own * do_stride_h
-    o += (batch * N * H + own) * K
+    place = (batch * N * H + own) * K
     dq += batch * d_stride_b + own * d_stride_h
 
     row = start + tl.arange(0, C)
     token = tokens_of(at, batch, row, N, AT)
     own_bits = load_bits(bits, head, row, N, DROPPED)[:, None]
     query = as_operand(load_rows(q, start, q_stride_t, N, K, C), DOT, PRECISION)
-    d_output = load_rows(do, start, do_stride_t, N, K, C)
-    output = load_rows(o, start, H * K, N, K, C)
-    own_delta = tl.sum(d_output.to(tl.float32) * output.to(tl.float32), 1)
-    d_output = as_operand(d_output, DOT, PRECISION)
+    d_output = as_operand(load_rows(do, start, do_stride_t, N, K, C), DOT, PRECISION)
+    output = load_with_rest(o + place, rest + place, start, H * K, N, K, C)
+    own_delta = tl.sum(d_output.to(tl.float32) * output, 1)
     tl.store(delta + head * whole_tiles(N) + row, own_delta)
     own_lse = tl.load(lse + head * whole_tiles(N) + row)
     d_query = tl.zeros([C, K], tl.float32)
@@ -252,6 +252,7 @@ def attention_gradients(
     v: Tensor,
     at: Tensor | None,
     o: Tensor,
+    rest: Tensor,
     lse: Tensor,
     bits: Tensor,
     do: Tensor,
@@ -266,7 +267,7 @@ def attention_gradients(
     table, constants = compiled_for(q, p)
     tokens = bits if at is None else at
     for kernel, launch, rows, tensors, own in (
-        (attention_bwd_query_kernel, table.query, n, (tokens, o, do, lse, delta, dq), dq),
+        (attention_bwd_query_kernel, table.query, n, (tokens, o, rest, do, lse, delta, dq), dq),
         (attention_bwd_key_kernel, table.key, t, (tokens, do, lse, delta, dk, dv), dk),
     ):
         enqueue(
@@ -295,6 +296,5 @@ def attention_gradients(
 def gradients_like(q: Tensor, k: Tensor, *, apart: bool) -> list[Tensor]:
     """What `attention_gradients` gives, unfilled; `apart`: the queries' by themselves."""
     b, t, h, width = k.shape
-    if not apart:
-        return [k.new_empty((b, t, 3, h, width))]
-    return [q.new_empty(q.shape), k.new_empty((b, t, 2, h, width))]
+    joint = k.new_empty((b, t, 2 if apart else 3, h, width))
+    return [q.new_empty(q.shape), joint] if apart else [joint]

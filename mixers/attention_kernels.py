@@ -6,6 +6,9 @@ of its softmax's sum, from which the backward pass forms the probabilities again
     S_ij = q_i k_j / sqrt(k)      P_ij = exp(S_ij - lse_i), j <= i      o_i = sum_j P_ij D_ij v_j
     dS_ij = P_ij (D_ij do_i v_j - delta_i)      delta_i = do_i o_i
 
+A row of dS sums to zero, so that what its keys have in common adds nothing to dq. A delta of an o
+rounded to 16 bits would undo that: what the rounding leaves is kept beside it.
+
 D is 1 / (1 - p) where a probability is kept, else 0. No number is summed by two programs: results
 are the same bits every time. Axes: b batch, t time, n queries (all t, or those of some tokens), h
 heads, k head size. A program has C tokens of one head and walks over others STEP at a time.
@@ -114,6 +117,26 @@ def store_rows(y, tile, start, stride_t, T, K: tl.constexpr, C: tl.constexpr):
     tl.store(y + place, tile.to(y.dtype.element_ty), mask=(start + token < T)[:, None])
 
 
+@triton.jit
+@no_type_check
+def store_with_rest(y, rest, tile, start, stride_t, T, K: tl.constexpr, C: tl.constexpr):
+    """As `store_rows`; in `rest`, where y is not fp32, what y's rounding leaves."""
+    store_rows(y, tile, start, stride_t, T, K, C)
+    if not y.dtype.element_ty.is_fp32():
+        tile -= tile.to(y.dtype.element_ty).to(tl.float32)
+        store_rows(rest, tile, start, stride_t, T, K, C)
+
+
+@triton.jit
+@no_type_check
+def load_with_rest(y, rest, start, stride_t, T, K: tl.constexpr, C: tl.constexpr):
+    """In fp32 what `store_with_rest` stored, but for the rest's own rounding."""
+    tile = load_rows(y, start, stride_t, T, K, C).to(tl.float32)
+    if not y.dtype.element_ty.is_fp32():
+        tile += load_rows(rest, start, stride_t, T, K, C).to(tl.float32)
+    return tile
+
+
 @triton.jit(do_not_specialize=["T", "N", "heads"])
 @no_type_check
 def attention_fwd_kernel(
@@ -122,6 +145,7 @@ def attention_fwd_kernel(
     v,
     at,
     o,
+    rest,
     lse,
     bits,
     state,
@@ -148,8 +172,8 @@ def attention_fwd_kernel(
     DOT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """o [b n h k], lse [b h n'], to base 2, and bits [b h n'] of C queries of one head, over the
-    keys up to them, T in all.
+    """o [b n h k], rest, which its rounding leaves, lse [b h n'], to base 2, and bits [b h n'] of C
+    queries of one head, over the keys up to them, T in all.
 
     SCALE: log2(e) / sqrt(k), so that exponents are those of 2. KEPT: 1 / (1 - p).
     """
@@ -182,18 +206,18 @@ def attention_fwd_kernel(
         higher = tl.maximum(highest, tl.max(S, 1) * SCALE)
         shrink = tl.exp2(highest - higher)
         highest = higher
-        P = tl.exp2(S * SCALE - higher[:, None])
+        # Rounded, then summed: o is a mean of values, what all have in common is as it was.
+        P = operand(tl.exp2(S * SCALE - higher[:, None]), DOT, PRECISION).to(tl.float32)
         total = total * shrink + tl.sum(P, 1)
-        P *= where_kept(1.0, own_bits[:, None], column[None, :], DROPPED)
+        P = where_kept(P, own_bits[:, None], column[None, :], DROPPED)
         value = as_operand(load_rows(v, first, v_stride_t, T, K, STEP), DOT, PRECISION)
-        acc = tl.dot(
-            operand(P, DOT, PRECISION), value, acc * shrink[:, None], input_precision=PRECISION
-        )
+        acc = tl.dot(P.to(DOT), value, acc * shrink[:, None], input_precision=PRECISION)
     # Of rows past N every probability is 0, infinite keys or not.
     own_lse = tl.where(row < N, highest + tl.log2(total), float("inf"))
     tl.store(lse + head * whole_tiles(N) + row, own_lse)
-    o += (batch * N * H + own) * K
-    store_rows(o, acc * (KEPT / total)[:, None], start, H * K, N, K, C)
+    place = (batch * N * H + own) * K
+    output = acc * (KEPT / total)[:, None]
+    store_with_rest(o + place, rest + place, output, start, H * K, N, K, C)
 
 
 def split(x: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
@@ -224,23 +248,25 @@ def compiled_for(q: Tensor, p: float) -> tuple[Settings, dict[str, object]]:
     return settings(width, "bf16" if dot == tl.bfloat16 else precision), constants
 
 
-def buffers_of(q: Tensor, *, drops: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """o [b n h k] in q's dtype, and for `attention_gradients` lse fp32 [b h n'], to base 2, and
-    dropout's bits int32 [b h n'], an empty tensor where nothing is dropped. n' is n padded."""
+def buffers_of(q: Tensor, *, drops: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """o [b n h k] in q's dtype, and for `attention_gradients` rest, which its rounding leaves,
+    likewise, or empty in fp32, lse fp32 [b h n'], to base 2, and dropout's bits int32 [b h n'],
+    empty where nothing is dropped. n' is n padded."""
     b, n, h, _ = q.shape
     lse = q.new_empty((b, h, padded(n)), dtype=torch.float32)
     bits = torch.empty_like(lse, dtype=torch.int32) if drops else lse.new_empty(0)
-    return q.new_empty(q.shape), lse, bits
+    rest = q.new_empty(0 if q.dtype == torch.float32 else q.shape)
+    return q.new_empty(q.shape), rest, lse, bits
 
 
 def attention_output(
     q: Tensor, k: Tensor, v: Tensor, at: Tensor | None, state: Tensor | None, p: float
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`buffers_of` q, filled, of q [b n h k], k and v [b t h k], whose last axes are contiguous.
     `at`: the tokens of the queries, int64 [b n], contiguous; None: all, n = t. `state`: dropout's,
     int64 []; None: no dropout."""
     b, n, h, _ = q.shape
-    o, lse, bits = buffers_of(q, drops=state is not None)
+    o, rest, lse, bits = buffers_of(q, drops=state is not None)
     table, constants = compiled_for(q, 0.0 if state is None else p)
     launch = table.forward
     enqueue(
@@ -251,6 +277,7 @@ def attention_output(
         v,
         bits if at is None else at,
         o,
+        rest,
         lse,
         bits,
         bits if state is None else state,
@@ -266,4 +293,4 @@ def attention_output(
         num_warps=launch.num_warps,
         num_stages=launch.num_stages,
     )
-    return o, lse, bits
+    return o, rest, lse, bits

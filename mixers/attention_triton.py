@@ -123,8 +123,8 @@ def _check(q: Tensor, k: Tensor, v: Tensor, at: Tensor | None) -> None:
 @no_type_check
 def _forward(
     x: Sequence[Tensor], at: Tensor | None, state: Tensor | None, p: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """o [b n h k], lse [b h n'] and bits [b h n'].
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """o and rest [b n h k], lse [b h n'] and bits [b h n'].
 
     Not the state for the backward pass: the caller's own copy may have moved on by then, since
     torch's compiler takes it for the buffer that it is of.
@@ -139,6 +139,7 @@ def _backward(
     x: Sequence[Tensor],
     at: Tensor | None,
     o: Tensor,
+    rest: Tensor,
     lse: Tensor,
     bits: Tensor,
     do: Tensor,
@@ -147,21 +148,21 @@ def _backward(
     """As `attention_gradients`."""
     with torch.cuda.device_of(do):
         at = None if at is None else at.contiguous()
-        return attention_gradients(*_parts(x), at, o, lse, bits, rows(do), p)
+        return attention_gradients(*_parts(x), at, o, rest, lse, bits, rows(do), p)
 
 
 # torch's compiler keeps code by an operator's name and not by what its likeness below returns:
 # where that changes, the name must.
-_compiled_forward = torch.library.custom_op("mixers::past_attention", _forward, mutates_args=())
+_compiled_forward = torch.library.custom_op("mixers::causal_attention", _forward, mutates_args=())
 _compiled_backward = torch.library.custom_op(
-    "mixers::past_attention_backward", _backward, mutates_args=()
+    "mixers::causal_attention_backward", _backward, mutates_args=()
 )
 
 
 @_compiled_forward.register_fake
 def _forward_fake(
     x: Sequence[Tensor], at: Tensor | None, state: Tensor | None, p: float
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     del at, p
     q, *_ = _parts(x)
     return buffers_of(q, drops=state is not None)
@@ -172,12 +173,13 @@ def _backward_fake(
     x: Sequence[Tensor],
     at: Tensor | None,
     o: Tensor,
+    rest: Tensor,
     lse: Tensor,
     bits: Tensor,
     do: Tensor,
     p: float,
 ) -> list[Tensor]:
-    del o, lse, bits, do, p
+    del o, rest, lse, bits, do, p
     q, k, _ = split(x)
     return gradients_like(q, k, apart=at is not None)
 
@@ -190,8 +192,8 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 def _differentiate(ctx: Any, run: Callable[..., list[Tensor]], do: Tensor) -> list[Tensor]:
     """Of each of the inputs."""
-    at, o, lse, bits, *x = ctx.saved_tensors
-    gradients = run(x, at, o, lse, bits, do, ctx.p)
+    at, o, rest, lse, bits, *x = ctx.saved_tensors
+    gradients = run(x, at, o, rest, lse, bits, do, ctx.p)
     return gradients if len(x) == len(gradients) else list(split(gradients))
 
 

@@ -18,6 +18,6 @@ def launches(width: int, dtype: torch.dtype, p: float, *, alone: bool = False) -
     at = torch.empty(128, 64, dtype=torch.int64, device="meta") if alone else None
     q = q[:, :64] if alone else q
     with noted() as found:
-        o, lse, bits = attention_output(q, k, v, at, state, p)
-        attention_gradients(q, k, v, at, o, lse, bits, o, p)
+        o, rest, lse, bits = attention_output(q, k, v, at, state, p)
+        attention_gradients(q, k, v, at, o, rest, lse, bits, o, p)
     return found

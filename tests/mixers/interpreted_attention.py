@@ -1,7 +1,7 @@
 """Attention's kernels under Triton's interpreter, against the fp64 oracle with the same masks.
 
 Run by test_attention_triton.py with TRITON_INTERPRET=1, which must be set before triton is
-imported. fp32 only: the interpreter's bf16 is wrong. attention_inputs.py derives the bar.
+imported. attention_inputs.py derives the bar.
 """
 
 from __future__ import annotations
@@ -20,7 +20,15 @@ from mixers.attention_kernels import bits_of, where_kept
 from mixers.attention_triton import Fused, attend
 from mixers.layers import Dropout, keeps, seed_dropout
 from tests.mixers import test_contract as contract
-from tests.mixers.attention_inputs import check, draw, eager, generator, results
+from tests.mixers.attention_inputs import (
+    DTYPES,
+    check,
+    check_much_in_common,
+    draw,
+    eager,
+    generator,
+    results,
+)
 
 assert os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -42,6 +50,19 @@ def test_results_and_gradients(t, k):
         form = fused(p)
         qkv, do = draw(2 if t < 130 else 1, t, h, k)
         check(form.packed if h == 1 else partial(separate, form), qkv, do, p, "fp32")
+
+
+@pytest.mark.parametrize("k", [32, 128])
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_results_and_gradients_of_16_bits(dtype, k):
+    qkv, do = draw(2, 65, 2, k, dtype=DTYPES[dtype])
+    check(partial(separate, fused(0.1)), qkv, do, 0.1, dtype)
+
+
+@pytest.mark.parametrize("k", [16, 64])
+def test_what_keys_and_values_have_in_common_adds_nothing(precision, k):
+    qkv, do = draw(1, 130, 1, k)
+    check_much_in_common(fused(0.1).packed, qkv, do, 0.1, precision)
 
 
 def test_large_scores():
@@ -233,7 +254,7 @@ def test_bad_input_is_named():
         fused(0.1)(q, k, v, causal=True, mask=torch.ones(1, 4, dtype=torch.bool))
 
 
-# What every mixer promises, but for fp64, bf16 (the interpreter's is wrong) and both directions.
+# What every mixer promises, but for fp64 and both directions.
 PROMISES = (
     contract.check_configuration,
     contract.check_seed,

@@ -17,6 +17,7 @@ from tests.mixers.attention_inputs import (
     DTYPES,
     ROUNDING,
     check,
+    check_much_in_common,
     draw,
     generator,
     of,
@@ -53,6 +54,13 @@ def separate(form: nn.Module, qkv: Tensor) -> Tensor:
 def test_the_shapes_of_recall(b, t, k, precision):
     qkv, do = draw(b, t, 1, k, dtype=DTYPES[precision], device="cuda")
     check(fused(0.1).packed, qkv, do, 0.1, precision)
+
+
+@pytest.mark.parametrize("k", [64, 128])
+@pytest.mark.parametrize(("b", "t"), SHAPES)
+def test_what_keys_and_values_have_in_common_adds_nothing(b, t, k, precision):
+    qkv, do = draw(b, t, 1, k, device="cuda")
+    check_much_in_common(fused(0.1).packed, qkv, do, 0.1, precision)
 
 
 @pytest.mark.parametrize("k", [16, 32, 64, 128])
