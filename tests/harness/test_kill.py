@@ -96,9 +96,9 @@ def test_killed_at_any_moment_a_run_loses_nothing_and_repeats_nothing(
     for kill in range(16):
         process = start(grid, *options)
         if kill % 2:
-            # Of these every other comes after a cell's end, however slow the machine; a fast one
-            # may be done before the last kill.
-            line = "[1/" if kill % 4 == 1 else "cells to run"
+            # Half of these wait until a cell has its record, however slow the machine, for either
+            # kind of kill. A fast one may be done before the last.
+            line = "[1/" if kill % 8 in (1, 7) else "cells to run"
             if wait_for(process, line, "ok from before") == "ok from before":
                 break
             time.sleep(rng.uniform(0, 1))
