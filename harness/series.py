@@ -30,8 +30,8 @@ def with_series(
     `axes` are the columns that the figure shows, pools or selects by. Whatever else differs between
     cells of one mixer that agree in all of them makes lines of their own, as do the columns in
     `apart` wherever they differ: cells that are not alike are never drawn over one another.
-    Those in `told` do too, and every label has them where they differ between any two cells: a lone
-    hybrid must not read as the plain mixer.
+    Those in `told` do too, and every label has them where the frame has more than one value of
+    them: a lone hybrid must not read as the plain mixer.
     `devices`: the column that tells devices apart: each, or a CPU from a GPU alone.
     """
     known, apart = ["mixer", "impl"], [*apart, *told]
