@@ -4,11 +4,12 @@ interpreted_ files.
 The interpreter replaces triton.language's functions by its own anew at every call of a function
 that a kernel calls, two fifths of its time in attention's tests, and makes a table of numpy's types
 whenever it asks for one, two fifths of the rest. What is replaced stays so until the launch ends,
-so here it is done once a launch for each function, and a type is asked for once.
+so here it is done once a launch for each function, and a number's type is asked for once.
 
 It holds bf16 as the 16 bits, which it cuts off instead of rounding, and whose integers it
 multiplies. Here they are rounded to nearest, ties to even, and products are of their values, as on
-a GPU. Sums and the like of bf16 are still those of integers: a kernel has them in fp32.
+a GPU. What it would still do with the bits, a cast from an integer, an addition, a comparison,
+raises; of a reduction nothing tells.
 """
 
 from __future__ import annotations
@@ -24,14 +25,9 @@ from triton.runtime.interpreter import GridExecutor, InterpreterBuilder, TensorH
 
 
 @pytest.fixture(autouse=True, scope="session")
-def asked_once():
-    replace, launch, numpy_type = (
-        interpreter._patch_lang,
-        GridExecutor.__call__,
-        interpreter._get_np_dtype,
-    )
+def replaced_once_a_launch():
+    replace, launch = interpreter._patch_lang, GridExecutor.__call__
     replaced: set[Any] = set()
-    of_numbers = cache(numpy_type)
 
     def first_only(fn: Any) -> Any:
         if fn in replaced:
@@ -43,14 +39,23 @@ def asked_once():
         replaced.clear()
         return launch(self, *args, **options)
 
-    def known_type(kind: Any) -> Any:
-        # Pointers have no hash.
-        return numpy_type(kind) if kind.scalar.is_ptr() else of_numbers(kind.scalar)
-
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(interpreter, "_patch_lang", first_only)
         patch.setattr(GridExecutor, "__call__", fresh)
-        patch.setattr(interpreter, "_get_np_dtype", known_type)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def numpy_types_asked_once():
+    numpy_type = interpreter._get_np_dtype
+    of_numbers = cache(numpy_type)
+
+    def known(kind: Any) -> Any:
+        # A pointer's type cannot be hashed.
+        return numpy_type(kind) if kind.scalar.is_ptr() else of_numbers(kind.scalar)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(interpreter, "_get_np_dtype", known)
         yield
 
 
@@ -64,24 +69,45 @@ def rounded(data: Any) -> Any:
     return np.where(np.isnan(data), bits >> 16 | 0x40, nearest).astype(np.uint16)
 
 
+def is_bf16(x: Any) -> bool:
+    return x.dtype.scalar == tl.bfloat16
+
+
 @pytest.fixture(autouse=True, scope="session")
 def bf16_as_on_a_gpu():
     convert, dot = interpreter._convert_float, InterpreterBuilder.create_dot
+    cast, combine = InterpreterBuilder.cast_impl, InterpreterBuilder.binary_op
+    to_nearest = (None, interpreter._ir.ROUNDING_MODE.RTNE)
 
     def converted(data: Any, source: Any, target: Any, rounding: Any) -> Any:
         if (source, target) == (tl.bfloat16, tl.float32):
             return widened(data)
-        if (source, target) == (tl.float32, tl.bfloat16):
+        if (source, target) == (tl.float32, tl.bfloat16) and rounding in to_nearest:
             return rounded(data)
+        if tl.bfloat16 in (source, target):
+            raise NotImplementedError(f"{source} to {target}, rounding {rounding}")
         return convert(data, source, target, rounding)
 
+    def casted(self: Any, source: Any, target: Any) -> Any:
+        pair = {source.dtype.scalar, target.scalar}
+        if tl.bfloat16 in pair and pair != {tl.bfloat16, tl.float32}:
+            raise NotImplementedError(f"{source.dtype} to {target}: by way of fp32")
+        return cast(self, source, target)
+
     def value(x: Any) -> Any:
-        return TensorHandle(widened(x.data), tl.float32) if x.dtype.scalar == tl.bfloat16 else x
+        return TensorHandle(widened(x.data), tl.float32) if is_bf16(x) else x
 
     def multiplied(self: Any, a: Any, b: Any, *args: Any) -> Any:
         return dot(self, value(a), value(b), *args)
 
+    def combined(self: Any, x: Any, y: Any, op: Any) -> Any:
+        if is_bf16(x) or is_bf16(y):
+            raise NotImplementedError(f"{op.__name__} of bf16: a kernel has it in fp32")
+        return combine(self, x, y, op)
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(interpreter, "_convert_float", converted)
+        patch.setattr(InterpreterBuilder, "cast_impl", casted)
         patch.setattr(InterpreterBuilder, "create_dot", multiplied)
+        patch.setattr(InterpreterBuilder, "binary_op", combined)
         yield

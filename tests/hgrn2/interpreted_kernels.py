@@ -1,8 +1,8 @@
 """The kernels under Triton's interpreter, against the fp64 oracle.
 
 Run by test_triton_interpreter.py with TRITON_INTERPRET=1, which must be set before triton is
-imported. fp32 only: bf16 takes assembly, which is not interpreted. kernel_inputs.py derives the
-bar.
+imported. fp32 only: from 64 channels on bf16 takes assembly, which is not interpreted.
+kernel_inputs.py derives the bar.
 """
 
 from __future__ import annotations
