@@ -13,17 +13,14 @@ from torch import Tensor
 from hgrn2.kernels.first_call import enqueue
 from hgrn2.kernels.gate import operand
 from mixers.attention_kernels import (
-    as_operand,
     compiled_for,
-    load_rows,
-    load_with_rest,
     padded,
     split,
-    store_rows,
     tokens_of,
     where_kept,
     whole_tiles,
 )
+from mixers.attention_rows import as_operand, load_rows, load_with_rest, store_rows
 
 LN2 = tl.constexpr(log(2))
 
@@ -56,7 +53,8 @@ def score_gradients(
     PRECISION: tl.constexpr,
 ):
     """P D and dS as operands, over the tokens of x and y: query and key, dx = do and dy = v, or the
-    other way round. lse, delta and bits have the queries' axis, column the keys', seen both."""
+    other way round. lse, delta and bits have the queries' axis, column the keys', seen (whether a
+    query sees a key) both."""
     S = tl.dot(x, tl.trans(y), input_precision=PRECISION)
     dP = tl.dot(dx, tl.trans(dy), input_precision=PRECISION)
     P = tl.exp2(tl.where(seen, S * SCALE - lse, float("-inf")))
@@ -296,5 +294,6 @@ def attention_gradients(
 def gradients_like(q: Tensor, k: Tensor, *, apart: bool) -> list[Tensor]:
     """What `attention_gradients` gives, unfilled; `apart`: the queries' by themselves."""
     b, t, h, width = k.shape
-    joint = k.new_empty((b, t, 2 if apart else 3, h, width))
-    return [q.new_empty(q.shape), joint] if apart else [joint]
+    if not apart:
+        return [k.new_empty((b, t, 3, h, width))]
+    return [q.new_empty(q.shape), k.new_empty((b, t, 2, h, width))]

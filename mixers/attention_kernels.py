@@ -7,7 +7,8 @@ of its softmax's sum, from which the backward pass forms the probabilities again
     dS_ij = P_ij (D_ij do_i v_j - delta_i)      delta_i = do_i o_i
 
 A row of dS sums to zero, so that what its keys have in common adds nothing to dq. A delta of an o
-rounded to 16 bits would undo that: what the rounding leaves is kept beside it.
+rounded to 16 bits would undo that: what the rounding leaves is kept beside it. The softmax's sum is
+of probabilities rounded for the product, so those formed again sum to 1 within a rounding.
 
 D is 1 / (1 - p) where a probability is kept, else 0. No number is summed by two programs: results
 are the same bits every time. Axes: b batch, t time, n queries (all t, or those of some tokens), h
@@ -28,9 +29,10 @@ import triton.language as tl
 from torch import Tensor
 
 from hgrn2.kernels.first_call import enqueue
-from hgrn2.kernels.gate import load_tile, operand
+from hgrn2.kernels.gate import operand
 from hgrn2.kernels.settings import cdiv, dot_type
 from mixers import attention_settings, layers
+from mixers.attention_rows import as_operand, load_rows, store_with_rest
 from mixers.attention_settings import Settings, settings
 
 FIRST_FACTOR, LAST_FACTOR = map(tl.constexpr, layers.COLUMN_FACTORS)
@@ -85,56 +87,6 @@ def where_kept(x, bits, column, DROPPED: tl.constexpr):
         own = (own ^ (own >> COLUMN_SHIFT)) * LAST_FACTOR
         x = tl.where(own > DROPPED - 1, x, 0.0)
     return x
-
-
-@triton.jit
-@no_type_check
-def load_rows(x, start, stride_t, T, K: tl.constexpr, C: tl.constexpr, WHOLE: tl.constexpr = False):
-    """Tokens [C K] from `start` on; zeros past T. WHOLE: none is past it."""
-    token = tl.arange(0, C)
-    # int64: a stride of tokens may be that of a batch.
-    x += tl.cast(start, tl.int64) * stride_t
-    valid = (token < C) if WHOLE else (start + token < T)
-    return load_tile(x, token, tl.arange(0, K), stride_t, valid)
-
-
-@triton.jit
-@no_type_check
-def as_operand(x, DOT: tl.constexpr, PRECISION: tl.constexpr):
-    """An input, whatever its dtype, in the precision of a product's operands."""
-    if DOT.is_fp32():
-        x = x.to(tl.float32)
-    return operand(x, DOT, PRECISION)
-
-
-@triton.jit
-@no_type_check
-def store_rows(y, tile, start, stride_t, T, K: tl.constexpr, C: tl.constexpr):
-    """The tokens [C K] from `start` on that are before T."""
-    token = tl.arange(0, C)
-    y += tl.cast(start, tl.int64) * stride_t
-    place = token[:, None] * stride_t + tl.arange(0, K)[None, :]
-    tl.store(y + place, tile.to(y.dtype.element_ty), mask=(start + token < T)[:, None])
-
-
-@triton.jit
-@no_type_check
-def store_with_rest(y, rest, tile, start, stride_t, T, K: tl.constexpr, C: tl.constexpr):
-    """As `store_rows`; in `rest`, where y is not fp32, what y's rounding leaves."""
-    store_rows(y, tile, start, stride_t, T, K, C)
-    if not y.dtype.element_ty.is_fp32():
-        tile -= tile.to(y.dtype.element_ty).to(tl.float32)
-        store_rows(rest, tile, start, stride_t, T, K, C)
-
-
-@triton.jit
-@no_type_check
-def load_with_rest(y, rest, start, stride_t, T, K: tl.constexpr, C: tl.constexpr):
-    """In fp32 what `store_with_rest` stored, but for the rest's own rounding."""
-    tile = load_rows(y, start, stride_t, T, K, C).to(tl.float32)
-    if not y.dtype.element_ty.is_fp32():
-        tile += load_rows(rest, start, stride_t, T, K, C).to(tl.float32)
-    return tile
 
 
 @triton.jit(do_not_specialize=["T", "N", "heads"])
@@ -206,7 +158,7 @@ def attention_fwd_kernel(
         higher = tl.maximum(highest, tl.max(S, 1) * SCALE)
         shrink = tl.exp2(highest - higher)
         highest = higher
-        # Rounded, then summed: o is a mean of values, what all have in common is as it was.
+        # What is summed is what is multiplied: o's weights sum to 1, before dropout.
         P = operand(tl.exp2(S * SCALE - higher[:, None]), DOT, PRECISION).to(tl.float32)
         total = total * shrink + tl.sum(P, 1)
         P = where_kept(P, own_bits[:, None], column[None, :], DROPPED)
@@ -223,8 +175,8 @@ def attention_fwd_kernel(
 def split(x: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     """q, k and v, each [b t h k], of the three, of q and both others in one [b t 2 h k], or of all
     in one [b t 3 h k]."""
-    *own, rest = x
-    q, k, v = x if len(x) == 3 else (*own, *rest.unbind(2))
+    *own, joint = x
+    q, k, v = x if len(x) == 3 else (*own, *joint.unbind(2))
     return q, k, v
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hgrn2.kernels.first_call import enqueue
 from hgrn2.kernels.settings import cdiv
-from mixers.attention_kernels import as_operand, load_rows, store_rows
+from mixers.attention_rows import as_operand, load_rows, store_rows
 from mixers.attention_settings import Launch
 from mixers.cross_entropy_kernels import LOG2E, part_of, parts_of, products_of, tile_of
 

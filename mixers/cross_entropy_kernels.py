@@ -26,7 +26,7 @@ from torch import Tensor
 from hgrn2.kernels.first_call import enqueue
 from hgrn2.kernels.gate import load_tile
 from hgrn2.kernels.settings import cdiv, dot_type
-from mixers.attention_kernels import as_operand, load_rows
+from mixers.attention_rows import as_operand, load_rows
 from mixers.attention_settings import Launch
 from mixers.cross_entropy_settings import settings
 

@@ -1,4 +1,4 @@
-"""A fixture that the tests of Triton kernels on a GPU share."""
+"""A fixture that the tests of Triton kernels share."""
 
 from __future__ import annotations
 

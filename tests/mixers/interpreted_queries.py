@@ -31,13 +31,19 @@ def alone(form: Fused, at: Tensor, qkv: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("k", [16, 64])
-@pytest.mark.parametrize(("t", "n"), [(1, 1), (5, 3), (65, 65), (200, 7), (130, 70)])
-def test_queries_of_some_tokens(t, n, k):
+@pytest.mark.parametrize(
+    ("t", "n", "dtype"),
+    [
+        *((t, n, "fp32") for t, n in ((1, 1), (5, 3), (65, 65), (200, 7), (130, 70))),
+        *((t, n, "bf16") for t, n in ((5, 3), (130, 70))),
+    ],
+)
+def test_queries_of_some_tokens(t, n, k, dtype):
     """In any order, against the eager form whose masks are those of the same tokens among all."""
     for h, p in ((1, 0.0), (2, 0.3)):
         at = some(2, t, n)
-        qkv, do = draw(2, t, h, k)
-        check(partial(alone, fused(p), at), qkv, do, p, "fp32", at)
+        qkv, do = draw(2, t, h, k, dtype=torch.bfloat16 if dtype == "bf16" else torch.float32)
+        check(partial(alone, fused(p), at), qkv, do, p, dtype, at)
 
 
 def test_queries_of_some_tokens_are_those_of_all():

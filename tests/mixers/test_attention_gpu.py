@@ -57,6 +57,7 @@ def test_the_shapes_of_recall(b, t, k, precision):
 
 
 @pytest.mark.parametrize("k", [64, 128])
+@pytest.mark.parametrize("precision", ["bf16", "fp16", "tf32"], indirect=True)
 @pytest.mark.parametrize(("b", "t"), SHAPES)
 def test_what_keys_and_values_have_in_common_adds_nothing(b, t, k, precision):
     qkv, do = draw(b, t, 1, k, device="cuda")

@@ -21,10 +21,10 @@ from tests.mixers.test_contract import generator
 
 # (channels of a head, products, architecture) -> bytes a thread that spill today, of the forward
 # pass, the queries' and the keys' gradients: a ratchet, to be lowered with the kernels. Raised
-# once, when masks came to cost a third and the loops got 4 to 44 % fewer instructions on Hopper:
-# there from 104 (tf32 at 128) and 40 (tf32x3 at 64), elsewhere from 0, 632 and 848 (tf32x3); and on
-# 80 from 1120 (tf32x3 at 128), when rounded probabilities came to be selected, not multiplied by
-# the mask. The settings are made for Hopper; elsewhere the operands' halves of tf32x3 spill.
+# twice: when masks came to cost a third and the loops got 4 to 44 % fewer instructions on Hopper,
+# there from 104 (tf32 at 128) and 40 (tf32x3 at 64), elsewhere from 0, 632 and 848 (tf32x3); and
+# by 8 on 80 (tf32x3 at 128), when the softmax came to sum rounded probabilities. The settings are
+# made for Hopper; elsewhere the operands' halves of tf32x3 spill.
 SPILL_BYTES = {
     (128, "bf16", 90): (0, 0, 32),
     (128, "tf32", 90): (0, 0, 128),
