@@ -8,8 +8,8 @@ so here it is done once a launch for each function, and a number's type is asked
 
 It holds bf16 as the 16 bits, which it cuts off instead of rounding, and whose integers it
 multiplies. Here they are rounded to nearest, ties to even, and products are of their values, as on
-a GPU. What it would still do with the bits, a cast from an integer, an addition, a comparison,
-raises; of a reduction nothing tells.
+a GPU. What it would still do with the bits, an addition, a comparison, raises; of a reduction
+nothing tells.
 """
 
 from __future__ import annotations
@@ -88,14 +88,13 @@ def bf16_as_on_a_gpu():
             raise NotImplementedError(f"{source} to {target}, rounding {rounding}")
         return convert(data, source, target, rounding)
 
-    def casted(self: Any, source: Any, target: Any) -> Any:
-        pair = {source.dtype.scalar, target.scalar}
-        if tl.bfloat16 in pair and pair != {tl.bfloat16, tl.float32}:
-            raise NotImplementedError(f"{source.dtype} to {target}: by way of fp32")
-        return cast(self, source, target)
-
     def value(x: Any) -> Any:
         return TensorHandle(widened(x.data), tl.float32) if is_bf16(x) else x
+
+    def casted(self: Any, source: Any, target: Any) -> Any:
+        if target.scalar == tl.bfloat16:
+            return TensorHandle(rounded(value(source).data.astype(np.float32)), tl.bfloat16)
+        return cast(self, value(source), target)
 
     def multiplied(self: Any, a: Any, b: Any, *args: Any) -> Any:
         return dot(self, value(a), value(b), *args)
