@@ -12,14 +12,7 @@ from torch import Tensor
 
 from hgrn2.kernels.first_call import enqueue
 from hgrn2.kernels.gate import operand
-from mixers.attention_kernels import (
-    compiled_for,
-    padded,
-    split,
-    tokens_of,
-    where_kept,
-    whole_tiles,
-)
+from mixers.attention_kernels import compiled_for, padded, split, tokens_of, where_kept, whole_tiles
 from mixers.attention_rows import as_operand, load_rows, load_with_rest, store_rows
 
 LN2 = tl.constexpr(log(2))
@@ -52,9 +45,9 @@ def score_gradients(
     DOT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """P D and dS as operands, over the tokens of x and y: query and key, dx = do and dy = v, or the
-    other way round. lse, delta and bits have the queries' axis, column the keys', seen (whether a
-    query sees a key) both."""
+    """P D and dS as operands, over the tokens of x and y: query and key, with dx = do and dy = v,
+    or the other way round. lse, delta and bits have the queries' axis, column the keys', seen
+    (whether a query sees a key) both."""
     S = tl.dot(x, tl.trans(y), input_precision=PRECISION)
     dP = tl.dot(dx, tl.trans(dy), input_precision=PRECISION)
     P = tl.exp2(tl.where(seen, S * SCALE - lse, float("-inf")))

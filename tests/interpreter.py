@@ -6,10 +6,10 @@ that a kernel calls, two fifths of its time in attention's tests, and makes a ta
 whenever it asks for one, two fifths of the rest. What is replaced stays so until the launch ends,
 so here it is done once a launch for each function, and a number's type is asked for once.
 
-It holds bf16 as the 16 bits, which it cuts off instead of rounding, and whose integers it
-multiplies. Here they are rounded to nearest, ties to even, and products are of their values, as on
-a GPU. What it would still do with the bits, an addition, a comparison, raises; of a reduction
-nothing tells.
+It holds bf16 as the 16 bits, which it cuts off where a kernel asks for no such rounding, and whose
+integers it multiplies. Here casts round to nearest, ties to even, and products are of the values,
+as on a GPU. What it would still do with the bits, an addition, a comparison, raises; of a
+reduction nothing tells.
 """
 
 from __future__ import annotations
@@ -75,18 +75,8 @@ def is_bf16(x: Any) -> bool:
 
 @pytest.fixture(autouse=True, scope="session")
 def bf16_as_on_a_gpu():
-    convert, dot = interpreter._convert_float, InterpreterBuilder.create_dot
-    cast, combine = InterpreterBuilder.cast_impl, InterpreterBuilder.binary_op
-    to_nearest = (None, interpreter._ir.ROUNDING_MODE.RTNE)
-
-    def converted(data: Any, source: Any, target: Any, rounding: Any) -> Any:
-        if (source, target) == (tl.bfloat16, tl.float32):
-            return widened(data)
-        if (source, target) == (tl.float32, tl.bfloat16) and rounding in to_nearest:
-            return rounded(data)
-        if tl.bfloat16 in (source, target):
-            raise NotImplementedError(f"{source} to {target}, rounding {rounding}")
-        return convert(data, source, target, rounding)
+    cast, dot = InterpreterBuilder.cast_impl, InterpreterBuilder.create_dot
+    combine = InterpreterBuilder.binary_op
 
     def value(x: Any) -> Any:
         return TensorHandle(widened(x.data), tl.float32) if is_bf16(x) else x
@@ -105,7 +95,6 @@ def bf16_as_on_a_gpu():
         return combine(self, x, y, op)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(interpreter, "_convert_float", converted)
         patch.setattr(InterpreterBuilder, "cast_impl", casted)
         patch.setattr(InterpreterBuilder, "create_dot", multiplied)
         patch.setattr(InterpreterBuilder, "binary_op", combined)

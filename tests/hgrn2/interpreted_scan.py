@@ -10,7 +10,6 @@ import os
 
 import pytest
 import torch
-from triton.runtime.interpreter import InterpretedFunction
 
 from hgrn2.gate import gate
 from hgrn2.kernels import narrow
@@ -21,20 +20,6 @@ from hgrn2.reference import gated_bidirectional, gated_recurrent
 from tests.hgrn2.scan_inputs import check, draw, error, run
 
 assert os.environ.get("TRITON_INTERPRET") == "1"
-
-
-@pytest.fixture(autouse=True)
-def helpers_without_patching(monkeypatch):
-    """Half of the time: triton would replace its language for every helper's call, as a launch has
-    done already. Its own library, which reaches the language by another name, needs that."""
-    whole = InterpretedFunction.__call__
-
-    def call(function, *args, **options):
-        if function.fn.__module__.startswith("hgrn2."):
-            return function.rewrite()(*args, **options)
-        return whole(function, *args, **options)
-
-    monkeypatch.setattr(InterpretedFunction, "__call__", call)
 
 
 @pytest.fixture(params=[1, 4], ids=["one_warp", "four_warps"])

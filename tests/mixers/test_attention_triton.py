@@ -49,7 +49,9 @@ SPILL_BYTES_ALONE = {
 }
 
 
-@pytest.mark.parametrize("file", ["interpreted_attention.py", "interpreted_queries.py"])
+@pytest.mark.parametrize(
+    "file", ["interpreted_attention.py", "interpreted_queries.py", "interpreted_rounding.py"]
+)
 def test_the_interpreted_kernels_agree_with_the_oracle(file):
     expect_passes(Path(__file__).with_name(file))
 
