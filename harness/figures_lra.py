@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from harness.lra_published import TITLES, averages, compared, readable
 from harness.plot import LINE, Plot, at, summary
 from harness.series import joined, marks, not_drawn, origin, setting, with_series
-from harness.sheet import End, Sheet, value_ticks
+from harness.sheet import End, Sheet, log_limits, plain_ticks, value_ticks
 from harness.style import GREY, mixer_name, styled
 
 AXES = ["arena", "seed", "trial"]
@@ -69,13 +69,14 @@ def lra_step(table: pd.DataFrame) -> dict[str, Plot]:
         sheet = Sheet(len(costs), height_in=2.0, columns=1, note=not_drawn(table, ["trial"]))
         for i, (ax, cost) in enumerate(zip(sheet.axes, costs, strict=True)):
             _dots(ax, table, ran, cost)
-            ax.set(title=names[cost], xscale="log")
+            ax.set(title=names[cost], xscale="log", xlim=log_limits(ran[cost]))
+            plain_ticks(ax.xaxis)
             sheet.axis_names(i, x="", y="")
         figure = sheet.finish()
     caption = joined(
         [
             "A training step of the whole model by the wall, forward to optimiser, on noise.",
-            f"Points: {int(lines['trials'].max())} processes, each a median of repetitions.",
+            f"Points: processes ({lines['trials'].max():.0f} a row), each a median of repetitions.",
             *_common(table),
             setting(table, "engine", "Engine {}."),
             setting(table, "batch", "Batch {}."),

@@ -219,4 +219,8 @@ def test_a_steps_time_has_its_figure():
     plots = draw(tidy(cells))
     assert list(plots) == ["training_step"]
     assert plots["training_step"].table["step_ms"].tolist() == [11.0]
-    assert "3 processes" in plots["training_step"].caption
+    assert "processes (3 a row)" in plots["training_step"].caption
+    for ax in plots["training_step"].figure.axes:
+        written = [tick.get_text() for tick in ax.get_xticklabels()]
+        assert written
+        assert not any("$" in text for text in written)
