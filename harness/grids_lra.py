@@ -78,8 +78,9 @@ def lra_listops(device: torch.device) -> list[Task]:
 def lra_pathfinder(device: torch.device) -> list[Task]:
     """Pathfinder at 32 pixels by our small recipe, three seeds, in one and two dimensions.
 
-    HGRN2 and HGRN1 along the sequence and over the image, attention. The official files where they
-    are, else generated ones of their size: the record says which.
+    HGRN2 and HGRN1 along the sequence and over the image, attention. And, a seed each, HGRN2 and
+    HGRN1 along the sequence with attention's positions, which tell a pixel its column. The official
+    files where they are, else generated ones of their size: the record says which.
     """
     setting = recipes.SMALL["pathfinder32"]
     data = arena_data("pathfinder32")
@@ -90,7 +91,15 @@ def lra_pathfinder(device: torch.device) -> list[Task]:
         for mixer in lra_mixers(device, setting, scan)
         if mixer.name in ("hgrn2", "hgrn1") or (mixer.name == "attention" and scan == "1d")
     ]
-    return [on(device, recipes.small(mixer, data, seed)) for seed, mixer in product(SEEDS, chosen)]
+    cells = [on(device, recipes.small(mixer, data, seed)) for seed, mixer in product(SEEDS, chosen)]
+    placed = [
+        cell.model_copy(
+            update={"backbone": cell.backbone.model_copy(update={"positions": "sinusoidal"})}
+        )
+        for cell in cells[: len(chosen)]
+        if isinstance(cell.mixer, HGRN1 | HGRN2) and cell.mixer.scan == "1d"
+    ]
+    return [*cells, *placed]
 
 
 def lra_pathx(device: torch.device) -> list[Task]:

@@ -63,6 +63,16 @@ def test_pathfinder_scans_in_one_and_two_dimensions():
     }
 
 
+def test_pathfinder_along_the_sequence_also_with_positions():
+    cells = grids_lra.lra_pathfinder(GPU)
+    placed = [cell for cell in cells if recipes.changes(cell) == "positions"]
+    assert {(c.mixer.name, c.mixer.scan, c.seed) for c in placed} == {
+        *(("hgrn2", "1d", 0), ("hgrn1", "1d", 0)),
+    }
+    assert {recipes.changes(cell) for cell in cells if cell not in placed} == {""}
+    assert len({cell.key for cell in cells}) == len(cells) == 17
+
+
 def test_path_x_begins_as_published():
     cells = grids_lra.lra_pathx(GPU)
     assert [(cell.mixer.name, cell.mixer.scan) for cell in cells] == [
