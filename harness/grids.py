@@ -10,7 +10,14 @@ from collections.abc import Callable
 
 import torch
 
-from harness.grids_lra import lra_listops, lra_pathfinder, lra_pathx, lra_pathx_step, lra_smoke
+from harness.grids_lra import (
+    lra_listops,
+    lra_pathfinder,
+    lra_pathfinder_step,
+    lra_pathx,
+    lra_pathx_step,
+    lra_smoke,
+)
 from harness.grids_recall import (
     mqar_capacity,
     mqar_fig3,
@@ -49,6 +56,7 @@ GRIDS: tuple[Grid, ...] = (
     lra_smoke,
     lra_listops,
     lra_pathfinder,
+    lra_pathfinder_step,
     lra_pathx,
     lra_pathx_step,
 )

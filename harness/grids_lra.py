@@ -21,7 +21,8 @@ captured. Batches that are not sorted have one width: nearly all hold a long row
 SEEDS = range(3)
 FASTER = 4
 """Times the recipe's learning rate: short expressions are learned better at it."""
-STEP_BATCH = 16
+PATHX_BATCH = 16
+"""Of a timed step: the recipe's 256 are 4 million tokens."""
 SMOKE_LISTOPS = Data(arena="listops", source="generated", examples=(320, 40, 40))
 SMOKE_PATHFINDER = Data(
     arena="pathfinder32", source="generated", examples=(320, 40, 40), difficulty="easy"
@@ -130,13 +131,33 @@ def lra_pathx_step(device: torch.device) -> list[Task]:
     HGRN2's published shape with 16 images a batch, along the sequence; HGRN2 and HGRN1 also over
     the image, and on a GPU GLA and Mamba also by the published kernels. The images are noise.
     """
-    setting = recipes.HGRN2_PAPER["path_x"]
-    scanned = lra_mixers(device, setting, "2d_series")
+    return steps(device, "path_x", "2d_series", batch=PATHX_BATCH)
+
+
+def lra_pathfinder_step(device: torch.device) -> list[Task]:
+    """Time and memory of a training step on Pathfinder's 1,024 pixels, as HGRN2's recipe has it.
+
+    Six layers of 128 and 128 images a batch, every mixer along the sequence; HGRN2 and HGRN1 also
+    over the image, as published, and on a GPU GLA and Mamba also by the published kernels. The
+    images are noise.
+    """
+    return steps(device, "pathfinder32", "2d_parallel")
+
+
+def steps(device: torch.device, arena: str, scan: Scan, batch: int | None = None) -> list[Task]:
+    """Steps of HGRN2's recipe, three trials; `batch` None: the recipe's."""
+    setting, data = recipes.HGRN2_PAPER[arena], Data.model_validate({"arena": arena})
+    scanned = lra_mixers(device, setting, scan)
     chosen = [*lra_mixers(device, setting), *(m for m in scanned if m.name in ("hgrn2", "hgrn1"))]
     if device.type == "cuda":
-        chosen += [GLA(n_heads=1, impl="fla"), Mamba(impl="mamba_ssm")]
+        peers = {"gla": "fla", "mamba": "mamba_ssm"}
+        chosen += [
+            mixer.model_copy(update={"impl": peers[mixer.name]})
+            for mixer in chosen
+            if mixer.name in peers
+        ]
     return [
-        step_of(on(device, recipes.hgrn2_paper(mixer, Data(arena="path_x"))), trial=trial)
+        step_of(on(device, recipes.hgrn2_paper(mixer, data)), trial=trial, batch=batch)
         for trial in range(3)
         for mixer in chosen
     ]
@@ -150,10 +171,10 @@ def arena_data(arena: str) -> Data:
     return Data.model_validate({"arena": arena, "source": "generated", "examples": SIZES[arena]})
 
 
-def step_of(task: LRA, *, trial: int) -> LRAStep:
+def step_of(task: LRA, *, trial: int, batch: int | None) -> LRAStep:
     """The time of a training step of this cell, on noise."""
     same = {name: getattr(task, name) for name in LRA.model_fields if name != "name"}
-    training = task.training.model_copy(update={"batch": STEP_BATCH})
+    training = task.training.model_copy(update={"batch": batch or task.training.batch})
     data = task.data.model_copy(update={"source": "random"})
     return LRAStep.model_validate(same | {"data": data, "training": training, "trial": trial})
 

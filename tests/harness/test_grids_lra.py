@@ -85,13 +85,27 @@ def test_path_x_begins_as_published():
         assert cell.data.examples == (160_000, 20_000, 20_000)
 
 
-def test_path_x_steps_are_timed_with_the_published_kernels_too():
-    cells = grids_lra.lra_pathx_step(GPU)
+@pytest.mark.parametrize(
+    ("grid", "scan", "width", "batch"),
+    [
+        (grids_lra.lra_pathx_step, "2d_series", 32, 16),
+        (grids_lra.lra_pathfinder_step, "2d_parallel", 128, 128),
+    ],
+)
+def test_steps_are_timed_over_the_image_and_with_the_published_kernels_too(
+    grid, scan, width, batch
+):
+    cells = grid(GPU)
     peers = ("gla", "mamba")
     found = {(c.mixer.name, c.mixer.impl, c.directions) for c in cells if c.mixer.name in peers}
     assert found == {
         *(("gla", "triton", "both"), ("gla", "fla", "both")),
         *(("mamba", "triton", "both"), ("mamba", "mamba_ssm", "flip_sum")),
+    }
+    assert {c.mixer.name for c in cells} == {"hgrn2", "hgrn1", "attention", *peers}
+    assert {c.mixer.scan for c in cells if c.mixer.name == "hgrn2"} == {"1d", scan}
+    assert {(c.backbone.n_layers, c.backbone.d_model, c.training.batch) for c in cells} == {
+        (6, width, batch)
     }
 
 
