@@ -13,6 +13,7 @@ import torch
 from harness.grids_lra import (
     lra_listops,
     lra_pathfinder,
+    lra_pathfinder_paper,
     lra_pathfinder_step,
     lra_pathx,
     lra_pathx_step,
@@ -56,6 +57,7 @@ GRIDS: tuple[Grid, ...] = (
     lra_smoke,
     lra_listops,
     lra_pathfinder,
+    lra_pathfinder_paper,
     lra_pathfinder_step,
     lra_pathx,
     lra_pathx_step,

@@ -103,6 +103,18 @@ def lra_pathfinder(device: torch.device) -> list[Task]:
     return [*cells, *placed]
 
 
+def lra_pathfinder_paper(device: torch.device) -> list[Task]:
+    """Pathfinder at 32 pixels by HGRN2's published recipe, 100 epochs: HGRN2 and HGRN1 over the
+    image, as published. The official files where they are, else generated ones of their size.
+    """
+    setting, data = recipes.HGRN2_PAPER["pathfinder32"], arena_data("pathfinder32")
+    return [
+        on(device, recipes.hgrn2_paper(mixer, data))
+        for mixer in lra_mixers(device, setting, "2d_parallel")
+        if mixer.name in ("hgrn2", "hgrn1")
+    ]
+
+
 def lra_pathx(device: torch.device) -> list[Task]:
     """The first epochs of Path-X by HGRN2's published recipe: a curve, and no claim beyond it.
 

@@ -73,6 +73,14 @@ def test_pathfinder_along_the_sequence_also_with_positions():
     assert len({cell.key for cell in cells}) == len(cells) == 17
 
 
+def test_pathfinder_by_the_published_recipe_is_over_the_image():
+    cells = grids_lra.lra_pathfinder_paper(GPU)
+    assert [(c.mixer.name, c.mixer.scan, c.training.epochs) for c in cells] == [
+        *(("hgrn2", "2d_parallel", 100), ("hgrn1", "2d_parallel", 100)),
+    ]
+    assert {recipes.changes(cell) for cell in cells} == {""}
+
+
 def test_path_x_begins_as_published():
     cells = grids_lra.lra_pathx(GPU)
     assert [(cell.mixer.name, cell.mixer.scan) for cell in cells] == [
