@@ -76,7 +76,7 @@ def lra_step(table: pd.DataFrame) -> dict[str, Plot]:
     caption = joined(
         [
             "A training step of the whole model by the wall, forward to optimiser, on noise.",
-            f"Points: processes ({lines['trials'].max():.0f} a row), each a median of repetitions.",
+            f"Points: processes ({_range(lines['trials'])} a row), each a median of repetitions.",
             *_common(table),
             setting(table, "engine", "Engine {}."),
             setting(table, "batch", "Batch {}."),
@@ -258,6 +258,11 @@ def _dots(ax: Axes, table: pd.DataFrame, runs: pd.DataFrame, column: str) -> Non
 
 def _note(table: pd.DataFrame) -> str:
     return not_drawn(table, AXES)
+
+
+def _range(counts: pd.Series) -> str:
+    low, high = int(counts.min()), int(counts.max())
+    return str(low) if low == high else f"{low} to {high}"
 
 
 def _percent(value: float) -> str:
