@@ -85,7 +85,7 @@ def _line(row: Iterable[object]) -> tuple[object, ...]:
 
 
 def _setting(name: str, value: object) -> str:
-    if name in ("device", "device_type", "protocol"):
+    if name in ("device", "device_type", "protocol", "packing"):
         return str(value)
     return f"{name} {value}" if isinstance(value, str | bool) else f"{name} {significant(value)}"
 

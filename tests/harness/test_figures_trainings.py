@@ -61,11 +61,18 @@ def test_precisions_are_panels_and_no_lines(table):
     assert plot.table["series"].nunique() == table["mixer"].nunique()
 
 
-def test_what_shared_a_process_has_no_part(table):
-    beside = table.assign(pack=table["pack"].mask(table["mixer"] == "hgrn2", 2.0))
+def test_what_shared_a_process_is_apart_and_has_its_share_of_the_time(table):
+    ours, wide = table["mixer"] == "hgrn2", table["d_model"] == 128
+    beside = table.assign(pack=table["pack"].mask(ours & wide, 2.0))
     (plot,) = trained(beside).values()
-    assert set(plot.table["mixer"]) == set(table["mixer"]) - {"hgrn2"}
-    assert not trained(table.assign(pack=table["pack"] * 3))
+    lines = plot.table.groupby("series")["trainings_an_hour"].mean()
+    assert lines["HGRN2, in packs"] == pytest.approx(2 * lines["HGRN2, alone"])
+    widths = plot.table.groupby("series")["d_model"].unique()
+    assert set(widths["HGRN2, in packs"]) == {128}
+    assert 128 not in widths["HGRN2, alone"]
+    assert "HGRN2, in packs: 12 in" in plot.caption
+    (plot,) = trained(table.assign(pack=table["pack"] * 3)).values()
+    assert plot.table["trainings_an_hour"].to_numpy() == pytest.approx(3 * 21.6)
 
 
 def test_trainings_on_a_cpu_have_none_nor_records_without_packs(table):
