@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.patheffects import withStroke
 
 from harness.lra_published import TITLES, averages, compared, readable
 from harness.plot import LINE, Plot, at, summary
@@ -243,7 +244,9 @@ def _yardsticks(ax: Axes, arena: str, chance: float, measure: str) -> None:
     for words, height in written.items():
         ax.axhline(height, color=GREY, linestyle=(0, (1, 2)), linewidth=0.9)
         across = ax.get_yaxis_transform()
-        ax.text(0.01, height, words, color=GREY, size=6, va="bottom", transform=across)
+        text = ax.text(0.01, height, words, color=GREY, size=6, va="bottom", transform=across)
+        # Legible where curves run through it.
+        text.set_path_effects([withStroke(linewidth=2, foreground="white")])
 
 
 def _dots(ax: Axes, table: pd.DataFrame, runs: pd.DataFrame, column: str) -> None:
