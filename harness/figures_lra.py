@@ -12,7 +12,7 @@ from matplotlib.patheffects import withStroke
 
 from harness.lra_published import TITLES, averages, compared, readable
 from harness.plot import LINE, Plot, at, summary
-from harness.series import joined, marks, not_drawn, origin, setting, with_series
+from harness.series import joined, marks, not_drawn, origin, setting, spoken, with_series
 from harness.sheet import End, Sheet, log_limits, plain_ticks, value_ticks
 from harness.style import GREY, mixer_name, styled
 
@@ -77,7 +77,7 @@ def lra_step(table: pd.DataFrame) -> dict[str, Plot]:
     caption = joined(
         [
             "A training step of the whole model by the wall, forward to optimiser, on noise.",
-            f"Points: processes ({_range(lines['trials'])} a row), each a median of repetitions.",
+            f"Points: processes ({spoken(lines['trials'])} a row), each a median of repetitions.",
             *_common(table),
             setting(table, "engine", "Engine {}."),
             setting(table, "batch", "Batch {}."),
@@ -261,11 +261,6 @@ def _dots(ax: Axes, table: pd.DataFrame, runs: pd.DataFrame, column: str) -> Non
 
 def _note(table: pd.DataFrame) -> str:
     return not_drawn(table, AXES)
-
-
-def _range(counts: pd.Series) -> str:
-    low, high = int(counts.min()), int(counts.max())
-    return str(low) if low == high else f"{low} to {high}"
 
 
 def _percent(value: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import product
+from typing import Any, Literal
 
 import torch
 
@@ -68,9 +69,7 @@ def lra_listops(device: torch.device) -> list[Task]:
         if cell.mixer.name == "hgrn2"
     ]
     faster = [
-        cell.model_copy(
-            update={"training": cell.training.model_copy(update={"lr": FASTER * cell.training.lr})}
-        )
+        changed(cell, "training", {"lr": FASTER * cell.training.lr})
         for cell in (published[0], apart[0])
     ]
     return [*published, *apart, *faster]
@@ -85,21 +84,13 @@ def lra_pathfinder(device: torch.device) -> list[Task]:
     """
     setting = recipes.SMALL["pathfinder32"]
     data = arena_data("pathfinder32")
-    scans: tuple[Scan, ...] = ("1d", "2d_parallel")
-    chosen = [
-        mixer
-        for scan in scans
-        for mixer in lra_mixers(device, setting, scan)
-        if mixer.name in ("hgrn2", "hgrn1") or (mixer.name == "attention" and scan == "1d")
-    ]
+    along = hgrns(device, setting, "1d")
+    attention = [mixer for mixer in lra_mixers(device, setting) if mixer.name == "attention"]
+    chosen = [*along, *attention, *hgrns(device, setting, "2d_parallel")]
     cells = [on(device, recipes.small(mixer, data, seed)) for seed, mixer in product(SEEDS, chosen)]
-    first = [cell for cell in cells if cell.seed == SEEDS[0]]
     placed = [
-        cell.model_copy(
-            update={"backbone": cell.backbone.model_copy(update={"positions": "sinusoidal"})}
-        )
-        for cell in first
-        if isinstance(cell.mixer, HGRN1 | HGRN2) and cell.mixer.scan == "1d"
+        changed(on(device, recipes.small(mixer, data)), "backbone", {"positions": "sinusoidal"})
+        for mixer in along
     ]
     return [*cells, *placed]
 
@@ -111,11 +102,8 @@ def lra_pathfinder_paper(device: torch.device) -> list[Task]:
     files where they are, else generated ones of their size: the record says which.
     """
     setting, data = recipes.HGRN2_PAPER["pathfinder32"], arena_data("pathfinder32")
-    return [
-        on(device, recipes.hgrn2_paper(mixer, data))
-        for mixer in lra_mixers(device, setting, "2d_parallel")
-        if mixer.name in ("hgrn2", "hgrn1")
-    ]
+    mixers = hgrns(device, setting, "2d_parallel")
+    return [on(device, recipes.hgrn2_paper(mixer, data)) for mixer in mixers]
 
 
 def lra_pathx(device: torch.device) -> list[Task]:
@@ -126,18 +114,9 @@ def lra_pathx(device: torch.device) -> list[Task]:
     """
     setting = recipes.HGRN2_PAPER["path_x"]
     data = arena_data("path_x")
-    scans: tuple[Scan, ...] = ("1d", "2d_series")
-    cells = [
-        on(device, recipes.hgrn2_paper(mixer, data))
-        for scan in scans
-        for mixer in lra_mixers(device, setting, scan)
-        if mixer.name in ("hgrn2", "hgrn1")
-    ]
-    first = {"epochs": PATHX_EPOCHS}
-    return [
-        cell.model_copy(update={"training": cell.training.model_copy(update=first)})
-        for cell in cells
-    ]
+    mixers = [*hgrns(device, setting, "1d"), *hgrns(device, setting, "2d_series")]
+    cells = [on(device, recipes.hgrn2_paper(mixer, data)) for mixer in mixers]
+    return [changed(cell, "training", {"epochs": PATHX_EPOCHS}) for cell in cells]
 
 
 def lra_pathx_step(device: torch.device) -> list[Task]:
@@ -164,8 +143,7 @@ def step_times(
 ) -> list[Task]:
     """Steps of HGRN2's recipe, three trials; `batch` None: the recipe's."""
     setting, data = recipes.HGRN2_PAPER[arena], Data.model_validate({"arena": arena})
-    scanned = lra_mixers(device, setting, scan)
-    chosen = [*lra_mixers(device, setting), *(m for m in scanned if m.name in ("hgrn2", "hgrn1"))]
+    chosen = [*lra_mixers(device, setting), *hgrns(device, setting, scan)]
     if device.type == "cuda":
         peers = {"gla": "fla", "mamba": "mamba_ssm"}
         chosen += [
@@ -196,6 +174,11 @@ def step_of(task: LRA, *, trial: int, batch: int | None) -> LRAStep:
     return LRAStep.model_validate(same | {"data": data, "training": training, "trial": trial})
 
 
+def changed(task: LRA, part: Literal["training", "backbone"], settings: dict[str, Any]) -> LRA:
+    """The cell with other settings of that part of it."""
+    return task.model_copy(update={part: getattr(task, part).model_copy(update=settings)})
+
+
 def on(device: torch.device, task: LRA) -> LRA:
     """The cell as it runs fastest on the device; its record says so."""
     if device.type != "cuda":
@@ -206,6 +189,11 @@ def on(device: torch.device, task: LRA) -> LRA:
     if task.data.arena in TEXTS:
         buckets = BUCKETS if task.sort_pool > 1 else 1
     return task.model_copy(update={"training": training, "buckets": buckets})
+
+
+def hgrns(device: torch.device, setting: recipes.Setting, scan: Scan) -> list[Mixer]:
+    """HGRN2 and HGRN1 of `lra_mixers`, which alone scan images."""
+    return [m for m in lra_mixers(device, setting, scan) if isinstance(m, HGRN2 | HGRN1)]
 
 
 def lra_mixers(
