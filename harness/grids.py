@@ -10,55 +10,30 @@ from collections.abc import Callable
 
 import torch
 
-from harness.grids_lra import (
-    lra_listops,
-    lra_pathfinder,
-    lra_pathfinder_paper,
-    lra_pathfinder_step,
-    lra_pathx,
-    lra_pathx_step,
-    lra_smoke,
-)
-from harness.grids_recall import (
-    mqar_capacity,
-    mqar_fig3,
-    mqar_iclr2024,
-    mqar_lr,
-    mqar_quick,
-    mqar_step,
-    mqar_variants,
-)
-from harness.grids_speed import (
-    accuracy_vs_fp64,
-    cold_start,
-    decode_vs_context,
-    memory_vs_length,
-    speed_quick,
-    speed_vs_length,
-)
+from harness import grids_lra, grids_recall, grids_speed
 from tasks.base import Task
 
 Grid = Callable[[torch.device], list[Task]]
 
 GRIDS: tuple[Grid, ...] = (
-    mqar_quick,
-    speed_quick,
-    speed_vs_length,
-    memory_vs_length,
-    decode_vs_context,
-    cold_start,
-    accuracy_vs_fp64,
-    mqar_iclr2024,
-    mqar_fig3,
-    mqar_variants,
-    mqar_lr,
-    mqar_capacity,
-    mqar_step,
-    lra_smoke,
-    lra_listops,
-    lra_pathfinder,
-    lra_pathfinder_paper,
-    lra_pathfinder_step,
-    lra_pathx,
-    lra_pathx_step,
+    grids_recall.mqar_quick,
+    grids_speed.speed_quick,
+    grids_speed.speed_vs_length,
+    grids_speed.memory_vs_length,
+    grids_speed.decode_vs_context,
+    grids_speed.cold_start,
+    grids_speed.accuracy_vs_fp64,
+    grids_recall.mqar_iclr2024,
+    grids_recall.mqar_fig3,
+    grids_recall.mqar_variants,
+    grids_recall.mqar_lr,
+    grids_recall.mqar_capacity,
+    grids_recall.mqar_step,
+    grids_lra.lra_smoke,
+    grids_lra.lra_listops,
+    grids_lra.lra_pathfinder,
+    grids_lra.lra_pathfinder_paper,
+    grids_lra.lra_pathfinder_step,
+    grids_lra.lra_pathx,
+    grids_lra.lra_pathx_step,
 )

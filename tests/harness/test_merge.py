@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from harness.grids import mqar_fig3, mqar_variants
+from harness.grids_recall import mqar_fig3, mqar_variants
 from harness.merge import merge
 from harness.records import Record, Records, utc_now
 

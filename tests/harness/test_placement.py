@@ -15,7 +15,7 @@ import torch
 
 from harness import plan, processes
 from harness.cells import Cell, Machine, Options, Plan
-from harness.grids import mqar_fig3
+from harness.grids_recall import mqar_fig3
 from harness.placement import Place, in_order, places, slots
 from harness.runner import GRACE_S, Summary, run_grid
 from tasks.mqar.task import MQAR
