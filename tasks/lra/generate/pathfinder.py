@@ -31,8 +31,9 @@ VERSION = 1
 PER_SHARD = 1000
 _ATTEMPTS_BYTES = {"cpu": 1 << 24, "cuda": 1 << 30}
 """Of the canvases of attempts that are under way at once."""
-_SHARDS_PIXELS = 1 << 26
-"""Of the shards that a GPU draws together."""
+_SHARDS_PIXELS, _SHARDS = 1 << 27, 64
+"""Of the shards that a GPU draws together at most: the more, the fewer launches an image. Others
+are written meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def write_pathfinder(
 
 
 def _drawn_in_groups(pictures: Pictures, shards: list[tuple[int, int]]) -> Iterator[Shard]:
-    size = max(1, _SHARDS_PIXELS // (PER_SHARD * pictures.resolution**2))
+    size = min(_SHARDS, max(1, _SHARDS_PIXELS // (PER_SHARD * pictures.resolution**2)))
     for first in range(0, len(shards), size):
         yield from draw_shards(pictures, shards[first : first + size])
 
