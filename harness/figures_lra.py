@@ -31,6 +31,8 @@ DOTTED = {
     "level or two levels of the expression gives (17.0, 36.5, 51.3, 69.5 %); elsewhere chance.",
     "loss": "Dotted: that of a guess among all answers alike.",
 }
+NARROWEST = 0.1
+"""Range of an axis of accuracies or losses by epoch."""
 OPERATORS = ("min", "max", "med", "sm")
 
 
@@ -107,6 +109,7 @@ def by_epoch(table: pd.DataFrame, measure: Literal["accuracy", "loss"]) -> Plot:
         here = at(ran, {"arena": arena})
         if len(here):
             _yardsticks(ax, arena, float(here["chance"].iloc[0]), measure)
+        _coarse(ax)
         value_ticks(ax.xaxis, means.loc[means["arena"] == arena, "epoch"].unique())
         ax.set(title=TITLES[arena])
         sheet.label(ax, ends)
@@ -247,6 +250,13 @@ def _yardsticks(ax: Axes, arena: str, chance: float, measure: str) -> None:
         text = ax.text(0.01, height, words, color=GREY, size=6, va="bottom", transform=across)
         # Legible where curves run through it.
         text.set_path_effects([withStroke(linewidth=2, foreground="white")])
+
+
+def _coarse(ax: Axes) -> None:
+    """Widen the range of y where it is so narrow that chance alone would fill it."""
+    low, high = ax.get_ylim()
+    more = max(0.0, NARROWEST - (high - low)) / 2
+    ax.set_ylim(low - more, high + more)
 
 
 def _dots(ax: Axes, table: pd.DataFrame, runs: pd.DataFrame, column: str) -> None:

@@ -119,6 +119,13 @@ def test_losses_are_averaged_and_a_guess_is_drawn(plots):
     assert {"a guess 2.303", "a guess 0.693"} < set(texts)
 
 
+def test_runs_at_chance_look_flat():
+    at_chance = [cell("hgrn2", "path_x", 0.5 + seed / 1000, seed) for seed in range(2)]
+    low, high = draw(tidy(at_chance))["accuracy_by_epoch"].figure.axes[0].get_ylim()
+    assert low < 0.46
+    assert high > 0.54
+
+
 def test_seeds_are_averaged_and_those_that_learned_counted(plots):
     line = row(plots, mixer="hgrn2", arena="listops")
     assert (line["seeds"], line["accuracy_percent"], line["learned"]) == (2, 45.0, 0.5)
