@@ -38,9 +38,11 @@ LATER: dict[str, dict[str, Leaf]] = {
     "mqar_step": {"fused_loss": False},
     "lra": {"sort_pool": 64},
     "lra_step": {"sort_pool": 64},
+    "hgrn1": {"scan": "1d"},
+    "hgrn2": {"scan": "1d"},
 }
-"""Task, or part of one -> fields that came after records had been made, as those records had them.
-The JSON leaves them out at that value (`Frozen.later`)."""
+"""Task, part of one or mixer -> fields that came after records had been made, as those records had
+them. The JSON leaves them out at that value (`Frozen.later`)."""
 
 TRAINED = ("mqar", "lra")
 """Tasks whose outcome is the model's: those with `Task.any_device`, by name."""
@@ -64,6 +66,8 @@ def flatten(task: Mapping[str, Any]) -> dict[str, Leaf]:
     task = _with_later(task, task.get("name", ""))
     for part in LATER.keys() & task.keys():
         task = {**task, part: _with_later(task[part], part)}
+    if "mixer" in task:
+        task = {**task, "mixer": _with_later(task["mixer"], task["mixer"]["name"])}
     leaves = dict(_leaves(task, ()))
     names = Counter(path[-1] for path in leaves)
     taken = set(RENAMED.values())

@@ -8,6 +8,7 @@ import torch
 from harness.figures import draw
 from harness.frames import LATER, PROVENANCE, TRAINED, cautions, flatten, frame, settings, tidy
 from harness.grids import GRIDS
+from mixers import HGRN1, HGRN2
 from tasks.backbone import Backbone
 from tasks.decode import Decode
 from tasks.lra.step import LRAStep
@@ -34,6 +35,7 @@ def test_flatten_names_leaves_by_their_own_name_where_it_is_unique():
         "impl": "triton",
         "expand": 64,
         "mixer_dropout": 0.0,
+        "scan": "1d",
         "d_model": 128,
         "backbone_dropout": 0.1,
         "backbone_name": "plain",
@@ -104,8 +106,9 @@ def test_a_later_field_has_the_value_that_records_before_it_had():
     trained = flatten({"name": "mqar", "training": {"lr": 0.1}})
     assert (trained["engine"], trained["compiled"]) == ("eager", False)
     assert flatten({"name": "mqar", "training": {"engine": "graph"}})["engine"] == "graph"
-    kinds = {"decode": Decode, "training": Training, "backbone": Backbone}
-    for name, kind in (kinds | {"lra": LRA, "lra_step": LRAStep}).items():
+    assert flatten({"name": "lra", "mixer": {"name": "hgrn2"}})["scan"] == "1d"
+    kinds = {"decode": Decode, "training": Training, "backbone": Backbone, "hgrn1": HGRN1}
+    for name, kind in (kinds | {"hgrn2": HGRN2, "lra": LRA, "lra_step": LRAStep}).items():
         assert LATER[name] == {field: kind.model_fields[field].default for field in kind.later}
 
 
