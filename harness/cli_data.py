@@ -103,7 +103,8 @@ def pathfinder(
     seed: Seed = 0,
     device: Annotated[str, typer.Option(help="cpu or cuda:N; both draw the same images")] = "cpu",
     contrast: Annotated[
-        Contrast, typer.Option(help="Dashes saturate, as published, or follow the documentation")
+        Contrast,
+        typer.Option(help="Contrasts brighten dashes up to the limit, as published, or scale them"),
     ] = Contrast.clipped,
     jobs: Jobs = None,
 ) -> None:
@@ -127,7 +128,9 @@ def pathfinder(
     pictures = generator.Pictures(resolution, difficulty.value, seed, contrast.value, str(chosen))
     folder = out / f"pathfinder{resolution}" / FOLDER[difficulty.value]
     settings = {"resolution": resolution, "difficulty": difficulty, "contrast": contrast}
-    wanted = manifest("pathfinder", generator.VERSION, seed, settings, {"images": images})
+    wanted = manifest(
+        "pathfinder", generator.VERSIONS[resolution], seed, settings, {"images": images}
+    )
     with part_folder(folder, wanted) as part:
         if part is None:
             print(f"{folder} is there already, of these settings")

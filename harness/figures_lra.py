@@ -17,7 +17,7 @@ from harness.sheet import End, Sheet, log_limits, plain_ticks, value_ticks
 from harness.style import GREY, mixer_name, styled
 
 AXES = ["arena", "seed", "trial"]
-APART = ["recipe", "source"]
+APART = ["recipe", "source", "version"]
 YARDSTICKS = {
     "the commonest digit": 0.170,
     "the root's operator alone": 0.365,

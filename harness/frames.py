@@ -38,6 +38,7 @@ LATER: dict[str, dict[str, Leaf]] = {
     "mqar_step": {"fused_loss": False},
     "lra": {"sort_pool": 64},
     "lra_step": {"sort_pool": 64},
+    "data": {"version": 1},
     "hgrn1": {"scan": "1d"},
     "hgrn2": {"scan": "1d"},
 }

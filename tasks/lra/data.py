@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import NonNegativeInt, PositiveInt, model_validator
@@ -65,6 +65,17 @@ class Data(Frozen):
     augment: bool = False
     """Of Image in training: a random crop of the image with 4 mirrored pixels around it, and a
     random flip, as in that code."""
+    version: PositiveInt = 1
+    """Of generated ones: the generator's, which is filled in. Other versions draw other data."""
+
+    later: ClassVar[tuple[str, ...]] = ("version",)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _filled_in(cls, fields: Any) -> Any:
+        if isinstance(fields, dict) and fields.get("source") == "generated":
+            return {"version": generator_version(fields.get("arena")), **fields}
+        return fields
 
     @model_validator(mode="after")
     def _belongs_to_the_arena(self) -> Data:
@@ -86,6 +97,12 @@ class Data(Frozen):
                     f"examples = {self.examples}: the images are split into eight, one and one "
                     "tenths; use such sizes, as (800, 100, 100)"
                 )
+        current = generator_version(self.arena) if self.source == "generated" else 1
+        if self.version != current:
+            raise ValueError(
+                f"version = {self.version} does not fit source = {self.source!r} of "
+                f"{self.arena}: it is {current} here; leave it out"
+            )
         for field, usual, arenas in (
             ("difficulty", "hard", tuple(RESOLUTIONS)),
             ("validation", "test", ("text",)),
@@ -144,8 +161,7 @@ class Data(Frozen):
         if self.arena == "listops":
             train, val, test = self.examples
             counts = {"train": train, "val": val, "test": test}
-            version = listops_generator.VERSION
-            return "listops-1000", manifest("listops", version, self.seed, {}, counts)
+            return "listops-1000", manifest("listops", self.version, self.seed, {}, counts)
         resolution = RESOLUTIONS[self.arena]
         settings = {
             "resolution": resolution,
@@ -153,9 +169,8 @@ class Data(Frozen):
             "contrast": "clipped",
         }
         counts = {"images": sum(self.examples)}
-        version = pathfinder_generator.VERSION
         folder = f"pathfinder{resolution}/{FOLDER[self.difficulty]}"
-        return folder, manifest("pathfinder", version, self.seed, settings, counts)
+        return folder, manifest("pathfinder", self.version, self.seed, settings, counts)
 
     def _generate(self, part: Path, counts: dict[str, int], context: Context) -> None:
         jobs = torch.get_num_threads()
@@ -182,6 +197,13 @@ class Data(Frozen):
 def _stop_or_go_on(context: Context) -> None:
     if context.should_stop():
         raise Paused
+
+
+def generator_version(arena: Any) -> int:
+    """The version of what draws that task's data; 1 where nothing does."""
+    if arena == "listops":
+        return listops_generator.VERSION
+    return pathfinder_generator.VERSIONS.get(RESOLUTIONS.get(arena, 0), 1)
 
 
 def official_is_there(arena: str) -> bool:

@@ -92,7 +92,7 @@ def test_each_resolution_and_difficulty_of_pathfinder_is_shown(mixerbench: Mixer
     easy = ("--resolution", "64", "--difficulty", "easy")
     mixerbench("pathfinder", "--out", "data", "--images", "20", "--jobs", "1", *easy)
     shown = mixerbench("show", "pathfinder")
-    assert "pathfinder32, convention s4, generated (pathfinder version 1, seed 0)" in shown
+    assert "pathfinder32, convention s4, generated (pathfinder version 2, seed 0)" in shown
     assert re.search(r"train +8 examples", shown)
     shown = mixerbench("show", "pathfinder", *easy)
     assert "pathfinder64, convention s4, generated (pathfinder version 1, seed 0)" in shown

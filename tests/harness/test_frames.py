@@ -11,6 +11,7 @@ from harness.grids import GRIDS
 from mixers import HGRN1, HGRN2
 from tasks.backbone import Backbone
 from tasks.decode import Decode
+from tasks.lra.data import Data
 from tasks.lra.step import LRAStep
 from tasks.lra.task import LRA
 from tasks.recipe import Training
@@ -107,8 +108,9 @@ def test_a_later_field_has_the_value_that_records_before_it_had():
     assert (trained["engine"], trained["compiled"]) == ("eager", False)
     assert flatten({"name": "mqar", "training": {"engine": "graph"}})["engine"] == "graph"
     assert flatten({"name": "lra", "mixer": {"name": "hgrn2"}})["scan"] == "1d"
-    kinds = {"decode": Decode, "training": Training, "backbone": Backbone, "hgrn1": HGRN1}
-    for name, kind in (kinds | {"hgrn2": HGRN2, "lra": LRA, "lra_step": LRAStep}).items():
+    kinds = {"decode": Decode, "training": Training, "backbone": Backbone, "data": Data}
+    kinds |= {"hgrn1": HGRN1, "hgrn2": HGRN2}
+    for name, kind in (kinds | {"lra": LRA, "lra_step": LRAStep}).items():
         assert LATER[name] == {field: kind.model_fields[field].default for field in kind.later}
 
 

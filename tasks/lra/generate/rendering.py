@@ -14,9 +14,11 @@ from tasks.lra.generate.streams import Streams
 from tasks.lra.generate.strokes import markers
 
 Contrast = Literal["clipped", "documented"]
-"""`clipped`: dashes saturate at 1 and the documented contrasts have no effect, as in the published
-images of 64 and 128 pixels. `documented`: dashes are scaled by them. No published image of 32
-pixels was at hand, and only there do they exceed 1."""
+"""`clipped`: the documented contrasts brighten dashes, up to 1, and never dim them. In the
+published images of 64 and 128 pixels those below 1 have no effect; hard ones of 32, where they
+exceed 1, have so the mean, the spread and the shares of dark and bright pixels that are known of
+them (numbers in the test; no published image of 32 pixels was at hand). `documented`: dashes are
+scaled by them, without a limit."""
 
 _PIXELS = 1 << 22
 """Rendered at once, in fp64."""
@@ -42,11 +44,10 @@ def render(
     parts = torch.arange(len(label), device=canvas.device).split(_PIXELS // canvas.side**2)
     images = []
     for rows in parts:
-        ink = [_ink(canvas, dashes.of(rows)) for dashes in (targets, distractors)]
-        if contrast == "documented":
-            ink = [
-                drawn * scale for drawn, scale in zip(ink, canvas.setting.contrasts, strict=True)
-            ]
+        ink = [
+            _contrasted(_ink(canvas, dashes.of(rows)), scale, contrast)
+            for dashes, scale in zip((targets, distractors), canvas.setting.contrasts, strict=True)
+        ]
         images.append(_mark(canvas, torch.maximum(*ink), table, (tail[rows], head[rows])))
     return torch.cat(images), label
 
@@ -58,6 +59,11 @@ def _ink(canvas: Canvas, dashes: Dashes) -> Float[Tensor, "b h w"]:
         canvas.draw(canvas.ink, drawn, rows, at[rows], orientation[rows])
     # In fp64 a device's own rounding cannot reach the 255 levels.
     return drawn[:, canvas.pixels].view(-1, canvas.side, canvas.side).double() / 255
+
+
+def _contrasted(ink: Float[Tensor, "b h w"], scale: float, contrast: Contrast) -> Tensor:
+    """[b h w] fp64"""
+    return ink * scale if contrast == "documented" else (ink * max(1.0, scale)).clamp(max=1.0)
 
 
 def _mark(

@@ -51,7 +51,7 @@ class Setting(NamedTuple):
     """Fixed from the easy level's distractor length, 2, and kept for longer ones: the published
     images hold that many (long-range-arena issue 38), not the number in the data's description."""
     contrasts: tuple[float, float]
-    """Of target dashes and of distractors, where contrasts are not clipped."""
+    """Documented ones, of target dashes and of distractors (`rendering.Contrast`)."""
 
 
 SETTINGS = {

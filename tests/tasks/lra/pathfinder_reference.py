@@ -101,22 +101,25 @@ class Painter:
             attempts += 1
             targets = self.two_contours()
         ink, occupied, paths = targets
-        dashes = 0
+        dashes, aside = 0, np.zeros(self.shape)
         for _ in range(s.distractors):
             for _ in range(5):
-                made = self.distractor(ink, occupied)
+                made = self.distractor(aside, occupied)
                 if made is not None:
-                    ink, occupied = made
+                    aside, occupied = made
                     dashes += self.length // 3
                     break
         first = int(self.rng.integers(2))
         last = first if label else 1 - first
-        marked = ink.copy()
+        # A contrast brightens up to the limit of a byte; one below 1 leaves no trace in published
+        # images.
+        brighter = [max(1.0, contrast) for contrast in s.contrasts]
+        marked = np.minimum(np.maximum(brighter[0] * ink, brighter[1] * aside), 1.0)
         for centre in (paths[first][0], paths[last][-1]):
             marked = np.maximum(marked, self.marker(centre))
         low, high = marked.min(), marked.max()
         image = (255 * (marked - low) / (high - low) + 1e-9).astype(np.uint8)
-        return Drawn(image, ink, label, attempts, paths, dashes, occupied)
+        return Drawn(image, np.maximum(ink, aside), label, attempts, paths, dashes, occupied)
 
     def marker(self, centre: Pixel) -> Array:
         side = self.setting.resolution
