@@ -137,6 +137,11 @@ class LRA(Task):
         """The model at its start, with its data. Raises Unsupported as mixer or data say."""
         self.refuse_unsupported(context.device)
         dataset = self.dataset(context)
+        if dataset.train.cut or dataset.test.cut:
+            context.progress(
+                f"{dataset.train.cut} sequences of training and {dataset.test.cut} of the test are "
+                f"longer than {dataset.max_length} and lose their end"
+            )
         model = self.model(self.mixer, dataset, context.device)
         problem = Classification(self, dataset, context.device)
         return Trainer(model, self.training, problem, seed=self.seed, context=context)
@@ -240,5 +245,7 @@ class Classification:
             "train_examples": len(self.train),
             "val_examples": len(self.val),
             "test_examples": len(self.test),
+            "train_cut": self.dataset.train.cut,
+            "test_cut": self.dataset.test.cut,
             "chance": 1 / self.dataset.classes,
         }

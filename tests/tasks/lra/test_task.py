@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,18 @@ def test_a_run_generates_its_data_and_tells_all(root: Path):
     assert right / 8 == pytest.approx(metrics["accuracy"])
     made = list((root / "generated").glob("listops-*/listops-1000/manifest.json"))
     assert len(made) == 1
+    assert (metrics["train_cut"], metrics["test_cut"]) == (0, 0)
+
+
+def test_what_is_cut_is_said_and_recorded(monkeypatch):
+    whole = LISTOPS.load(Context(CPU))
+    cut = replace(whole.test, inputs=replace(whole.test.inputs, cut=3))
+    monkeypatch.setattr(Data, "load", lambda *_: replace(whole, test=cut))
+    heard: list[str] = []
+    metrics = tiny().run(Context(CPU, progress=heard.append))
+    assert (metrics["train_cut"], metrics["test_cut"]) == (0, 3)
+    said = "0 sequences of training and 3 of the test are longer than 2048 and lose their end"
+    assert said in heard
 
 
 def test_every_root_is_known():
