@@ -30,6 +30,8 @@ GRIDS: tuple[Grid, ...] = (
     grids_recall.mqar_capacity,
     grids_recall.mqar_step,
     grids_lra.lra_smoke,
+    grids_lra.lra,
+    grids_lra.lra_s4_shape,
     grids_lra.lra_listops,
     grids_lra.lra_pathfinder,
     grids_lra.lra_pathfinder_paper,

@@ -30,8 +30,52 @@ SMOKE_PATHFINDER = Data(
 )
 PATHFINDERS = (160_000, 20_000, 20_000)
 SIZES = {"listops": (96_000, 2_000, 2_000), "pathfinder32": PATHFINDERS, "path_x": PATHFINDERS}
+COLOURED = Data(arena="image", colour=True, augment=True)
+"""Image as HGRN1's and HGRN2's code has it."""
+PUBLISHED_SCANS: dict[str, Scan] = {
+    "image": "2d_parallel",
+    "pathfinder32": "2d_parallel",
+    "path_x": "2d_series",
+}
+"""HGRN2's, of images."""
 PATHX_EPOCHS = 5
 """Of the recipe's 200, whose warm-up would take 240."""
+
+
+def lra(device: torch.device) -> list[Task]:
+    """The six tasks by the published recipes: HGRN2's for every mixer, HGRN1's for HGRN1 as well.
+
+    Three seeds of HGRN2, one of the others. HGRN2 and HGRN1 scan images as published, and have
+    Image also as their code does, in colour and augmented. Where the official files are absent
+    ListOps, Pathfinder and Path-X are generated, and the cells of Text, Retrieval and Image say
+    what is missing. Days of one GPU: choose with --where 'arena == "text"'.
+    """
+    cells: list[LRA] = []
+    for arena, setting in recipes.HGRN2_PAPER.items():
+        data = arena_data(arena)
+        for mixer in lra_mixers(device, setting, PUBLISHED_SCANS.get(arena, "1d")):
+            seeds = SEEDS if mixer.name == "hgrn2" else SEEDS[:1]
+            cells += [recipes.hgrn2_paper(mixer, data, seed) for seed in seeds]
+    hgrn2, _ = hgrns(device, recipes.HGRN2_PAPER["image"], "2d_parallel")
+    cells += [recipes.hgrn2_paper(hgrn2, COLOURED, seed) for seed in SEEDS]
+    for arena, setting in recipes.HGRN1_PAPER.items():
+        data = COLOURED if arena == "image" else arena_data(arena)
+        _, hgrn1 = hgrns(device, setting, "1d" if arena in TEXTS else "2d_parallel")
+        cells.append(recipes.hgrn1_paper(hgrn1, data))
+    return [on(device, cell) for cell in cells]
+
+
+def lra_s4_shape(device: torch.device) -> list[Task]:
+    """The six tasks at S4's depth, width and optimiser, in fp32: five mixers, one seed.
+
+    All along the sequence. Official files, or generated ones as in `lra`. Days of one GPU: choose
+    with --where 'arena == "text"'.
+    """
+    return [
+        on(device, recipes.s4_shape(mixer, arena_data(arena)))
+        for arena, setting in recipes.S4_SHAPE.items()
+        for mixer in lra_mixers(device, setting)
+    ]
 
 
 def lra_smoke(device: torch.device) -> list[Task]:
@@ -109,8 +153,8 @@ def lra_pathfinder_paper(device: torch.device) -> list[Task]:
 def lra_pathx(device: torch.device) -> list[Task]:
     """The first epochs of Path-X by HGRN2's published recipe: a curve, and no claim beyond it.
 
-    HGRN2 and HGRN1 along the sequence and, as published, over the image. The official files where
-    they are, else generated ones of their size: the record says which.
+    HGRN2 and HGRN1 along the sequence and over the image, as HGRN2's has it. The official files
+    where they are, else generated ones of their size: the record says which.
     """
     setting = recipes.HGRN2_PAPER["path_x"]
     data = arena_data("path_x")
@@ -160,8 +204,8 @@ def step_times(
 
 def arena_data(arena: str) -> Data:
     """The official files where they are at the root of the data, else generated ones of that size,
-    which a cell makes where they are not."""
-    if official_is_there(arena):
+    which a cell makes where they are not. Of what cannot be generated, the official ones."""
+    if arena not in SIZES or official_is_there(arena):
         return Data.model_validate({"arena": arena})
     return Data.model_validate({"arena": arena, "source": "generated", "examples": SIZES[arena]})
 

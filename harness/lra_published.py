@@ -146,6 +146,8 @@ def compared(table: pd.DataFrame) -> pd.DataFrame:
             "difference": percent.mean() - theirs,
             "alike": marks(first) == their_marks,
             "pack": spoken(cells["pack"]),
+            "layers": first["n_layers"],
+            "width": first["d_model"],
         }
         costs = ("train_s", "tokens_per_s", "sequences_per_s", "parameters", "parameters_mixers")
         rows.append(row | {name: cells[name].median() for name in costs})

@@ -45,6 +45,46 @@ def test_listops_has_three_seeds_of_hgrn2_and_one_of_the_others():
     assert {cell.mixer.expand_ratio for cell in cells if cell.mixer.name == "hgrn2"} == {4}
 
 
+def test_the_whole_arena_by_the_published_recipes():
+    cells = grids_lra.lra(GPU)
+    by_recipe = {
+        recipe: [c for c in cells if c.recipe == recipe]
+        for recipe in ("lra-hgrn2-paper", "lra-hgrn1-paper")
+    }
+    assert {recipes.changes(cell) for cell in cells} == {""}
+    tasks = ["listops", "text", "retrieval", "image", "pathfinder32", "path_x"]
+    for seed in range(3):
+        of_hgrn2 = [c for c in cells if c.mixer.name == "hgrn2" and c.seed == seed]
+        assert [c.data.arena for c in of_hgrn2] == [*tasks, "image"]
+        assert [c.mixer.scan for c in of_hgrn2] == [
+            *(3 * ["1d"] + 2 * ["2d_parallel"]),
+            *("2d_series", "2d_parallel"),
+        ]
+        assert [c.data.colour for c in of_hgrn2] == [*6 * [False], True]
+    alone = by_recipe["lra-hgrn1-paper"]
+    assert [(c.data.arena, c.mixer.name) for c in alone] == [(task, "hgrn1") for task in tasks]
+    assert [c.data.augment for c in alone] == [task == "image" for task in tasks]
+    assert {c.mixer.scan for c in alone if c.data.arena in tasks[3:]} == {"2d_parallel"}
+    others = [c for c in by_recipe["lra-hgrn2-paper"] if c.mixer.name != "hgrn2"]
+    assert len(others) == 6 * 4
+    # What the grids of single tasks have trained is of this grid, too.
+    keys = {cell.key for cell in cells}
+    assert len(keys & {cell.key for cell in grids_lra.lra_listops(GPU)}) == 7
+    assert {cell.key for cell in grids_lra.lra_pathfinder_paper(GPU)} <= keys
+
+
+def test_the_arena_at_s4s_shape():
+    cells = grids_lra.lra_s4_shape(GPU)
+    assert len(cells) == 6 * 5
+    assert {(c.backbone.n_layers, c.backbone.d_model) for c in cells} == {(6, 256), (6, 512)}
+    assert {recipes.changes(cell) for cell in cells} == {""}
+    sources = {c.data.arena: c.data.source for c in cells}
+    assert sources == {
+        **dict.fromkeys(("text", "retrieval", "image"), "official"),
+        **dict.fromkeys(("listops", "pathfinder32", "path_x"), "generated"),
+    }
+
+
 def test_data_are_the_official_ones_where_they_are(tmp_path):
     assert grids_lra.arena_data("listops").source == "generated"
     folder = tmp_path / "data" / "lra_release" / "listops-1000"
