@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +105,19 @@ def check_not_empty(path: Path) -> None:
     """Raises BadData for a file of no bytes."""
     if path.stat().st_size == 0:
         raise BadData(f"{path}: the file is empty (0 bytes)")
+
+
+def lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Number and text of each line, without what ends it: a newline alone, not the others that
+    Python knows. Raises BadData for a line that is not UTF-8."""
+    # Decoded one by one, so that the line is known that cannot be.
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                text = line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise BadData(f"{path}, line {number}: not UTF-8 ({error})") from error
+            yield number, text.removesuffix("\n")
 
 
 def check_balance(path: Path, labels: Sequence[int], classes: int, within: float) -> None:

@@ -35,8 +35,8 @@ def load_listops(root: Path | None = None, *, convention: Convention = "s4") -> 
     (S4 orders the symbols by frequency; here their order is fixed.)
     google: pad 0, 15 symbols, one id for unknown ones; no end; at most 2000.
 
-    Raises MissingData, and BadData for a missing header, a wrong number of rows or columns, a label
-    that is no digit, or a token that is none of the symbols.
+    Raises MissingData, and BadData for a line that is not UTF-8, a missing header, a wrong number
+    of rows or columns, a label that is no digit, or a token that is none of the symbols.
     """
     folder = files.find(root, FOLDER, "basic_train.tsv", TREE, GET)
     first, end, length = (3, [2], 2048) if convention == "s4" else (1, [], 2000)
@@ -94,15 +94,17 @@ def _load(path: Path, count: int, ids: dict[str, int], end: list[int], length: i
 def _rows(path: Path) -> Iterator[tuple[int, str, int]]:
     """Line number, source and label of each row."""
     files.check_not_empty(path)
-    with open(path, encoding="utf-8") as file:
-        header = file.readline().rstrip("\n")
-        if header != HEADER:
-            raise BadData(f"{path}: missing header: line 1 is {header[:40]!r}, not {HEADER!r}")
-        for number, line in enumerate(file, 2):
-            columns = line.rstrip("\n").split("\t")
-            if len(columns) != 2:
-                raise BadData(f"{path}, line {number}: {len(columns)} columns; there should be 2")
-            source, label = columns
-            if label not in SYMBOLS[-10:]:
-                raise BadData(f"{path}, line {number}: label {label!r}; it should be 0 to 9")
-            yield number, source, int(label)
+    for number, line in files.lines(path):
+        # Google's generator writes by Python's csv, which ends lines with \r\n.
+        text = line.removesuffix("\r")
+        if number == 1:
+            if text != HEADER:
+                raise BadData(f"{path}: missing header: line 1 is {text[:40]!r}, not {HEADER!r}")
+            continue
+        columns = text.split("\t")
+        if len(columns) != 2:
+            raise BadData(f"{path}, line {number}: {len(columns)} columns; there should be 2")
+        source, label = columns
+        if label not in SYMBOLS[-10:]:
+            raise BadData(f"{path}, line {number}: label {label!r}; it should be 0 to 9")
+        yield number, source, int(label)

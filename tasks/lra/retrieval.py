@@ -30,8 +30,8 @@ def load_retrieval(root: Path | None = None, *, convention: Convention = "s4") -
     them as they stand, and so does this. At most 4000 ids a document.
     s4: characters of the training documents by frequency, and an end. google: bytes.
 
-    Raises MissingData, and BadData for a wrong number of rows or columns, a label that is neither
-    0.0 nor 1.0, or an empty document.
+    Raises MissingData, and BadData for a line that is not UTF-8, a wrong number of rows or columns,
+    a label that is neither 0.0 nor 1.0, or an empty document.
     """
     folder = files.find(root, FOLDER, "new_aan_pairs.train.tsv", TREE, files.ARCHIVE)
     counts = files.expected(folder, COUNTS)
@@ -78,18 +78,17 @@ def _pairs(path: Path, count: int, keep: int) -> list[tuple[int, str, str]]:
 
 
 def _rows(path: Path) -> Iterator[tuple[int, str, str]]:
-    # A line ends at a newline alone: universal newlines would split at others.
-    with open(path, encoding="utf-8", newline="\n") as file:
-        for number, line in enumerate(file, 1):
-            columns = line.rstrip("\n").split("\t")
-            if len(columns) != len(COLUMNS):
-                raise BadData(
-                    f"{path}, line {number}: {len(columns)} columns; there should be "
-                    f"{len(COLUMNS)}: {', '.join(COLUMNS)}"
-                )
-            label, _, _, first, second = columns
-            if label not in LABELS:
-                raise BadData(f"{path}, line {number}: label {label!r}; it should be 0.0 or 1.0")
-            if not first or not second:
-                raise BadData(f"{path}, line {number}: a document is empty")
-            yield LABELS[label], first, second
+    """Label and documents of each row."""
+    for number, line in files.lines(path):
+        columns = line.split("\t")
+        if len(columns) != len(COLUMNS):
+            raise BadData(
+                f"{path}, line {number}: {len(columns)} columns; there should be "
+                f"{len(COLUMNS)}: {', '.join(COLUMNS)}"
+            )
+        label, _, _, first, second = columns
+        if label not in LABELS:
+            raise BadData(f"{path}, line {number}: label {label!r}; it should be 0.0 or 1.0")
+        if not first or not second:
+            raise BadData(f"{path}, line {number}: a document is empty")
+        yield LABELS[label], first, second

@@ -77,6 +77,23 @@ def test_broken_listops_is_refused(tmp_path, old, new, message):
     assert str(path) in str(refused.value)
 
 
+@pytest.mark.parametrize(("old", "line"), [(b"Source", 1), (b"[MED", 4)])
+def test_listops_that_is_not_utf8_is_refused(tmp_path, old, line):
+    path = write_listops(tmp_path) / "basic_train.tsv"
+    path.write_bytes(path.read_bytes().replace(old, b"\xe9"))
+    with pytest.raises(BadData, match=rf"basic_train.tsv, line {line}: not UTF-8 \(.*0xe9"):
+        load_listops(tmp_path)
+
+
+def test_lines_may_end_as_pythons_csv_writes_them(tmp_path):
+    path = write_listops(tmp_path) / "basic_train.tsv"
+    plain = load_listops(tmp_path).train
+    path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    read = load_listops(tmp_path).train
+    assert torch.equal(read.inputs.ids, plain.inputs.ids)
+    assert torch.equal(read.labels, plain.labels)
+
+
 def test_published_files_should_have_all_rows(tmp_path):
     folder = write_listops(tmp_path)
     (folder / "manifest.json").unlink()

@@ -41,3 +41,18 @@ def test_broken_retrieval_is_refused(tmp_path, old, new, message):
     replace_text(write_retrieval(tmp_path) / "new_aan_pairs.train.tsv", old, new)
     with pytest.raises(BadData, match=message):
         load_retrieval(tmp_path)
+
+
+def test_retrieval_that_is_not_utf8_is_refused(tmp_path):
+    path = write_retrieval(tmp_path) / "new_aan_pairs.train.tsv"
+    path.write_bytes(path.read_bytes().replace(b"b'x'", b"b'\xe9'"))
+    with pytest.raises(BadData, match=r"train.tsv, line 2: not UTF-8 \(.*0xe9"):
+        load_retrieval(tmp_path)
+
+
+def test_a_carriage_return_ends_no_line_of_retrieval(tmp_path):
+    path = write_retrieval(tmp_path) / "new_aan_pairs.train.tsv"
+    path.write_bytes(path.read_bytes().replace(b"b'x'", b"b'\r'\r"))
+    dataset = load_retrieval(tmp_path, convention="google")
+    rows, lengths = dataset.train.inputs.padded(torch.tensor([1]))
+    assert bytes((rows[0, : lengths[0]] - 1).tolist()) == b"b'\r'\r"
