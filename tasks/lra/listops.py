@@ -36,7 +36,8 @@ def load_listops(root: Path | None = None, *, convention: Convention = "s4") -> 
     google: pad 0, 15 symbols, one id for unknown ones; no end; at most 2000.
 
     Raises MissingData, and BadData for a line that is not UTF-8, a missing header, a wrong number
-    of rows or columns, a label that is no digit, or a token that is none of the symbols.
+    of rows or columns, a label that is no digit, a row without an expression, or a token that is
+    none of the symbols.
     """
     folder = files.find(root, FOLDER, "basic_train.tsv", TREE, GET)
     first, end, length = (3, [2], 2048) if convention == "s4" else (1, [], 2000)
@@ -77,6 +78,11 @@ def _load(path: Path, count: int, ids: dict[str, int], end: list[int], length: i
     cut = 0
     for number, source, label in _rows(path):
         tokens = source.replace("(", "").replace(")", "").split()
+        if not tokens:
+            raise BadData(
+                f"{path}, line {number}: no expression; there should be one before the tab, "
+                f"not {source[:40]!r}"
+            )
         cut += len(tokens) + len(end) > length
         tokens = tokens[: length - len(end)]
         try:

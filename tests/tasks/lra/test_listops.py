@@ -67,6 +67,8 @@ def test_what_is_cut_is_counted_and_said(tmp_path):
         ("] )\t1", "] )\t10", "line 3: label '10'; it should be 0 to 9"),
         ("] )\t1", "] )\t1\tx", "line 3: 3 columns; there should be 2"),
         ("( ( ( [MIN 4 ) 7 ) ] )\t4\n", "", "2 rows; there should be 3"),
+        ("( ( ( [MIN 4 ) 7 ) ] )", "", "line 2: no expression; there should be one before the tab"),
+        ("( ( ( ( [SM 4 ) 9 ) 8 ) ] )", "( ( ) ) ", "line 3: no expression; there should be one"),
     ],
 )
 def test_broken_listops_is_refused(tmp_path, old, new, message):
