@@ -49,7 +49,7 @@ def load_pathfinder(
 
     Raises MissingData, and BadData for a wrong number of metadata files or rows, wrong columns, a
     label that is neither 0 nor 1, labels that are not balanced, or an image that is missing, empty,
-    torn, of another size or not gray.
+    torn, no PNG, of another size or not gray.
     """
     name = f"pathfinder{resolution}/{FOLDER[difficulty]}"
     folder = files.find(root, name, "metadata", _tree(name), _get(resolution, difficulty))

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL.PngImagePlugin import PngImageFile
 
 
 class BadImage(Exception):
@@ -15,9 +15,10 @@ class BadImage(Exception):
 
 
 def read_gray(work: tuple[list[Path], int]) -> NDArray[Any]:
-    """[n side side] uint8 of these images, which should be of that side and 8-bit gray.
+    """[n side side] uint8 of these images, which should be PNGs of that side and 8-bit gray.
 
-    Raises BadImage for one that is missing, empty, torn, of another size or of another mode.
+    Raises BadImage for one that is missing, empty, torn, no PNG, of another size or of another
+    mode.
     """
     paths, side = work
     images = np.empty((len(paths), side, side), np.uint8)
@@ -28,7 +29,8 @@ def read_gray(work: tuple[list[Path], int]) -> NDArray[Any]:
 
 def _read(path: Path, side: int) -> NDArray[Any]:
     try:
-        with Image.open(path) as image:
+        # Stops before the pixels, as `Image.open` does, which refuses large sizes before we can.
+        with PngImageFile(path) as image:
             if image.size != (side, side):
                 found = " x ".join(map(str, image.size))
                 raise BadImage(f"{path}: the image is {found}; it should be {side} x {side}")
@@ -37,8 +39,7 @@ def _read(path: Path, side: int) -> NDArray[Any]:
             return np.asarray(image)
     except FileNotFoundError:
         raise BadImage(f"{path}: the image is not there") from None
-    except UnidentifiedImageError:
+    except (OSError, SyntaxError, ValueError, LookupError) as error:
         empty = path.stat().st_size == 0
-        raise BadImage(f"{path}: {'empty (0 bytes)' if empty else 'not an image'}") from None
-    except (OSError, SyntaxError, ValueError) as error:
-        raise BadImage(f"{path}: the image is torn ({error})") from None
+        found = "empty (0 bytes)" if empty else f"torn, or not a PNG ({error})"
+        raise BadImage(f"{path}: {found}") from None

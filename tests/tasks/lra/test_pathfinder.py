@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -93,15 +94,38 @@ def broken_image(folder: Path, write: Callable[[Path], object], message: str) ->
     assert str(path) in str(refused.value)
 
 
+def chunk(name: bytes, content: bytes) -> bytes:
+    """A part of a PNG: length, name, content and checksum."""
+    checksum = zlib.crc32(name + content).to_bytes(4, "big")
+    return len(content).to_bytes(4, "big") + name + content + checksum
+
+
+def claim_size(path: Path, side: int) -> None:
+    """Write another size into a PNG's header."""
+    image = path.read_bytes()
+    header = chunk(b"IHDR", side.to_bytes(4, "big") * 2 + image[24:29])
+    path.write_bytes(image[:8] + header + image[33:])
+
+
+def add_damaged_profile(path: Path) -> None:
+    """Write an empty colour profile between a PNG's pixels and its end."""
+    image = path.read_bytes()
+    path.write_bytes(image[:-12] + chunk(b"iCCP", b"") + image[-12:])
+
+
 @pytest.mark.parametrize(
     ("write", "message"),
     [
         (lambda path: path.write_bytes(path.read_bytes()[:100]), "torn"),
         (lambda path: path.write_bytes(path.read_bytes()[:-30]), "torn"),
+        (add_damaged_profile, "torn"),
         (lambda path: path.write_bytes(b""), r"empty \(0 bytes\)"),
-        (lambda path: path.write_bytes(b"GIF" * 50), "not an image"),
+        (lambda path: path.write_bytes(b"GIF" * 50), "not a PNG"),
+        (lambda path: Image.new("L", (32, 32)).save(path, "GIF"), "not a PNG"),
         (lambda path: path.unlink(), "is not there"),
         (lambda path: Image.new("L", (64, 32)).save(path), "64 x 32; it should be 32 x 32"),
+        (lambda path: claim_size(path, 10_000), "10000 x 10000; it should be 32 x 32"),
+        (lambda path: claim_size(path, 60_000), "60000 x 60000; it should be 32 x 32"),
         (lambda path: Image.new("RGB", (32, 32)).save(path), "mode is RGB; it should be L"),
     ],
 )
