@@ -15,7 +15,7 @@ from PIL import Image
 from tasks.lra.examples import Dataset
 from tasks.lra.files import BadData
 from tasks.lra.generate.pathfinder import Pictures, write_pathfinder
-from tasks.lra.pathfinder import load_pathfinder
+from tasks.lra.pathfinder import COUNTS, load_pathfinder
 from tests.tasks.lra.published_files import manifest, replace_text, unseen
 
 FIRST_TRAIN = [37542, 143173, 127710, 58234, 152906]
@@ -174,12 +174,18 @@ def parts(dataset: Dataset) -> list[Any]:
     return [dataset.train, dataset.val, dataset.test]
 
 
-def test_the_image_that_was_published_empty_is_left_out(tmp_path):
+def test_the_image_that_was_published_empty_is_left_out(tmp_path, monkeypatch):
     folder = tmp_path / "pathfinder32/curv_baseline"
     folder.mkdir(parents=True)
     pictures = Pictures(32, "easy", 4, "clipped", "cpu")
     write_pathfinder(folder, pictures, 180, 1, unseen)
-    manifest(folder, {"images": 180})
+    monkeypatch.setitem(COUNTS, "images", 180)
     assert sum(map(len, parts(load_easy(tmp_path)))) == 180
     (folder / "imgs/0/sample_172.png").write_bytes(b"")
-    assert sum(map(len, parts(load_easy(tmp_path)))) == 179
+    published = load_easy(tmp_path)
+    assert sum(map(len, parts(published))) == 179
+    assert published.provenance.kind == "official"
+    for kind in ("generated", "surrogate"):
+        manifest(folder, {"images": 180}, kind)
+        with pytest.raises(BadData, match=r"sample_172.png: empty \(0 bytes\)"):
+            load_easy(tmp_path)
