@@ -67,6 +67,10 @@ def test_both_lumas():
         (lambda batch: batch.update({b"data": batch[b"data"][:19]}), "19 images; there should be"),
         (lambda batch: batch[b"labels"].__setitem__(3, 1.0), "labels are float64"),
         (lambda batch: batch.pop(b"labels"), "not a batch of CIFAR-10"),
+        (
+            lambda batch: batch.update({b"labels": 3}),
+            r"labels are int64 \[\]; they should be integers",
+        ),
         (lambda batch: batch.update({b"more": Path}), "it asks for pathlib"),
     ],
 )
@@ -78,6 +82,42 @@ def test_broken_image_is_refused(tmp_path, change, message):
     with pytest.raises(BadData, match=message) as refused:
         load_image(tmp_path)
     assert str(path) in str(refused.value)
+
+
+def test_arrays_of_old_and_new_numpy_are_read(tmp_path):
+    folder = write_image(tmp_path)
+    ids = load_image(tmp_path).train.inputs.ids
+    new, old = b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n"
+    for asked, other in ((new, old), (old, new)):
+        for name in BATCHES:
+            path = folder / name
+            path.write_bytes(path.read_bytes().replace(asked, other))
+            assert other in path.read_bytes()
+        assert torch.equal(load_image(tmp_path).train.inputs.ids, ids)
+
+
+def array_of(length: bytes) -> bytes:
+    """A pickle of an array without its bytes; the length as a pickle writes it."""
+    return b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(" + length + b"tU\x01BtR."
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"cnumpy.nowhere\ndtype\n.", "it asks for numpy.nowhere.dtype"),
+        (b"cnumpy\n_reconstruct\n.", "it asks for numpy._reconstruct"),
+        (b"c_codecs\nencode\nVa\nVnone\n\x86R.", "LookupError"),
+        (array_of(b"I0\n"), "IndexError"),
+        (array_of(b"L1152921504606846975\n"), "MemoryError"),
+        (b"]K\x01.", "TypeError"),
+    ],
+)
+def test_a_damaged_pickle_is_refused(tmp_path, content, message):
+    path = write_image(tmp_path) / "data_batch_3"
+    path.write_bytes(content)
+    with pytest.raises(BadData, match=message) as refused:
+        load_image(tmp_path)
+    assert f"{path}: not a batch of CIFAR-10" in str(refused.value)
 
 
 def test_torn_and_absent_batches_are_refused(tmp_path):
