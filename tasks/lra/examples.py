@@ -180,7 +180,8 @@ class Dataset:
     """Not None: the convention feeds scalars, scaled like this, and embeds no ids."""
 
     def describe(self) -> Iterator[str]:
-        """What a run should print: sizes, conventions, provenance, what was cut."""
+        """What `mixerbench data show` prints: convention, provenance, sizes, how many were
+        cut. A split that was selected from others tells how many of all of those were."""
         yield f"{self.task}, convention {self.convention}, {self.provenance}"
         yield f"classes {self.classes}, ids {self.vocab_size}, validation: {self.validation}"
         for split in ("train", "val", "test"):
@@ -205,8 +206,8 @@ def training_batches(
     """An epoch's batches of row numbers, on the device of `lengths`: every row once.
 
     Rows are shuffled, sorted by length within `pool` batches, and the batches shuffled: a batch
-    holds similar lengths and few pads. A function of seed and epoch alone. The last batch of a pool
-    may be smaller.
+    holds similar lengths and few pads. A function of seed and epoch alone. The last batch of the
+    last pool may be smaller.
     """
     generator = seeded("cpu", seed, "order", epoch)
     shuffled = torch.randperm(len(lengths), generator=generator)

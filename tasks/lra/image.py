@@ -57,8 +57,8 @@ def load_image(
     5,000 are held out (its own order is that of TFDS, which these files do not have).
 
     Raises ValueError for colours that google's ids do not have, MissingData, and BadData for a file
-    that is no such pickle, holds another number of images, labels out of range or, where they are
-    the published files, unbalanced ones.
+    that is no such pickle, holds another number of images, labels out of range or, in the
+    published training set, unbalanced ones.
     """
     if colour and convention == "google":
         raise ValueError("colour = True does not fit convention = 'google': use 's4'")

@@ -37,7 +37,8 @@ def load_text(
     `validation`: both use the test set, so that whoever chooses an epoch by it chooses by the test
     set; `held_out` takes a tenth of the training set instead.
 
-    Raises MissingData, and BadData for an empty file, one that is not UTF-8 or a wrong number.
+    Raises MissingData, and BadData for an empty file, one that is not UTF-8, one of another name
+    than <id>_<rating>.txt, or a wrong number of them.
     """
     folder = files.find(root, FOLDER, "train/pos", TREE, GET)
     counts = files.expected(folder, COUNTS)
