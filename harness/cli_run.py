@@ -56,6 +56,9 @@ def run(
         str | None,
         typer.Option(help="Run on the GPUs of this Ray cluster: auto or HOST:PORT; see README"),
     ] = None,
+    report: Annotated[
+        bool, typer.Option("--report", help="Then rebuild the report, of this device's records")
+    ] = False,
     results: Results = RESULTS,
 ) -> None:
     """Measure the cells that have no ok record for this device yet; run again to resume.
@@ -71,6 +74,7 @@ def run(
     \b
     Examples:
       mixerbench run mqar_quick --results local --budget 9m
+      mixerbench run lra_smoke --results local --report
       mixerbench run speed_quick --where 'seq_len <= 256 and mixer == "hgrn2"'
       mixerbench run mqar_fig3 --device cuda:0,cuda:1 --pack 1 --timeout 1h
       mixerbench run mqar_fig3 --ray auto --budget 2h
@@ -110,7 +114,10 @@ def run(
             for name, chosen in by_grid.items():
                 _list(name, chosen, options)
             return
-        raise typer.Exit(_run_all(by_grid, options, fleet))
+        status = _run_all(by_grid, options, fleet)
+    if report:
+        _report(list(by_grid), options)
+    raise typer.Exit(status)
 
 
 def _check_trained(cells: "list[Cell]") -> None:
@@ -177,6 +184,21 @@ def _run_all(by_grid: "dict[str, list[Cell]]", options: "Options", fleet: "Fleet
                 print(f"{left} cells left; to go on: {command}")
             return INTERRUPTED.get(summary.stopped_by, status)
     return status
+
+
+def _report(grids: list[str], options: "Options") -> None:
+    """Of all cells recorded there, this run's and earlier ones'; of whatever has a record."""
+    from harness.records import Records
+    from harness.report import write_report
+
+    device = None if options.any_device else options.machine.device_name
+    for grid in grids:
+        if any(device in (None, row.device) for row in Records(options.results / grid).rows()):
+            print(
+                write_report(
+                    grid, options.results, any_device=options.any_device, only_device=device
+                )
+            )
 
 
 def _since(fresh: bool, fresh_since: str | None) -> str | None:

@@ -253,10 +253,10 @@ def test_grids_lists_name_cells_and_caption(mixerbench: Mixerbench) -> None:
 
 
 def test_report_and_compare_read_the_records_of_a_run(mixerbench: Mixerbench) -> None:
-    mixerbench("run", toy("fine"))
+    ran = mixerbench("run", toy("fine"), "--report")
     said = mixerbench("report", toy("fine"))
-    assert said.status == 0
-    assert said.out.strip().endswith("results/fine/report.md")
+    assert (ran.status, said.status) == (0, 0)
+    assert ran.out.splitlines()[-1] == said.out.strip() == "results/fine/report.md"
     assert "6 ok" in Path("results/fine/report.md").read_text()
     compared = mixerbench("compare", "fine", "--baseline", "toy")
     assert (compared.status, "no times to compare" in compared.err) == (2, True)
