@@ -4,7 +4,10 @@ interpreted_ files.
 The interpreter replaces triton.language's functions by its own anew at every call of a function
 that a kernel calls, two fifths of its time in attention's tests, and makes a table of numpy's types
 whenever it asks for one, two fifths of the rest. What is replaced stays so until the launch ends,
-so here it is done once a launch for each function, and a number's type is asked for once.
+so here it is done once a launch for each function, and a number's type is asked for once. Likewise
+a shape is made once, not by every tensor and type, and those of one shape are not matched number by
+number. Nor is a sum of integers computed again in 64 bits, for an assertion that it did not
+overflow: without debug, which the interpreter never has, that assertion is left out.
 
 It holds bf16 as the 16 bits, which it cuts off where a kernel asks for no such rounding, and whose
 integers it multiplies. Here casts round to nearest, ties to even, and products are of the values,
@@ -14,26 +17,28 @@ reduction nothing tells.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
 import numpy as np
 import pytest
 import triton.language as tl
+from triton.language.semantic import TritonSemantic
 from triton.runtime import interpreter
 from triton.runtime.interpreter import GridExecutor, InterpreterBuilder, TensorHandle
 
 
 @pytest.fixture(autouse=True, scope="session")
 def replaced_once_a_launch():
-    replace, launch = interpreter._patch_lang, GridExecutor.__call__
+    patch_lang, launch = interpreter._patch_lang, GridExecutor.__call__
     replaced: set[Any] = set()
 
     def first_only(fn: Any) -> Any:
         if fn in replaced:
             return None
         replaced.add(fn)
-        return replace(fn)
+        return patch_lang(fn)
 
     def fresh(self: Any, *args: Any, **options: Any) -> Any:
         replaced.clear()
@@ -56,6 +61,58 @@ def numpy_types_asked_once():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(interpreter, "_get_np_dtype", known)
+        yield
+
+
+def sizes_of(shape: Any) -> tuple[Any, ...]:
+    return tuple(size.value if isinstance(size, tl.constexpr) else size for size in shape)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def shapes_made_once():
+    make_type, make_tensor = tl.block_type.__init__, tl.tensor.__init__
+    match = TritonSemantic.broadcast_impl_value
+    types: dict[Any, dict[str, Any]] = {}
+    tensors: dict[Any, tuple[Any, Any]] = {}
+
+    def shaped(self: Any, element_ty: Any, shape: Any) -> None:
+        # By name, which is all that is kept of an element: a pointer's type cannot be hashed.
+        key = (element_ty.name, sizes_of(shape))
+        if key not in types:
+            make_type(self, element_ty, shape)
+            types[key] = {name: getattr(self, name) for name in ("shape", "numel", "name")}
+        self.element_ty = element_ty
+        self.__dict__.update(types[key])
+
+    def filled(self: Any, handle: Any, type: Any) -> None:
+        key = tuple(type.shape.values) if type.is_block() else ()
+        if key not in tensors:
+            make_tensor(self, handle, type)
+            tensors[key] = self.shape, self.numel
+        self.handle, self.type, self.dtype = handle, type, type.scalar
+        self.shape, self.numel = tensors[key]
+
+    def matched(self: Any, left: Any, right: Any) -> Any:
+        if left.type.is_block() and right.type.is_block():
+            same = left.type.shape.values == right.type.shape.values
+        else:
+            same = not left.type.is_block() and not right.type.is_block()
+        return (left, right) if same else match(self, left, right)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tl.block_type, "__init__", shaped)
+        patch.setattr(tl.tensor, "__init__", filled)
+        patch.setattr(TritonSemantic, "broadcast_impl_value", matched)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_sums_for_an_assertion_that_is_off():
+    options = interpreter.interpreter_builder.options
+    assert not options.debug
+    with pytest.MonkeyPatch.context() as patch:
+        without = replace(options, sanitize_overflow=False)
+        patch.setattr(interpreter.interpreter_builder, "options", without)
         yield
 
 
