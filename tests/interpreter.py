@@ -7,7 +7,9 @@ whenever it asks for one, two fifths of the rest. What is replaced stays so unti
 so here it is done once a launch for each function, and a number's type is asked for once. Likewise
 a shape is made once, not by every tensor and type, and those of one shape are not matched number by
 number. Nor is a sum of integers computed again in 64 bits, for an assertion that it did not
-overflow: without debug, which the interpreter never has, that assertion is left out.
+overflow: without debug, which the interpreter never has, that assertion is left out. A scan or
+reduction by a kernel's own function, four fifths of the time of groups of tokens, calls it once for
+all that lies at one place of the axis, not for each number: in the same order, to the same bits.
 
 It holds bf16 as the 16 bits, which it cuts off where a kernel asks for no such rounding, and whose
 integers it multiplies. Here casts round to nearest, ties to even, and products are of the values,
@@ -26,7 +28,13 @@ import pytest
 import triton.language as tl
 from triton.language.semantic import TritonSemantic
 from triton.runtime import interpreter
-from triton.runtime.interpreter import GridExecutor, InterpreterBuilder, TensorHandle
+from triton.runtime.interpreter import (
+    GridExecutor,
+    InterpreterBuilder,
+    ReduceOps,
+    ScanOps,
+    TensorHandle,
+)
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -113,6 +121,40 @@ def no_sums_for_an_assertion_that_is_off():
     with pytest.MonkeyPatch.context() as patch:
         without = replace(options, sanitize_overflow=False)
         patch.setattr(interpreter.interpreter_builder, "options", without)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def whole_rows_combined():
+    def running(self: Any, inputs: Any, axis: int) -> list[Any]:
+        """What has been combined up to each place of the axis, which comes first."""
+        arrays = [np.moveaxis(x.handle.data, axis, 0) for x in inputs]
+        results = [x.copy() for x in arrays]
+
+        def rows(of: Any, i: int) -> list[Any]:
+            # With their axis, so that what is left of one axis is still a block.
+            return [self.to_tensor(x[i : i + 1], y.dtype) for x, y in zip(of, inputs, strict=True)]
+
+        for i in range(1, len(arrays[0])):
+            found = self.combine_fn.fn(*rows(results, i - 1), *rows(arrays, i))
+            for result, x in zip(results, found if len(inputs) > 1 else [found], strict=True):
+                result[i] = x.handle.data[0]
+        return results
+
+    def scanned(self: Any, inputs: Any) -> Any:
+        found = [np.moveaxis(x, 0, self.axis) for x in running(self, inputs, self.axis)]
+        return [self.to_tensor(x, y.dtype) for x, y in zip(found, inputs, strict=True)]
+
+    def reduced(self: Any, inputs: Any) -> Any:
+        assert self.axis is not None, "no kernel reduces all axes by a function of its own"
+        found = [x[-1] for x in running(self, inputs, self.axis)]
+        if self.keep_dims:
+            found = [np.expand_dims(x, self.axis) for x in found]
+        return [self.to_tensor(x, y.dtype) for x, y in zip(found, inputs, strict=True)]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ScanOps, "generic_scan", scanned)
+        patch.setattr(ReduceOps, "generic_reduce", reduced)
         yield
 
 
