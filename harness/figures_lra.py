@@ -40,7 +40,10 @@ def lra(table: pd.DataFrame) -> dict[str, Plot]:
     """Every figure that the frame of a grid of the arena has the numbers for."""
     if "accuracy" not in table or not table["accuracy"].notna().any():
         return {}
-    table = with_series(_plain(table), AXES, apart=APART, devices="device_type")
+    # What only goes with the task parts no line: a generator's version, whether there is one.
+    differ = table.groupby("arena")[APART].nunique().gt(1).any()
+    apart = [name for name in APART if differ[name]]
+    table = with_series(_plain(table), AXES, apart=apart, devices="device_type")
     with styled():
         plots = {
             "accuracy_by_epoch": by_epoch(table, "accuracy"),

@@ -66,7 +66,8 @@ def flatten(task: Mapping[str, Any]) -> dict[str, Leaf]:
     """
     task = _with_later(task, task.get("name", ""))
     for part in LATER.keys() & task.keys():
-        task = {**task, part: _with_later(task[part], part)}
+        if isinstance(task[part], Mapping):
+            task = {**task, part: _with_later(task[part], part)}
     if "mixer" in task:
         task = {**task, "mixer": _with_later(task["mixer"], task["mixer"]["name"])}
     leaves = dict(_leaves(task, ()))

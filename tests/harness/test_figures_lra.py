@@ -119,6 +119,19 @@ def test_losses_are_averaged_and_a_guess_is_drawn(plots):
     assert {"a guess 2.303", "a guess 0.693"} < set(texts)
 
 
+def test_what_goes_with_the_task_alone_parts_no_line():
+    mixed = [
+        cell("hgrn2", "listops", 0.5, source="generated"),
+        cell("hgrn2", "pathfinder32", 0.8, source="generated", version=2),
+        cell("hgrn2", "text", 0.9),
+    ]
+    drawn = draw(tidy(mixed))["next_to_published"].table
+    assert drawn["series"].to_list() == ["HGRN2"] * 3
+    old = cell("hgrn2", "pathfinder32", 0.7, source="generated")
+    drawn = draw(tidy([*mixed, old]))["next_to_published"].table
+    assert set(drawn["series"]) == {"HGRN2, version 1", "HGRN2, version 2"}
+
+
 def test_runs_at_chance_look_flat():
     at_chance = [cell("hgrn2", "path_x", 0.5 + seed / 1000, seed) for seed in range(2)]
     low, high = draw(tidy(at_chance))["accuracy_by_epoch"].figure.axes[0].get_ylim()

@@ -108,6 +108,7 @@ def test_a_later_field_has_the_value_that_records_before_it_had():
     assert (trained["engine"], trained["compiled"]) == ("eager", False)
     assert flatten({"name": "mqar", "training": {"engine": "graph"}})["engine"] == "graph"
     assert flatten({"name": "lra", "mixer": {"name": "hgrn2"}})["scan"] == "1d"
+    assert flatten({"name": "yours", "data": "text.tsv"}) == {"task": "yours", "data": "text.tsv"}
     kinds = {"decode": Decode, "training": Training, "backbone": Backbone, "data": Data}
     kinds |= {"hgrn1": HGRN1, "hgrn2": HGRN2}
     for name, kind in (kinds | {"lra": LRA, "lra_step": LRAStep}).items():
