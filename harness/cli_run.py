@@ -57,7 +57,7 @@ def run(
         typer.Option(help="Run on the GPUs of this Ray cluster: auto or HOST:PORT; see README"),
     ] = None,
     report: Annotated[
-        bool, typer.Option("--report", help="Then rebuild the report, of this device's records")
+        bool, typer.Option("--report", help="When all is measured, rebuild the report")
     ] = False,
     results: Results = RESULTS,
 ) -> None:
@@ -67,9 +67,11 @@ def run(
     that are timed run last, one by one, on the first device. A cell that fails is tried again by
     the next run, and so is a timed one whose GPU its heat or its power supply had slowed down.
     Ctrl-C saves the running cells and stops; so does the end of the budget, within ten seconds.
+    --report then leaves out the report; else it is of this device's records, with --any-device of
+    all.
 
     Exit status: 0 all is well, cells left by the budget included; 1 a cell failed (wrong, timeout
-    or error); 2 nothing could be run; 130 Ctrl-C.
+    or error), or a report could not be written; 2 nothing could be run; 130 Ctrl-C.
 
     \b
     Examples:
@@ -83,6 +85,8 @@ def run(
     started, limit = time.monotonic(), seconds("--budget", budget)
     timeout_s = seconds("--timeout", timeout)
     since = _since(fresh, fresh_since)
+    if report and dry_run:
+        raise ValueError("--report: --dry-run measures nothing to report; leave one of them out")
     for option, value in (("--jobs", jobs), ("--pack", pack)):
         if ray and value:
             raise ValueError(f"{option} {value}: with --ray every GPU (or core) runs one cell")
@@ -114,10 +118,7 @@ def run(
             for name, chosen in by_grid.items():
                 _list(name, chosen, options)
             return
-        status = _run_all(by_grid, options, fleet)
-    if report:
-        _report(list(by_grid), options)
-    raise typer.Exit(status)
+        raise typer.Exit(_run_all(by_grid, options, fleet, report=report))
 
 
 def _check_trained(cells: "list[Cell]") -> None:
@@ -156,8 +157,10 @@ def _start_server(grids: list[str]) -> list[Path]:
     return folders
 
 
-def _run_all(by_grid: "dict[str, list[Cell]]", options: "Options", fleet: "Fleet | None") -> int:
-    """Run grid after grid; the exit status."""
+def _run_all(
+    by_grid: "dict[str, list[Cell]]", options: "Options", fleet: "Fleet | None", *, report: bool
+) -> int:
+    """Run grid after grid, and report on them if nothing stopped that; the exit status."""
     from harness import runner, selection
     from harness.records import Records
 
@@ -183,22 +186,28 @@ def _run_all(by_grid: "dict[str, list[Cell]]", options: "Options", fleet: "Fleet
                 command = shlex.join(["mixerbench", *itertools.chain(*words)])
                 print(f"{left} cells left; to go on: {command}")
             return INTERRUPTED.get(summary.stopped_by, status)
+    if report and not _report(list(by_grid), options):
+        status = 1
     return status
 
 
-def _report(grids: list[str], options: "Options") -> None:
-    """Of all cells recorded there, this run's and earlier ones'; of whatever has a record."""
-    from harness.records import Records
+def _report(grids: list[str], options: "Options") -> bool:
+    """Write the report of every grid, of earlier runs' cells too; whether all could be."""
     from harness.report import write_report
 
     device = None if options.any_device else options.machine.device_name
+    whole = True
     for grid in grids:
-        if any(device in (None, row.device) for row in Records(options.results / grid).rows()):
+        try:
             print(
                 write_report(
                     grid, options.results, any_device=options.any_device, only_device=device
                 )
             )
+        except ValueError as error:
+            print(f"no report of {grid}: {error}", file=sys.stderr)
+            whole = False
+    return whole
 
 
 def _since(fresh: bool, fresh_since: str | None) -> str | None:
