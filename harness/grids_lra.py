@@ -45,8 +45,8 @@ PATHX_EPOCHS = 5
 def lra(device: torch.device) -> list[Task]:
     """The six tasks by the published recipes: HGRN2's for every mixer, HGRN1's for HGRN1 as well.
 
-    Three seeds of HGRN2, one of the others. HGRN2 and HGRN1 scan images as published, and have
-    Image also as their code does, in colour and augmented. Where the official files are absent
+    Three seeds of HGRN2, one of the others. HGRN2 and HGRN1 scan images as each recipe's code does,
+    and have Image also as it does, in colour and augmented. Where the official files are absent
     ListOps, Pathfinder and Path-X are generated, and the cells of Text, Retrieval and Image say
     what is missing. Days of one GPU: choose with --where 'arena == "text"'.
     """
@@ -59,17 +59,17 @@ def lra(device: torch.device) -> list[Task]:
     hgrn2, _ = hgrns(device, recipes.HGRN2_PAPER["image"], "2d_parallel")
     cells += [recipes.hgrn2_paper(hgrn2, COLOURED, seed) for seed in SEEDS]
     for arena, setting in recipes.HGRN1_PAPER.items():
-        data = COLOURED if arena == "image" else arena_data(arena)
         _, hgrn1 = hgrns(device, setting, "1d" if arena in TEXTS else "2d_parallel")
-        cells.append(recipes.hgrn1_paper(hgrn1, data))
+        several = [arena_data(arena), *([COLOURED] if arena == "image" else [])]
+        cells += [recipes.hgrn1_paper(hgrn1, data) for data in several]
     return [on(device, cell) for cell in cells]
 
 
 def lra_s4_shape(device: torch.device) -> list[Task]:
     """The six tasks at S4's depth, width and optimiser, in fp32: five mixers, one seed.
 
-    All along the sequence. Official files, or generated ones as in `lra`. Days of one GPU: choose
-    with --where 'arena == "text"'.
+    All along the sequence; HGRN2's state is as wide as HGRN1's real one (expand ratio 1). Official
+    files, or generated ones as in `lra`. Days of one GPU: choose with --where 'arena == "text"'.
     """
     return [
         on(device, recipes.s4_shape(mixer, arena_data(arena)))
@@ -214,7 +214,7 @@ def step_of(task: LRA, *, trial: int, batch: int | None) -> LRAStep:
     """The time of a training step of this cell, on noise."""
     same = {name: getattr(task, name) for name in LRA.model_fields if name != "name"}
     training = task.training.model_copy(update={"batch": batch or task.training.batch})
-    data = task.data.model_copy(update={"source": "random"})
+    data = task.data.model_copy(update={"source": "random", "examples": None, "version": 1})
     return LRAStep.model_validate(same | {"data": data, "training": training, "trial": trial})
 
 

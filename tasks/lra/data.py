@@ -158,6 +158,7 @@ class Data(Frozen):
     def _files(self) -> tuple[str, dict[str, Any]]:
         """The folder below a root, and the manifest that says what is in it."""
         assert self.examples is not None
+        assert self.version == generator_version(self.arena), "copied without validation"
         if self.arena == "listops":
             train, val, test = self.examples
             counts = {"train": train, "val": val, "test": test}
