@@ -104,7 +104,7 @@ def pathfinder(
     device: Annotated[str, typer.Option(help="cpu or cuda:N; both draw the same images")] = "cpu",
     contrast: Annotated[
         Contrast,
-        typer.Option(help="Contrasts brighten dashes up to the limit, as published, or scale them"),
+        typer.Option(help="Contrasts brighten dashes up to a limit, or scale them as documented"),
     ] = Contrast.clipped,
     jobs: Jobs = None,
 ) -> None:

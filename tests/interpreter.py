@@ -8,8 +8,9 @@ so here it is done once a launch for each function, and a number's type is asked
 a shape is made once, not by every tensor and type, and those of one shape are not matched number by
 number. Nor is a sum of integers computed again in 64 bits, for an assertion that it did not
 overflow: without debug, which the interpreter never has, that assertion is left out. A scan or
-reduction by a kernel's own function, four fifths of the time of groups of tokens, calls it once for
-all that lies at one place of the axis, not for each number: in the same order, to the same bits.
+reduction by a kernel's own function, four fifths of the time of HGRN2's rows in groups of tokens,
+calls it once for all that lies at one place of the axis, not for each number: in the same order, to
+the same bits.
 
 It holds bf16 as the 16 bits, which it cuts off where a kernel asks for no such rounding, and whose
 integers it multiplies. Here casts round to nearest, ties to even, and products are of the values,

@@ -28,7 +28,7 @@ from tasks.lra.generate.strokes import CONTOUR_LENGTH, SETTINGS, Difficulty, geo
 from tasks.lra.generate.workers import in_order
 
 VERSIONS = {32: 2, 64: 1, 128: 1, 256: 1}
-"""Of the law, by resolution. 1 of 32 pixels had dashes without their contrasts, half as bright."""
+"""Of the law, by resolution. 1 of 32 pixels had dashes without their contrasts, too dim."""
 PER_SHARD = 1000
 _ATTEMPTS_BYTES = {"cpu": 1 << 24, "cuda": 1 << 30}
 """Of the canvases of attempts that are under way at once."""

@@ -16,9 +16,9 @@ from tasks.lra.generate.strokes import markers
 Contrast = Literal["clipped", "documented"]
 """`clipped`: the documented contrasts brighten dashes, up to 1, and never dim them. In the
 published images of 64 and 128 pixels those below 1 have no effect; hard ones of 32, where they
-exceed 1, have so the mean, the spread and the shares of dark and bright pixels that are known of
-them (numbers in the test; no published image of 32 pixels was at hand). `documented`: dashes are
-scaled by them, without a limit."""
+exceed 1, come near to what is known of their mean, spread and shares of dark and bright pixels (the
+test has the numbers; no published image of 32 pixels was at hand). `documented`: dashes are scaled
+by them, without a limit."""
 
 _PIXELS = 1 << 22
 """Rendered at once, in fp64."""

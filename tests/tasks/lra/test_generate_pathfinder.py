@@ -254,7 +254,8 @@ def test_dashes_have_the_level_of_the_published_images(resolution, level):
 def test_hard_images_have_the_known_statistics():
     images = draw_shards(Pictures(32, "hard", 0, "clipped", "cpu"), [(0, 1000)])[0].images
     shares = [100 * (images > level).mean() for level in (0, 128)]
-    # Of correct ones; of how many is not known. Without contrasts: 14.7, 37.4, 27.3, 1.6.
+    # Of another implementation of the published generator; of how many is not known. The last one
+    # hangs on levels at 125 to 128. Without contrasts: 14.7, 37.4, 27.3, 1.6.
     known = [22.3, 52.9, 37.6, 9.2]
     assert [images.mean(), images.std(), *shares] == pytest.approx(known, rel=0.02, abs=0.7)
 
