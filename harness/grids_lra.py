@@ -56,7 +56,7 @@ def lra(device: torch.device) -> list[Task]:
         for mixer in lra_mixers(device, setting, PUBLISHED_SCANS.get(arena, "1d")):
             seeds = SEEDS if mixer.name == "hgrn2" else SEEDS[:1]
             cells += [recipes.hgrn2_paper(mixer, data, seed) for seed in seeds]
-    hgrn2, _ = hgrns(device, recipes.HGRN2_PAPER["image"], "2d_parallel")
+    hgrn2, _ = hgrns(device, recipes.HGRN2_PAPER["image"], PUBLISHED_SCANS["image"])
     cells += [recipes.hgrn2_paper(hgrn2, COLOURED, seed) for seed in SEEDS]
     for arena, setting in recipes.HGRN1_PAPER.items():
         _, hgrn1 = hgrns(device, setting, "1d" if arena in TEXTS else "2d_parallel")
@@ -146,7 +146,7 @@ def lra_pathfinder_paper(device: torch.device) -> list[Task]:
     files where they are, else generated ones of their size: the record says which.
     """
     setting, data = recipes.HGRN2_PAPER["pathfinder32"], arena_data("pathfinder32")
-    mixers = hgrns(device, setting, "2d_parallel")
+    mixers = hgrns(device, setting, PUBLISHED_SCANS["pathfinder32"])
     return [on(device, recipes.hgrn2_paper(mixer, data)) for mixer in mixers]
 
 
@@ -158,7 +158,8 @@ def lra_pathx(device: torch.device) -> list[Task]:
     """
     setting = recipes.HGRN2_PAPER["path_x"]
     data = arena_data("path_x")
-    mixers = [*hgrns(device, setting, "1d"), *hgrns(device, setting, "2d_series")]
+    over = PUBLISHED_SCANS["path_x"]
+    mixers = [*hgrns(device, setting, "1d"), *hgrns(device, setting, over)]
     cells = [on(device, recipes.hgrn2_paper(mixer, data)) for mixer in mixers]
     return [changed(cell, "training", {"epochs": PATHX_EPOCHS}) for cell in cells]
 
@@ -169,7 +170,7 @@ def lra_pathx_step(device: torch.device) -> list[Task]:
     HGRN2's published shape with 16 images a batch, along the sequence; HGRN2 and HGRN1 also over
     the image, and on a GPU GLA and Mamba also by the published kernels. The images are noise.
     """
-    return step_times(device, "path_x", "2d_series", batch=PATHX_BATCH)
+    return step_times(device, "path_x", batch=PATHX_BATCH)
 
 
 def lra_pathfinder_step(device: torch.device) -> list[Task]:
@@ -179,15 +180,13 @@ def lra_pathfinder_step(device: torch.device) -> list[Task]:
     over the image, as published, and on a GPU GLA and Mamba also by the published kernels. The
     images are noise.
     """
-    return step_times(device, "pathfinder32", "2d_parallel")
+    return step_times(device, "pathfinder32")
 
 
-def step_times(
-    device: torch.device, arena: str, scan: Scan, batch: int | None = None
-) -> list[Task]:
+def step_times(device: torch.device, arena: str, batch: int | None = None) -> list[Task]:
     """Steps of HGRN2's recipe, three trials; `batch` None: the recipe's."""
     setting, data = recipes.HGRN2_PAPER[arena], Data.model_validate({"arena": arena})
-    chosen = [*lra_mixers(device, setting), *hgrns(device, setting, scan)]
+    chosen = [*lra_mixers(device, setting), *hgrns(device, setting, PUBLISHED_SCANS[arena])]
     if device.type == "cuda":
         peers = {"gla": "fla", "mamba": "mamba_ssm"}
         chosen += [
