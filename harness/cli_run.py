@@ -67,8 +67,8 @@ def run(
     that are timed run last, one by one, on the first device. A cell that fails is tried again by
     the next run, and so is a timed one whose GPU its heat or its power supply had slowed down.
     Ctrl-C saves the running cells and stops; so does the end of the budget, within ten seconds.
-    --report then leaves out the report; else it is of this device's records, with --any-device of
-    all.
+    Unless the run was stopped, --report rebuilds the report of this device's records, with
+    --any-device of all.
 
     Exit status: 0 all is well, cells left by the budget included; 1 a cell failed (wrong, timeout
     or error), or a report could not be written; 2 nothing could be run; 130 Ctrl-C.
