@@ -261,13 +261,14 @@ def test_hard_images_have_the_known_statistics():
 
 
 @pytest.mark.parametrize(("resolution", "by"), [(32, 1.0), (64, 0.8)])
-def test_documented_contrasts_dim_as_well(resolution, by):
+def test_documented_contrasts_have_no_limit_and_dim_as_well(resolution, by):
     clipped, documented = (
         draw_shards(Pictures(resolution, "easy", 0, contrast, "cpu"), [(0, 20)])[0]
         for contrast in ("clipped", "documented")
     )
     assert clipped.labels == documented.labels
     assert set(documented.images.max((1, 2))) == {255}
+    assert (documented.images != clipped.images).any()
     # Markers have no contrast, and their overshoot is all that 255 levels are measured by.
     mean = documented.images.mean() / clipped.images.mean()
     assert mean == pytest.approx(by, abs=0.06)
