@@ -22,6 +22,8 @@ captured. Batches that are not sorted have one width: nearly all hold a long row
 SEEDS = range(3)
 FASTER = 4
 """Times the recipe's learning rate: short expressions are learned better at it."""
+GENTLER = 0.25
+"""Times the small recipe's learning rate, at whose height Pathfinder falls back to chance."""
 PATHX_BATCH = 16
 """Of a timed step: the recipe's 256 are 4 million tokens."""
 SMOKE_LISTOPS = Data(arena="listops", source="generated", examples=(320, 40, 40))
@@ -96,8 +98,9 @@ def lra_listops(device: torch.device) -> list[Task]:
     """ListOps by HGRN2's published recipe, three seeds for HGRN2, one for the others.
 
     And HGRN2 with a layer of its own each way, which is no published model, and both of these at
-    four times the learning rate, a seed each. The official files where they are, else generated
-    ones of their size: the record says which.
+    four times the learning rate, a seed each; and Mamba with RMS norms, its own: what a batch norm
+    leaves of one large token grows with its fifth power in a layer. The official files where they
+    are, else generated ones of their size: the record says which.
     """
     setting = recipes.HGRN2_PAPER["listops"]
     data = arena_data("listops")
@@ -116,27 +119,37 @@ def lra_listops(device: torch.device) -> list[Task]:
         changed(cell, "training", {"lr": FASTER * cell.training.lr})
         for cell in (published[0], apart[0])
     ]
-    return [*published, *apart, *faster]
+    normed = [
+        changed(cell, "backbone", {"norm": "rms"})
+        for cell in published
+        if cell.mixer.name == "mamba"
+    ]
+    return [*published, *apart, *faster, *normed]
 
 
 def lra_pathfinder(device: torch.device) -> list[Task]:
     """Pathfinder at 32 pixels by our small recipe, three seeds, in one and two dimensions.
 
     HGRN2 and HGRN1 along the sequence and over the image, attention. And, a seed each, HGRN2 and
-    HGRN1 along the sequence with attention's positions, which tell a pixel its column. The official
-    files where they are, else generated ones of their size: the record says which.
+    HGRN1 along the sequence with attention's positions, which tell a pixel its column, and over the
+    image at a quarter of the learning rate. The official files where they are, else generated ones
+    of their size: the record says which.
     """
     setting = recipes.SMALL["pathfinder32"]
     data = arena_data("pathfinder32")
-    along = hgrns(device, setting, "1d")
+    along, over = (hgrns(device, setting, scan) for scan in ("1d", "2d_parallel"))
     attention = [mixer for mixer in lra_mixers(device, setting) if mixer.name == "attention"]
-    chosen = [*along, *attention, *hgrns(device, setting, "2d_parallel")]
+    chosen = [*along, *attention, *over]
     cells = [on(device, recipes.small(mixer, data, seed)) for seed, mixer in product(SEEDS, chosen)]
     placed = [
         changed(on(device, recipes.small(mixer, data)), "backbone", {"positions": "sinusoidal"})
         for mixer in along
     ]
-    return [*cells, *placed]
+    gentler = [
+        changed(on(device, recipes.small(mixer, data)), "training", {"lr": GENTLER * setting.lr})
+        for mixer in over
+    ]
+    return [*cells, *placed, *gentler]
 
 
 def lra_pathfinder_paper(device: torch.device) -> list[Task]:

@@ -34,8 +34,10 @@ def test_listops_has_three_seeds_of_hgrn2_and_one_of_the_others():
     assert seeds == {"hgrn2": [0, 1, 2, 0, 1, 2, 0, 0], "gla": [0]}
     ways = [c.directions for c in cells if c.mixer.name == "hgrn2"]
     assert ways == [*3 * ["both"], *3 * ["apart_sum"], "both", "apart_sum"]
-    assert [c.training.lr for c in cells[-2:]] == 2 * [2e-3]
-    assert {recipes.changes(c) for c in cells[-2:]} == {"lr", "directions + lr"}
+    assert [c.training.lr for c in cells[-3:-1]] == 2 * [2e-3]
+    assert {recipes.changes(c) for c in cells[-3:-1]} == {"lr", "directions + lr"}
+    assert (cells[-1].mixer.name, cells[-1].backbone.norm) == ("mamba", "rms")
+    assert recipes.changes(cells[-1]) == "norm"
     assert {cell.mixer.name for cell in cells[:5]} == {
         *("hgrn2", "hgrn1", "gla", "mamba", "attention")
     }
@@ -104,14 +106,20 @@ def test_pathfinder_scans_in_one_and_two_dimensions():
     }
 
 
-def test_pathfinder_along_the_sequence_also_with_positions():
+def test_pathfinder_also_with_positions_and_at_a_gentler_rate():
     cells = grids_lra.lra_pathfinder(GPU)
-    placed = [cell for cell in cells if recipes.changes(cell) == "positions"]
-    assert {(c.mixer.name, c.mixer.scan, c.seed) for c in placed} == {
-        *(("hgrn2", "1d", 0), ("hgrn1", "1d", 0)),
-    }
-    assert {recipes.changes(cell) for cell in cells if cell not in placed} == {""}
-    assert len({cell.key for cell in cells}) == len(cells) == 17
+    placed, gentler = (
+        [cell for cell in cells if recipes.changes(cell) == change]
+        for change in ("positions", "lr")
+    )
+    for several, scan in ((placed, "1d"), (gentler, "2d_parallel")):
+        assert [(c.mixer.name, c.mixer.scan, c.seed) for c in several] == [
+            *(("hgrn2", scan, 0), ("hgrn1", scan, 0)),
+        ]
+    assert {cell.training.lr for cell in gentler} == {5e-4}
+    others = [cell for cell in cells if cell not in [*placed, *gentler]]
+    assert {recipes.changes(cell) for cell in others} == {""}
+    assert len({cell.key for cell in cells}) == len(cells) == 19
 
 
 def test_pathfinder_by_the_published_recipe_is_over_the_image():
