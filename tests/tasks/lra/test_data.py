@@ -53,6 +53,24 @@ def test_a_stop_while_data_are_made_is_a_pause(tmp_path: Path, monkeypatch):
     assert len(LISTOPS.load(Context(CPU)).train) == 24
 
 
+def test_a_process_reads_the_same_files_once(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("MIXERBENCH_DATA", str(tmp_path))
+    first = LISTOPS.load(Context(CPU))
+    assert LISTOPS.load(Context(CPU)) is first
+    other = LISTOPS.model_copy(update={"convention": "google"})
+    assert other.load(Context(CPU)).vocab_size == 17
+    again = LISTOPS.load(Context(CPU))
+    assert again is not first
+    assert torch.equal(again.train.inputs.ids, first.train.inputs.ids)
+    # Relative roots are those of the folder that the process is in.
+    monkeypatch.setenv("MIXERBENCH_DATA", "data")
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        monkeypatch.chdir(tmp_path / folder)
+        assert LISTOPS.load(Context(CPU)) is not again
+        again = LISTOPS.load(Context(CPU))
+
+
 def test_another_version_of_a_generator_makes_another_cell():
     hard = {"source": "generated", "examples": (8, 1, 1)}
     pathfinder = Data.model_validate({"arena": "pathfinder32", **hard})
