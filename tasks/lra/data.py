@@ -126,7 +126,7 @@ class Data(Frozen):
         try:
             if self.source == "generated":
                 root = self._generated(root, context)
-            dataset = _last_read(self, root.absolute())
+            dataset = _last_read(self.model_dump_json(), root.absolute())
         except files.MissingData as error:
             raise Unsupported(str(error)) from error
         if dataset.provenance.kind != self.source:
@@ -220,9 +220,10 @@ def official_is_there(arena: str) -> bool:
 
 
 @lru_cache(maxsize=1)
-def _last_read(data: Data, root: Path) -> Dataset:
-    """The next cell of a worker is most often of the same data; nobody writes to a dataset."""
-    return load(data, root)
+def _last_read(data: str, root: Path) -> Dataset:
+    """`load` of a `Data` in JSON. A worker's next cell is most often of the same files; nobody
+    writes to a dataset."""
+    return load(Data.model_validate_json(data), root)
 
 
 def load(data: Data, root: Path | None) -> Dataset:
