@@ -8,20 +8,19 @@ from typing import Any, Literal
 
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.patheffects import withStroke
 
 from harness.lra_published import TITLES, averages, compared, readable
 from harness.plot import LINE, Plot, at, summary
 from harness.series import joined, marks, not_drawn, origin, setting, spoken, with_series
 from harness.sheet import End, Sheet, log_limits, plain_ticks, value_ticks
-from harness.style import GREY, mixer_name, styled
+from harness.style import GREY, Mark, mixer_name, styled
 
 AXES = ["arena", "seed", "trial"]
 APART = ["recipe", "source", "version"]
 YARDSTICKS = {
-    "the commonest digit": 0.170,
-    "the root's operator alone": 0.365,
-    "one level evaluated": 0.513,
+    "commonest digit": 0.170,
+    "root's operator": 0.365,
+    "one level": 0.513,
     "two levels": 0.695,
 }
 """Accuracy on ListOps of whoever knows no more than that."""
@@ -31,6 +30,7 @@ DOTTED = {
     "level or two levels of the expression gives (17.0, 36.5, 51.3, 69.5 %); elsewhere chance.",
     "loss": "Dotted: that of a guess among all answers alike.",
 }
+YARDSTICK = Mark(GREY, "_", (0, (1, 2)), "full")
 NARROWEST = 0.1
 """Range of an axis of accuracies or losses by epoch."""
 OPERATORS = ("min", "max", "med", "sm")
@@ -111,7 +111,7 @@ def by_epoch(table: pd.DataFrame, measure: Literal["accuracy", "loss"]) -> Plot:
         ends = _curves(ax, at(runs, {"arena": arena}), at(means, {"arena": arena}), table, measure)
         here = at(ran, {"arena": arena})
         if len(here):
-            _yardsticks(ax, arena, float(here["chance"].iloc[0]), measure)
+            ends += _yardsticks(ax, arena, float(here["chance"].iloc[0]), measure)
         _coarse(ax)
         value_ticks(ax.xaxis, means.loc[means["arena"] == arena, "epoch"].unique())
         ax.set(title=TITLES[arena])
@@ -242,17 +242,15 @@ def _curves(
     return ends
 
 
-def _yardsticks(ax: Axes, arena: str, chance: float, measure: str) -> None:
+def _yardsticks(ax: Axes, arena: str, chance: float, measure: str) -> list[End]:
     heights = YARDSTICKS if arena == "listops" else {"chance": chance}
     written = {f"{words} {100 * height:.1f} %": height for words, height in heights.items()}
     if measure == "loss":
         written = {f"a guess {-log(chance):.3f}": -log(chance)}
-    for words, height in written.items():
-        ax.axhline(height, color=GREY, linestyle=(0, (1, 2)), linewidth=0.9)
-        across = ax.get_yaxis_transform()
-        text = ax.text(0.01, height, words, color=GREY, size=6, va="bottom", transform=across)
-        # Legible where curves run through it.
-        text.set_path_effects([withStroke(linewidth=2, foreground="white")])
+    for height in written.values():
+        ax.axhline(height, color=GREY, linestyle=YARDSTICK.dash, linewidth=0.9)
+    _, right = ax.get_xlim()
+    return [End(words, YARDSTICK, (right, height), GREY) for words, height in written.items()]
 
 
 def _coarse(ax: Axes) -> None:

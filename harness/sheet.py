@@ -40,6 +40,8 @@ class End:
     text: str
     mark: Mark
     at: tuple[float, float] | None
+    colour: str = "black"
+    """Of the text."""
 
 
 class Sheet:
@@ -94,10 +96,8 @@ class Sheet:
     def label(self, ax: Axes, ends: Sequence[End]) -> None:
         """Name the lines right of the panel, each at the height of its end as far as they fit."""
         offset = ScaledTranslation(TEXT_PT / 72, 0, self.figure.dpi_scale_trans)
-        made = [
-            (end, ax.text(1, 0.5, end.text, transform=ax.transAxes + offset, va="center"))
-            for end in ends
-        ]
+        style = {"transform": ax.transAxes + offset, "va": "center"}
+        made = [(end, ax.text(1, 0.5, end.text, color=end.colour, **style)) for end in ends]
         # In a row that is not full the space to the right is free: it need not be made.
         index = self.axes.index(ax)
         free = index == len(self.axes) - 1 and index % self.columns < self.columns - 1
