@@ -165,6 +165,8 @@ def next_to_published(table: pd.DataFrame) -> Plot:
             "one run each, × where the two rows are not alike. `ours is` and `published is` say "
             "what keeps a number from standing beside plain ones of a mixer's own recipe; † marks "
             "a difference of unlike rows.",
+            "At best val: test accuracy at the epoch of the best validation accuracy, in percent; "
+            "far above the accuracy where a training collapsed or memorised.",
             "Learned: the share of seeds whose validation accuracy is above 36.5 % (ListOps) or "
             "55 % (Pathfinder, Path-X).",
             "Published evaluations of S4's descendants, HGRN1's and HGRN2's among them, left out "

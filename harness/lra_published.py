@@ -139,6 +139,7 @@ def compared(table: pd.DataFrame) -> pd.DataFrame:
             "accuracy_percent": percent.mean(),
             "accuracy_min": percent.min(),
             "accuracy_max": percent.max(),
+            "at_best_val": 100 * cells["test_accuracy_best_val"].mean(),
             "seeds": cells["seed"].nunique(),
             "learned": float("nan") if line is None else (cells["val_accuracy"] > line).mean(),
             "published": theirs,

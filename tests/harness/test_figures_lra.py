@@ -53,6 +53,7 @@ def measured(accuracy: float, arena: str, source: str) -> dict[str, Any]:
     return {
         "accuracy": accuracy,
         "val_accuracy": accuracy,
+        "test_accuracy_best_val": accuracy + 0.01,
         "diverged": 0.0,
         "pack": 1,
         "recipe_changes": "",
@@ -142,6 +143,7 @@ def test_runs_at_chance_look_flat():
 def test_seeds_are_averaged_and_those_that_learned_counted(plots):
     line = row(plots, mixer="hgrn2", arena="listops")
     assert (line["seeds"], line["accuracy_percent"], line["learned"]) == (2, 45.0, 0.5)
+    assert line["at_best_val"] == pytest.approx(46.0)
     assert line["difference"] == pytest.approx(45.0 - 60.52)
     assert (line["ours_is"], line["published_is"], line["alike"]) == ("", "", True)
 
