@@ -30,7 +30,7 @@ DOTTED = {
     "level or two levels of the expression gives (17.0, 36.5, 51.3, 69.5 %); elsewhere chance.",
     "loss": "Dotted: that of a guess among all answers alike.",
 }
-YARDSTICK = Mark(GREY, "_", (0, (1, 2)), "full")
+YARDSTICK = Mark(GREY, r"$\cdots$", (0, (1, 2)), "full")
 NARROWEST = 0.1
 """Range of an axis of accuracies or losses by epoch."""
 OPERATORS = ("min", "max", "med", "sm")
@@ -166,7 +166,8 @@ def next_to_published(table: pd.DataFrame) -> Plot:
             "what keeps a number from standing beside plain ones of a mixer's own recipe; † marks "
             "a difference of unlike rows.",
             "At best val: test accuracy at the epoch of the best validation accuracy, in percent; "
-            "far above the accuracy where a training collapsed or memorised.",
+            "where a training collapsed later it is far above the accuracy of the last. On Text "
+            "that is an epoch chosen on the test set, unless a tenth is held out.",
             "Learned: the share of seeds whose validation accuracy is above 36.5 % (ListOps) or "
             "55 % (Pathfinder, Path-X).",
             "Published evaluations of S4's descendants, HGRN1's and HGRN2's among them, left out "

@@ -23,7 +23,7 @@ SEEDS = range(3)
 FASTER = 4
 """Times the recipe's learning rate: short expressions are learned better at it."""
 GENTLER = 0.25
-"""Times the small recipe's learning rate, at whose height Pathfinder falls back to chance."""
+"""Times the small recipe's learning rate: a guess at why Pathfinder stays at chance by it."""
 PATHX_BATCH = 16
 """Of a timed step: the recipe's 256 are 4 million tokens."""
 SMOKE_LISTOPS = Data(arena="listops", source="generated", examples=(320, 40, 40))
@@ -98,8 +98,8 @@ def lra_listops(device: torch.device) -> list[Task]:
     """ListOps by HGRN2's published recipe, three seeds for HGRN2, one for the others.
 
     And HGRN2 with a layer of its own each way, which is no published model, and both of these at
-    four times the learning rate, a seed each; and Mamba with RMS norms, its own: what a batch norm
-    leaves of one large token grows with its fifth power in a layer. The official files where they
+    four times the learning rate, a seed each; and Mamba with RMS norms, its own: its layer raises a
+    large token to the fifth power, and a batch norm lets one through. The official files where they
     are, else generated ones of their size: the record says which.
     """
     setting = recipes.HGRN2_PAPER["listops"]

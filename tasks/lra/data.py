@@ -117,7 +117,8 @@ class Data(Frozen):
         return self
 
     def load(self, context: Context) -> Dataset:
-        """The data, on the CPU; those that the process read last it reads once.
+        """The data, on the CPU. They stay in memory until the process loads others: files that
+        change under it meanwhile are not read again.
 
         Raises Unsupported where they are not there or of another source, with what to do; Paused
         where the cell is stopped while they are made; BadData as the loaders do.
@@ -126,7 +127,7 @@ class Data(Frozen):
         try:
             if self.source == "generated":
                 root = self._generated(root, context)
-            dataset = _last_read(self.model_dump_json(), root.absolute())
+            dataset = _last_read(self.model_dump_json(), (Path.cwd(), root))
         except files.MissingData as error:
             raise Unsupported(str(error)) from error
         if dataset.provenance.kind != self.source:
@@ -220,9 +221,11 @@ def official_is_there(arena: str) -> bool:
 
 
 @lru_cache(maxsize=1)
-def _last_read(data: str, root: Path) -> Dataset:
-    """`load` of a `Data` in JSON. A worker's next cell is most often of the same files; nobody
-    writes to a dataset."""
+def _last_read(data: str, place: tuple[Path, Path]) -> Dataset:
+    """`load` of a `Data`, in JSON, which a type checker knows to be hashable, from the second of
+    `place`, a root that may be relative to the first. A worker's next cell is most often of the
+    same files; nobody writes to a dataset."""
+    _, root = place
     return load(Data.model_validate_json(data), root)
 
 

@@ -69,6 +69,10 @@ def test_a_process_reads_the_same_files_once(tmp_path: Path, monkeypatch):
         monkeypatch.chdir(tmp_path / folder)
         assert LISTOPS.load(Context(CPU)) is not again
         again = LISTOPS.load(Context(CPU))
+        # A record shows no folder of whoever ran it.
+        with pytest.raises(Unsupported, match="data/listops-1000") as told:
+            Data(arena="listops").load(Context(CPU))
+        assert str(tmp_path) not in str(told.value)
 
 
 def test_another_version_of_a_generator_makes_another_cell():
