@@ -16,10 +16,15 @@ It holds bf16 as the 16 bits, which it cuts off where a kernel asks for no such 
 integers it multiplies. Here casts round to nearest, ties to even, and products are of the values,
 as on a GPU. What it would still do with the bits, an addition, a comparison, raises; of a
 reduction nothing tells.
+
+It reads and writes at any address. Here the numbers of a load or store that no mask leaves out have
+to lie in the memory of one argument of the kernel, so that a missing mask is found also where its
+numbers are dropped later. Views of one memory are not told apart.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -70,6 +75,54 @@ def numpy_types_asked_once():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(interpreter, "_get_np_dtype", known)
+        yield
+
+
+def tensors_of(arguments: tuple[Any, ...]) -> list[Any]:
+    """Those in tuples of arguments, too."""
+    tuples = [x for x in arguments if isinstance(x, tuple)]
+    within = [x for arguments in tuples for x in tensors_of(arguments)]
+    return [x for x in arguments if hasattr(x, "untyped_storage")] + within
+
+
+@pytest.fixture(autouse=True, scope="session")
+def every_address_within_an_argument():
+    to_host = GridExecutor._init_args_hst
+    memory: list[tuple[int, int]] = []
+    """First byte and end of each argument's, in order."""
+
+    def noted(self: Any, *args: Any) -> Any:
+        hosts = to_host(self, *args)
+        positional, named = hosts
+        own = [x.untyped_storage() for x in tensors_of((*positional, *named.values()))]
+        memory[:] = sorted({(x.data_ptr(), x.data_ptr() + x.nbytes()) for x in own})
+        return hosts
+
+    def check(pointers: TensorHandle, mask: TensorHandle) -> None:
+        addresses = pointers.data[mask.data.astype(bool)]
+        if not addresses.size:
+            return
+        low, high = int(addresses.min()), int(addresses.max())
+        place = bisect_right(memory, low, key=lambda part: part[0]) - 1
+        end = memory[place][1] if place >= 0 else 0
+        if high + pointers.get_element_ty().primitive_bitwidth // 8 > end:
+            raise IndexError(
+                f"{addresses.size} numbers at {low:#x} to {high:#x}, not within one argument: "
+                + ", ".join(f"{first:#x} to {end:#x}" for first, end in memory)
+            )
+
+    def watched(of: Any, mask_at: int) -> Any:
+        def checked(self: Any, pointers: Any, *args: Any) -> Any:
+            check(pointers, args[mask_at])
+            return of(self, pointers, *args)
+
+        return checked
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(GridExecutor, "_init_args_hst", noted)
+        for name, mask_at in (("create_masked_load", 0), ("create_masked_store", 1)):
+            of = getattr(InterpreterBuilder, name)
+            patch.setattr(InterpreterBuilder, name, watched(of, mask_at))
         yield
 
 
