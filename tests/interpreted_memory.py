@@ -19,26 +19,33 @@ assert os.environ.get("TRITON_INTERPRET") == "1"
 
 @triton.jit
 @no_type_check
-def copy_kernel(x, y, LOADED: tl.constexpr, STORED: tl.constexpr, N: tl.constexpr):
-    """The first of y from the first of x, a tuple."""
+def copy_kernel(
+    x, y, LOADED: tl.constexpr, STORED: tl.constexpr, N: tl.constexpr, ADD: tl.constexpr
+):
+    """The first of y from the first of x, a tuple; or added to them."""
     i = tl.arange(0, N)
     row = tl.load(x[0] + i, mask=i < LOADED, other=0.0)
-    tl.store(y + i, row, mask=i < STORED)
+    if ADD:
+        tl.atomic_add(y + i, row, mask=i < STORED, sem="relaxed")
+    else:
+        tl.store(y + i, row, mask=i < STORED)
 
 
-def copied(loaded: int, stored: int) -> torch.Tensor:
+def copied(loaded: int, stored: int, add: bool) -> torch.Tensor:
     x, y = torch.arange(1.0, 6.0), torch.zeros(5)
-    copy_kernel[(1,)]((x,), y, loaded, stored, 8)  # pyright: ignore
+    copy_kernel[(1,)]((x,), y, loaded, stored, 8, add)  # pyright: ignore
     return y
 
 
-def test_what_is_masked_may_lie_anywhere():
-    assert copied(5, 5).tolist() == [1, 2, 3, 4, 5]
-    assert copied(2, 5).tolist() == [1, 2, 0, 0, 0]
+@pytest.mark.parametrize("add", [False, True])
+def test_what_is_masked_may_lie_anywhere(add):
+    assert copied(5, 5, add).tolist() == [1, 2, 3, 4, 5]
+    assert copied(2, 5, add).tolist() == [1, 2, 0, 0, 0]
 
 
-def test_nothing_else_may():
+@pytest.mark.parametrize("add", [False, True])
+def test_nothing_else_may(add):
     with pytest.raises(InterpreterError, match=r"6 numbers at .* not within one argument"):
-        copied(6, 5)
+        copied(6, 5, add)
     with pytest.raises(InterpreterError, match=r"8 numbers at .* not within one argument"):
-        copied(5, 8)
+        copied(5, 8, add)

@@ -17,9 +17,9 @@ integers it multiplies. Here casts round to nearest, ties to even, and products 
 as on a GPU. What it would still do with the bits, an addition, a comparison, raises; of a
 reduction nothing tells.
 
-It reads and writes at any address. Here the numbers of a load or store that no mask leaves out have
-to lie in the memory of one argument of the kernel, so that a missing mask is found also where its
-numbers are dropped later. Views of one memory are not told apart.
+It reads and writes at any address. Here the numbers of a load, a store or an atomic operation that
+no mask leaves out have to lie in the memory of one argument of the kernel, so that a missing mask
+is found also where its numbers are dropped later. Views of one memory are not told apart.
 """
 
 from __future__ import annotations
@@ -80,8 +80,7 @@ def numpy_types_asked_once():
 
 def tensors_of(arguments: tuple[Any, ...]) -> list[Any]:
     """Those in tuples of arguments, too."""
-    tuples = [x for x in arguments if isinstance(x, tuple)]
-    within = [x for arguments in tuples for x in tensors_of(arguments)]
+    within = [tensor for x in arguments if isinstance(x, tuple) for tensor in tensors_of(x)]
     return [x for x in arguments if hasattr(x, "untyped_storage")] + within
 
 
@@ -111,18 +110,22 @@ def every_address_within_an_argument():
                 + ", ".join(f"{first:#x} to {end:#x}" for first, end in memory)
             )
 
-    def watched(of: Any, mask_at: int) -> Any:
-        def checked(self: Any, pointers: Any, *args: Any) -> Any:
-            check(pointers, args[mask_at])
-            return of(self, pointers, *args)
+    def watched(of: Any, pointers_at: int, mask_at: int) -> Any:
+        def checked(self: Any, *args: Any) -> Any:
+            check(args[pointers_at], args[mask_at])
+            return of(self, *args)
 
         return checked
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(GridExecutor, "_init_args_hst", noted)
-        for name, mask_at in (("create_masked_load", 0), ("create_masked_store", 1)):
+        for name, *places in (
+            ("create_masked_load", 0, 1),
+            ("create_masked_store", 0, 2),
+            ("create_atomic_rmw", 1, 3),
+        ):
             of = getattr(InterpreterBuilder, name)
-            patch.setattr(InterpreterBuilder, name, watched(of, mask_at))
+            patch.setattr(InterpreterBuilder, name, watched(of, *places))
         yield
 
 
