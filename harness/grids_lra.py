@@ -14,11 +14,12 @@ from tasks.base import Task
 from tasks.lra import recipes
 from tasks.lra.data import TEXTS, Data, official_is_there
 from tasks.lra.step import LRAStep
-from tasks.lra.task import LRA
+from tasks.lra.task import LRA, SORT_POOL
 
 BUCKETS = 4
 """Widths of texts that are sorted by length: for each a step is compiled, half a minute, and
 captured. Batches that are not sorted have one width: nearly all hold a long row."""
+SORTED = {"sort_pool": SORT_POOL}
 SEEDS = range(3)
 FASTER = 4
 """Times the recipe's learning rate: short expressions are learned better at it."""
@@ -99,8 +100,9 @@ def lra_listops(device: torch.device) -> list[Task]:
 
     And HGRN2 with a layer of its own each way, which is no published model, and both of these at
     four times the learning rate, a seed each; and Mamba with RMS norms, its own: its layer raises a
-    large token to the fifth power, and a batch norm lets one through. The official files where they
-    are, else generated ones of their size: the record says which.
+    large token to the fifth power, and a batch norm lets one through. Its batches are sorted, as
+    everywhere without a batch norm. The official files where they are, else generated ones of their
+    size: the record says which.
     """
     setting = recipes.HGRN2_PAPER["listops"]
     data = arena_data("listops")
@@ -120,7 +122,7 @@ def lra_listops(device: torch.device) -> list[Task]:
         for cell in (published[0], apart[0])
     ]
     normed = [
-        changed(cell, "backbone", {"norm": "rms"})
+        on(device, changed(cell, "backbone", {"norm": "rms"}).model_copy(update=SORTED))
         for cell in published
         if cell.mixer.name == "mamba"
     ]

@@ -37,13 +37,13 @@ def test_listops_has_three_seeds_of_hgrn2_and_one_of_the_others():
     assert [c.training.lr for c in cells[-3:-1]] == 2 * [2e-3]
     assert {recipes.changes(c) for c in cells[-3:-1]} == {"lr", "directions + lr"}
     assert (cells[-1].mixer.name, cells[-1].backbone.norm) == ("mamba", "rms")
-    assert recipes.changes(cells[-1]) == "norm"
+    assert recipes.changes(cells[-1]) == "norm + sort_pool"
     assert {cell.mixer.name for cell in cells[:5]} == {
         *("hgrn2", "hgrn1", "gla", "mamba", "attention")
     }
     sizes = {(c.backbone.n_layers, c.backbone.d_model, c.training.engine) for c in cells}
     assert sizes == {(5, 64, "graph")}
-    assert {cell.buckets for cell in cells} == {1}
+    assert [cell.buckets for cell in cells] == [*(len(cells) - 1) * [1], 4]
     assert {cell.mixer.expand_ratio for cell in cells if cell.mixer.name == "hgrn2"} == {4}
 
 
