@@ -37,7 +37,7 @@ def test_listops_has_three_seeds_of_hgrn2_and_one_of_the_others():
     assert [c.training.lr for c in cells[-3:-1]] == 2 * [2e-3]
     assert {recipes.changes(c) for c in cells[-3:-1]} == {"lr", "directions + lr"}
     assert (cells[-1].mixer.name, cells[-1].backbone.norm) == ("mamba", "rms")
-    assert recipes.changes(cells[-1]) == "norm + sort_pool"
+    assert recipes.changes(cells[-1]) == "sort_pool + norm"
     assert {cell.mixer.name for cell in cells[:5]} == {
         *("hgrn2", "hgrn1", "gla", "mamba", "attention")
     }
@@ -112,14 +112,14 @@ def test_pathfinder_also_with_positions_and_at_a_gentler_rate():
         [cell for cell in cells if recipes.changes(cell) == change]
         for change in ("positions", "lr")
     )
-    for several, scan in ((placed, "1d"), (gentler, "2d_parallel")):
+    for several, scan, seeds in ((placed, "1d", [0]), (gentler, "2d_parallel", [0, 1, 2])):
         assert [(c.mixer.name, c.mixer.scan, c.seed) for c in several] == [
-            *(("hgrn2", scan, 0), ("hgrn1", scan, 0)),
+            (name, scan, seed) for seed in seeds for name in ("hgrn2", "hgrn1")
         ]
     assert {cell.training.lr for cell in gentler} == {5e-4}
     others = [cell for cell in cells if cell not in [*placed, *gentler]]
     assert {recipes.changes(cell) for cell in others} == {""}
-    assert len({cell.key for cell in cells}) == len(cells) == 19
+    assert len({cell.key for cell in cells}) == len(cells) == 23
 
 
 def test_pathfinder_by_the_published_recipe_is_over_the_image():
