@@ -32,6 +32,12 @@ def outlived(device: torch.device) -> list[Task]:
     return [Toy(ends="ok" if seed % 2 else "dies_after", seed=seed) for seed in range(4)]
 
 
+def locking(device: torch.device) -> list[Task]:
+    """A cell whose process keeps a lock among processes, as torch's compiler does."""
+    del device
+    return [Toy(ends="keeps_a_lock")]
+
+
 def hanging(device: torch.device) -> list[Task]:
     """A cell that never ends between two that do."""
     del device
