@@ -22,8 +22,8 @@ from harness.style import GREY, Mark, length, number, styled
 WIDTH_IN, COLUMN_IN = 6.9, 3.4
 """A paper's two columns, and one of them."""
 NARROWEST_IN, PANEL_IN = 0.9, 2.2
-"""A panel with its axis' numbers, without the labels to its right: one that can still be read, and
-what it gets where there would be less."""
+"""A panel with its axis' name and numbers, without the labels to its right: one that can still be
+read, and what it gets where there would be less."""
 BETWEEN_IN = 0.15
 """From one panel's title to the next."""
 LINE_PT = 10.5
@@ -130,7 +130,7 @@ class Sheet:
             inside = [text.get_window_extent().width for _, text in made if text.get_in_layout()]
             wanted[column] = max(wanted[column], *inside, 0.0)
         width_in, height_in = self.figure.get_size_inches()
-        labels_in = sum(wanted) / self.figure.dpi
+        labels_in = sum(pixels / self.figure.dpi + TEXT_PT / 72 for pixels in wanted if pixels)
         if labels_in + self.columns * NARROWEST_IN > width_in:
             self.figure.set_size_inches(labels_in + self.columns * PANEL_IN, height_in)
 

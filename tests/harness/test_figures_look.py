@@ -76,6 +76,16 @@ def test_long_labels_leave_the_panels_room(label, wider):
     assert all(ax.get_window_extent().width > 0.4 * figure.dpi for ax in sheet.axes)
 
 
+@pytest.mark.parametrize("letters", range(10, 70, 3))
+def test_a_single_panel_has_room_beside_labels_of_any_length(letters):
+    sheet = Sheet(1, height_in=2.0, columns=1)
+    sheet.axes[0].plot([0, 1], [0.5, 0.8])
+    sheet.axis_names(0, x="Epoch", y="Test accuracy")
+    sheet.label(sheet.axes[0], [End("n" * letters, Mark("black", "o", "-", "full"), (1, 0.8))])
+    figure = sheet.finish()
+    assert sheet.axes[0].get_window_extent().width > 0.4 * figure.dpi
+
+
 @pytest.mark.parametrize("label", ["", "HGRN2, short conv first (none)"])
 @pytest.mark.parametrize("columns", [1, 2, 3, 4])
 def test_titles_have_room_beside_each_other(columns, label):
