@@ -132,10 +132,10 @@ def lra_listops(device: torch.device) -> list[Task]:
 def lra_pathfinder(device: torch.device) -> list[Task]:
     """Pathfinder at 32 pixels by our small recipe, three seeds, in one and two dimensions.
 
-    HGRN2 and HGRN1 along the sequence and over the image, there also at a quarter of the learning
-    rate, and attention. And, a seed each, HGRN2 and HGRN1 along the sequence with attention's
-    positions, which tell a pixel its column. The official files where they are, else generated ones
-    of their size: the record says which.
+    HGRN2 and HGRN1 along the sequence and over the image, and attention, each at the recipe's
+    learning rate and at a quarter of it. And, a seed each, HGRN2 and HGRN1 along the sequence with
+    attention's positions, which tell a pixel its column. The official files where they are, else
+    generated ones of their size: the record says which.
     """
     setting = recipes.SMALL["pathfinder32"]
     data = arena_data("pathfinder32")
@@ -147,11 +147,7 @@ def lra_pathfinder(device: torch.device) -> list[Task]:
         changed(on(device, recipes.small(mixer, data)), "backbone", {"positions": "sinusoidal"})
         for mixer in along
     ]
-    gentler = [
-        changed(cell, "training", {"lr": GENTLER * setting.lr})
-        for cell in cells
-        if cell.mixer in over
-    ]
+    gentler = [changed(cell, "training", {"lr": GENTLER * setting.lr}) for cell in cells]
     return [*cells, *placed, *gentler]
 
 
