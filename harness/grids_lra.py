@@ -19,7 +19,6 @@ from tasks.lra.task import LRA, SORT_POOL
 BUCKETS = 4
 """Widths of texts that are sorted by length: for each a step is compiled, half a minute, and
 captured. Batches that are not sorted have one width: nearly all hold a long row."""
-SORTED = {"sort_pool": SORT_POOL}
 SEEDS = range(3)
 FASTER = 4
 """Times the recipe's learning rate: short expressions are learned better at it."""
@@ -121,8 +120,10 @@ def lra_listops(device: torch.device) -> list[Task]:
         changed(cell, "training", {"lr": FASTER * cell.training.lr})
         for cell in (published[0], apart[0])
     ]
+    pooled = {"sort_pool": SORT_POOL}
     normed = [
-        on(device, changed(cell, "backbone", {"norm": "rms"}).model_copy(update=SORTED))
+        # `on` once more: batches of other widths.
+        on(device, changed(cell, "backbone", {"norm": "rms"}).model_copy(update=pooled))
         for cell in published
         if cell.mixer.name == "mamba"
     ]

@@ -12,20 +12,16 @@ from typing import Any
 from harness.cells import Cell
 
 PROGRESS_EVERY_S = 0.5
-GRACE_S = 0.5
-"""For a worker at rest to end as a process does and leave nothing behind: torch's compiler makes a
-lock among processes, where tqdm is installed, of which Python warns if nobody gives it back."""
 
 
 class Parent:
     """A connection to the parent: a thread listens, so that a stop or its death is noticed in the
-    middle of a cell. `cells` is where it puts what it is given, None at the end of the last of
-    `all` that the process has."""
+    middle of a cell. `cells` is where it puts what it is given; `all` the process has."""
 
     def __init__(
         self,
         connection: Connection,
-        cells: queue.SimpleQueue[tuple[Parent, Cell] | None],
+        cells: queue.SimpleQueue[tuple[Parent, Cell]],
         all: list[Parent],
     ) -> None:
         self._connection, self._cells, self._all = connection, cells, all
@@ -42,9 +38,7 @@ class Parent:
             except (EOFError, OSError):
                 self.closed = True
                 if all(parent.closed for parent in self._all):
-                    self._cells.put(None)
-                    time.sleep(GRACE_S)
-                    # Whatever the main thread does: an orphan must not go on measuring.
+                    # At once, whatever the main thread does: an orphan must not go on measuring.
                     os._exit(0)
                 return
             if isinstance(message, Cell):

@@ -64,7 +64,7 @@ def serve(connections: list[Connection], setup: Setup) -> None:
         signal.signal(number, signal.SIG_IGN)
     # What the server had imported stays shared with it, and out of every collection.
     gc.freeze()
-    cells: queue.SimpleQueue[tuple[Parent, Cell] | None] = queue.SimpleQueue()
+    cells: queue.SimpleQueue[tuple[Parent, Cell]] = queue.SimpleQueue()
     parents: list[Parent] = []
     for connection in connections:
         parents.append(Parent(connection, cells, parents))
@@ -79,10 +79,7 @@ def serve(connections: list[Connection], setup: Setup) -> None:
     running: dict[Parent, Iterator[None]] = {}
     while True:
         while not running or not cells.empty():
-            given = cells.get()
-            if given is None:
-                return
-            parent, cell = given
+            parent, cell = cells.get()
             running[parent] = _settle(cell, records, setup, env, parent)
         for parent, steps in list(running.items()):
             try:

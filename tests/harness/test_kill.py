@@ -193,9 +193,3 @@ def test_a_second_interrupt_stops_at_once(start: Start) -> None:
     process.communicate(timeout=20)
     assert time.monotonic() - began < 5
     assert process.returncode == 130
-
-
-def test_a_worker_gives_back_what_its_process_holds(start: Start) -> None:
-    out, _ = start("locking").communicate(timeout=60)
-    assert "1 ok" in out
-    assert "leaked" not in out

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+TOYS = Path(__file__).parent / "toy_grids.py"
 
 CODE = """
 from pathlib import Path
@@ -22,3 +25,12 @@ assert not torch.cuda.is_initialized()
 def test_a_server_warms_up_without_a_gpu():
     pytest.importorskip("triton")
     subprocess.run([sys.executable, "-c", CODE], check=True)
+
+
+def test_a_worker_that_makes_a_bar_leaves_no_lock_behind(tmp_path):
+    command = [sys.executable, "-m", "harness.cli", "run", f"{TOYS}:barred", "--device", "cpu"]
+    done = subprocess.run(
+        [*command, "--results", str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    assert "1 ok" in done.stdout
+    assert done.stderr == ""

@@ -32,10 +32,10 @@ def outlived(device: torch.device) -> list[Task]:
     return [Toy(ends="ok" if seed % 2 else "dies_after", seed=seed) for seed in range(4)]
 
 
-def locking(device: torch.device) -> list[Task]:
-    """A cell whose process keeps a lock among processes, as torch's compiler does."""
+def barred(device: torch.device) -> list[Task]:
+    """A cell that makes a progress bar, as torch's compiler does."""
     del device
-    return [Toy(ends="keeps_a_lock")]
+    return [Toy(ends="makes_a_bar")]
 
 
 def hanging(device: torch.device) -> list[Task]:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import time
 from collections.abc import Generator
-from typing import Any, ClassVar, Literal, Self
+from importlib import import_module
+from typing import ClassVar, Literal, Self
 
 import torch
 from pydantic import model_validator
 
 from mixers.base import Mixer
 from tasks.base import Context, Metrics, Paused, Task, Unsupported, Wrong, to_the_end
-
-_kept: list[Any] = []
 
 
 class ToyMixer(Mixer):
@@ -37,8 +35,8 @@ class Toy(Task):
             case "ok":
                 print(f"cell {self.seed} is at work")
                 return {"accuracy": self.seed / 10, "pid": os.getpid()}
-            case "keeps_a_lock":
-                _kept.append(multiprocessing.get_context("forkserver").RLock())
+            case "makes_a_bar":
+                import_module("tqdm").tqdm(disable=True)
                 return {"accuracy": 1.0}
             case "dies_after":
                 _Deadly.cycle()
