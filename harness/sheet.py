@@ -21,9 +21,9 @@ from harness.style import GREY, Mark, length, number, styled
 
 WIDTH_IN, COLUMN_IN = 6.9, 3.4
 """A paper's two columns, and one of them."""
-NARROWEST_IN, PANEL_IN = 0.9, 2.2
-"""A panel with its axis' name and numbers, without the labels to its right: one that can still be
-read, and what it gets where there would be less."""
+NARROWEST_IN, PANEL_IN = 0.95, 1.7
+"""A panel and its margins, names and labels apart: one that can still be read, and what it gets
+where there would be less."""
 BETWEEN_IN = 0.15
 """From one panel's title to the next."""
 LINE_PT = 10.5
@@ -123,16 +123,20 @@ class Sheet:
         return self.figure
 
     def _widen(self) -> None:
-        """Wider than a page where long labels would leave the panels no room."""
-        wanted = [0.0] * self.columns
+        """Wider than a page where names and labels would leave the panels no room."""
+        left, right = ([0.0] * self.columns for _ in range(2))
+        for i, ax in enumerate(self.axes):
+            names = ax.yaxis.get_tightbbox()
+            left[i % self.columns] = max(left[i % self.columns], names.width if names else 0.0)
         for ax, made in self._labels:
             column = self.axes.index(ax) % self.columns
             inside = [text.get_window_extent().width for _, text in made if text.get_in_layout()]
-            wanted[column] = max(wanted[column], *inside, 0.0)
+            right[column] = max(right[column], *inside, 0.0)
+        beside_in = sum([*left, *right]) / self.figure.dpi
+        beside_in += sum(width > 0 for width in right) * TEXT_PT / 72
         width_in, height_in = self.figure.get_size_inches()
-        labels_in = sum(pixels / self.figure.dpi + TEXT_PT / 72 for pixels in wanted if pixels)
-        if labels_in + self.columns * NARROWEST_IN > width_in:
-            self.figure.set_size_inches(labels_in + self.columns * PANEL_IN, height_in)
+        if beside_in + self.columns * NARROWEST_IN > width_in:
+            self.figure.set_size_inches(beside_in + self.columns * PANEL_IN, height_in)
 
     def _missing_in(self) -> float:
         """By how much each panel is too narrow for its title, next to the others and the edges."""

@@ -67,24 +67,30 @@ def test_numbers_read_plainly():
 
 @pytest.mark.parametrize(("label", "wider"), [("HGRN2", False), ("HGRN2, " * 12, True)])
 def test_long_labels_leave_the_panels_room(label, wider):
-    sheet = Sheet(4, height_in=2.0, columns=4)
-    for ax in sheet.axes:
-        ax.plot([0, 1], [0, 1])
-        sheet.label(ax, [End(label, Mark("black", "o", "-", "full"), (1, 1))])
-    figure = sheet.finish()
+    with styled():
+        sheet = Sheet(4, height_in=2.0, columns=4)
+        for ax in sheet.axes:
+            ax.plot([0, 1], [0, 1])
+            sheet.label(ax, [End(label, Mark("black", "o", "-", "full"), (1, 1))])
+        figure = sheet.finish()
     assert (figure.get_size_inches()[0] > 7) == wider
-    assert all(ax.get_window_extent().width > 0.4 * figure.dpi for ax in sheet.axes)
+    assert all(ax.get_window_extent().width > 0.7 * figure.dpi for ax in sheet.axes)
 
 
 @pytest.mark.parametrize("letters", range(10, 70, 3))
-def test_a_single_panel_has_room_beside_labels_of_any_length(letters):
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_single_panel_has_room_beside_texts_of_any_length(side, letters):
     with styled():
         sheet = Sheet(1, height_in=2.0, columns=1)
-        sheet.axes[0].plot([0, 1], [0.5, 0.8])
+        (ax,) = sheet.axes
+        ax.plot([0, 1], [0.5, 0.8])
         sheet.axis_names(0, x="Epoch", y="Test accuracy")
-        sheet.label(sheet.axes[0], [End("n" * letters, Mark("black", "o", "-", "full"), (1, 0.8))])
+        if side == "left":
+            ax.set(yticks=[0.5], yticklabels=["n" * letters])
+        else:
+            sheet.label(ax, [End("n" * letters, Mark("black", "o", "-", "full"), (1, 0.8))])
         figure = sheet.finish()
-    assert sheet.axes[0].get_window_extent().width > 0.35 * figure.dpi
+    assert ax.get_window_extent().width > 0.7 * figure.dpi
 
 
 @pytest.mark.parametrize("label", ["", "HGRN2, short conv first (none)"])

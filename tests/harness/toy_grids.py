@@ -32,7 +32,7 @@ def outlived(device: torch.device) -> list[Task]:
     return [Toy(ends="ok" if seed % 2 else "dies_after", seed=seed) for seed in range(4)]
 
 
-def barred(device: torch.device) -> list[Task]:
+def progress_bar(device: torch.device) -> list[Task]:
     """A cell that makes a progress bar, as torch's compiler does."""
     del device
     return [Toy(ends="makes_a_bar")]
