@@ -30,7 +30,7 @@ DOTTED = {
     "level or two levels of the expression gives (17.0, 36.5, 51.3, 69.5 %); elsewhere chance.",
     "loss": "Dotted: that of a guess among all answers alike.",
 }
-YARDSTICK = Mark(GREY, r"$\cdots$", (0, (1, 2)), "full")
+YARDSTICK = Mark(GREY, "", (0, (1, 2)), "full")
 NARROWEST = 0.1
 """Range of an axis of accuracies or losses by epoch."""
 OPERATORS = ("min", "max", "med", "sm")

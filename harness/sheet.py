@@ -28,9 +28,11 @@ BETWEEN_IN = 0.15
 """From one panel's title to the next."""
 LINE_PT = 10.5
 """From one line of 8-pt text to the next."""
+APART_PT = 3.0
+"""From one number below a panel to the next."""
 NOTE_CHARACTERS = 112
-SWATCH_PT, TEXT_PT = 7.0, 12.0
-"""From the panel's right edge to a label's marker and to its text."""
+SWATCH_PT, TEXT_PT = (5.0, 17.0), 20.0
+"""From the panel's right edge to the ends of a label's piece of line, and to its text."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,8 @@ class Sheet:
             self.figure.set_size_inches(width_in + self.columns * missing_in, height_in)
             self.figure.draw_without_rendering()
         self.figure.set_layout_engine("none")
+        for ax in self.axes:
+            self._thin(ax)
         for ax, made in self._labels:
             self._place(ax, made)
         return self.figure
@@ -149,23 +153,34 @@ class Sheet:
                 missing.append(box.x1 + BETWEEN_IN * self.figure.dpi - boxes[i + 1].x0)
         return round(max(missing) / self.figure.dpi, 2)
 
+    def _thin(self, ax: Axes) -> None:
+        """Leave out the numbers below a panel that would touch the next one to their right."""
+        taken = math.inf
+        for text in reversed([text for text in ax.get_xticklabels() if text.get_text()]):
+            box = text.get_window_extent()
+            if box.x1 + APART_PT / 72 * self.figure.dpi > taken:
+                text.set_visible(False)
+            else:
+                taken = box.x0
+
     def _place(self, ax: Axes, made: list[tuple[End, Text]]) -> None:
         height_pt = ax.get_window_extent().height * 72 / self.figure.dpi
         to_axes = ax.transData + ax.transAxes.inverted()
         ends = [None if end.at is None else to_axes.transform(end.at) for end, _ in made]
         # Lines that are missing here are named below all others.
         wanted = [-1.0 if end is None else float(end[1]) for end in ends]
-        offset = ScaledTranslation(SWATCH_PT / 72, 0, self.figure.dpi_scale_trans)
+        start, stop = (
+            1 + pt / 72 * self.figure.dpi / ax.get_window_extent().width for pt in SWATCH_PT
+        )
         for (end, text), point, y in zip(
             made, ends, spread(wanted, LINE_PT / height_pt), strict=True
         ):
             text.set_y(y)
-            swatch = Line2D([1], [y], transform=ax.transAxes + offset, clip_on=False)
-            swatch.set(**end.mark.line())
+            swatch = Line2D([start, (start + stop) / 2, stop], [y] * 3, transform=ax.transAxes)
+            swatch.set(**end.mark.line(), markevery=[1], clip_on=False)
             ax.add_artist(swatch)
             if point is not None:
-                edge = 1 + (SWATCH_PT - 3.5) / 72 * self.figure.dpi / ax.get_window_extent().width
-                leader = Line2D([point[0], edge], [point[1], y], transform=ax.transAxes)
+                leader = Line2D([point[0], start], [point[1], y], transform=ax.transAxes)
                 # Dotted where the line ends early, so that nobody takes it for data.
                 dash = "-" if point[0] > 0.9 else (0, (1, 3))
                 leader.set(color=end.mark.colour, linewidth=0.5, linestyle=dash, clip_on=False)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from harness.figures_decode import decode
 from harness.figures_recall import mqar
 from harness.frames import tidy
-from harness.sheet import End, Sheet, save, spread
+from harness.sheet import End, Sheet, save, spread, value_ticks
 from harness.style import Mark, length, number, significant, styled
 from tests.harness.figure_texts import overlaps
 from tests.harness.synthetic_kernels import decode_records
@@ -68,7 +68,7 @@ def test_numbers_read_plainly():
 @pytest.mark.parametrize(("label", "wider"), [("HGRN2", False), ("HGRN2, " * 12, True)])
 def test_long_labels_leave_the_panels_room(label, wider):
     with styled():
-        sheet = Sheet(4, height_in=2.0, columns=4)
+        sheet = Sheet(3, height_in=2.0, columns=3)
         for ax in sheet.axes:
             ax.plot([0, 1], [0, 1])
             sheet.label(ax, [End(label, Mark("black", "o", "-", "full"), (1, 1))])
@@ -91,6 +91,22 @@ def test_a_single_panel_has_room_beside_texts_of_any_length(side, letters):
             sheet.label(ax, [End("n" * letters, Mark("black", "o", "-", "full"), (1, 0.8))])
         figure = sheet.finish()
     assert ax.get_window_extent().width > 0.7 * figure.dpi
+
+
+def test_numbers_below_a_panel_do_not_touch():
+    with styled():
+        sheet = Sheet(4, height_in=2.0, columns=4)
+        lengths = [2**11, 2**15, 2**18, 2**20, 2**22]
+        for ax in sheet.axes:
+            ax.set(xscale="log", xlim=(2**10, 2**23))
+            value_ticks(ax.xaxis, lengths)
+        figure = sheet.finish()
+        figure.draw_without_rendering()
+    for ax in sheet.axes:
+        texts = [text for text in ax.get_xticklabels() if text.get_visible()]
+        assert [text.get_text() for text in texts] == ["2k", "32k", "1M", "4M"]
+        boxes = [text.get_window_extent() for text in texts]
+        assert all(a.x1 < b.x0 for a, b in pairwise(boxes))
 
 
 @pytest.mark.parametrize("label", ["", "HGRN2, short conv first (none)"])

@@ -28,7 +28,15 @@ def test_a_server_warms_up_without_a_gpu():
 
 
 def test_a_worker_that_makes_a_bar_leaves_no_lock_behind(tmp_path):
-    command = [sys.executable, "-m", "harness.cli", "run", f"{TOYS}:progress_bar", "--device", "cpu"]
+    command = [
+        sys.executable,
+        "-m",
+        "harness.cli",
+        "run",
+        f"{TOYS}:progress_bar",
+        "--device",
+        "cpu",
+    ]
     done = subprocess.run(
         [*command, "--results", str(tmp_path)], capture_output=True, text=True, check=True
     )
