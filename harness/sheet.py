@@ -21,18 +21,18 @@ from harness.style import GREY, Mark, length, number, styled
 
 WIDTH_IN, COLUMN_IN = 6.9, 3.4
 """A paper's two columns, and one of them."""
-NARROWEST_IN, PANEL_IN = 0.95, 1.7
-"""A panel and its margins, names and labels apart: one that can still be read, and what it gets
-where there would be less."""
+PANEL_IN = 1.4
+"""What a panel has at least, with its margins, beside names and labels."""
 BETWEEN_IN = 0.15
 """From one panel's title to the next."""
 LINE_PT = 10.5
 """From one line of 8-pt text to the next."""
-APART_PT = 3.0
+APART_PT = 2.0
 """From one number below a panel to the next."""
 NOTE_CHARACTERS = 112
-SWATCH_PT, TEXT_PT = (5.0, 17.0), 20.0
-"""From the panel's right edge to the ends of a label's piece of line, and to its text."""
+SWATCH_PT, TEXT_PT = (5.0, 23.0), 28.0
+"""From the panel's right edge to the ends of a label's piece of line, long enough for every dash to
+show, and to its text."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ class Sheet:
         return self.figure
 
     def _widen(self) -> None:
-        """Wider than a page where names and labels would leave the panels no room."""
+        """Wider than a page, or a column, where names and labels would leave the panels no room."""
         left, right = ([0.0] * self.columns for _ in range(2))
         for i, ax in enumerate(self.axes):
             names = ax.yaxis.get_tightbbox()
@@ -139,8 +139,8 @@ class Sheet:
         beside_in = sum([*left, *right]) / self.figure.dpi
         beside_in += sum(width > 0 for width in right) * TEXT_PT / 72
         width_in, height_in = self.figure.get_size_inches()
-        if beside_in + self.columns * NARROWEST_IN > width_in:
-            self.figure.set_size_inches(beside_in + self.columns * PANEL_IN, height_in)
+        wanted_in = beside_in + self.columns * PANEL_IN
+        self.figure.set_size_inches(max(width_in, wanted_in), height_in)
 
     def _missing_in(self) -> float:
         """By how much each panel is too narrow for its title, next to the others and the edges."""
@@ -154,10 +154,15 @@ class Sheet:
         return round(max(missing) / self.figure.dpi, 2)
 
     def _thin(self, ax: Axes) -> None:
-        """Leave out the numbers below a panel that would touch the next one to their right."""
-        taken = math.inf
-        for text in reversed([text for text in ax.get_xticklabels() if text.get_text()]):
-            box = text.get_window_extent()
+        """Leave out the numbers below a panel that would touch the next one to their right; names,
+        which cannot be inferred, stay."""
+        if not isinstance(ax.xaxis.get_major_formatter(), FuncFormatter):
+            return
+        inside, taken = ax.get_window_extent(), math.inf
+        boxes = [(text.get_window_extent(), text) for text in ax.get_xticklabels()]
+        for box, text in sorted(boxes, key=lambda pair: -pair[0].x0):
+            if not inside.x0 <= (box.x0 + box.x1) / 2 <= inside.x1:
+                continue
             if box.x1 + APART_PT / 72 * self.figure.dpi > taken:
                 text.set_visible(False)
             else:
@@ -176,7 +181,7 @@ class Sheet:
             made, ends, spread(wanted, LINE_PT / height_pt), strict=True
         ):
             text.set_y(y)
-            swatch = Line2D([start, (start + stop) / 2, stop], [y] * 3, transform=ax.transAxes)
+            swatch = Line2D([start, stop], [y, y], transform=ax.transAxes)
             swatch.set(**end.mark.line(), markevery=[1], clip_on=False)
             ax.add_artist(swatch)
             if point is not None:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import combinations, pairwise
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from harness.figures_decode import decode
 from harness.figures_recall import mqar
 from harness.frames import tidy
 from harness.sheet import End, Sheet, save, spread, value_ticks
-from harness.style import Mark, length, number, significant, styled
+from harness.style import DASHES, SPARE_DASH, Mark, length, number, significant, styled
 from tests.harness.figure_texts import overlaps
 from tests.harness.synthetic_kernels import decode_records
 from tests.harness.synthetic_recall import mqar_records
@@ -68,13 +70,28 @@ def test_numbers_read_plainly():
 @pytest.mark.parametrize(("label", "wider"), [("HGRN2", False), ("HGRN2, " * 12, True)])
 def test_long_labels_leave_the_panels_room(label, wider):
     with styled():
-        sheet = Sheet(3, height_in=2.0, columns=3)
+        sheet = Sheet(2, height_in=2.0, columns=2)
         for ax in sheet.axes:
             ax.plot([0, 1], [0, 1])
             sheet.label(ax, [End(label, Mark("black", "o", "-", "full"), (1, 1))])
         figure = sheet.finish()
     assert (figure.get_size_inches()[0] > 7) == wider
     assert all(ax.get_window_extent().width > 0.7 * figure.dpi for ax in sheet.axes)
+
+
+def test_labels_show_every_dash():
+    def drawn(dash):
+        with styled():
+            sheet = Sheet(1, height_in=1.0, columns=1)
+            sheet.label(sheet.axes[0], [End("GLA", Mark("black", "^", dash, "full"), (1, 0.5))])
+            canvas = FigureCanvasAgg(sheet.finish())
+            canvas.draw()
+        return np.asarray(canvas.buffer_rgba())[:, :, 0] > 128
+
+    pictures = [drawn(dash) for dash in {*DASHES.values(), SPARE_DASH}]
+    for one, other in combinations(pictures, 2):
+        # A gap of 1.2 line widths is 4 dots wide and as high.
+        assert (one != other).sum() >= 10
 
 
 @pytest.mark.parametrize("letters", range(10, 70, 3))

@@ -38,7 +38,11 @@ def test_a_worker_that_makes_a_bar_leaves_no_lock_behind(tmp_path):
         "cpu",
     ]
     done = subprocess.run(
-        [*command, "--results", str(tmp_path)], capture_output=True, text=True, check=True
+        [*command, "--results", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
     )
     assert "1 ok" in done.stdout
-    assert done.stderr == ""
+    assert "leaked" not in done.stderr
