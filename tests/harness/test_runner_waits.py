@@ -12,6 +12,7 @@ from filelock import FileLock, Timeout
 
 from harness import exclusive
 from harness.claims import ANY_DEVICE
+from harness.progress import Display
 from harness.records import Record, Records, utc_now
 from harness.runner import GRACE_S
 from tests.harness.toy_runs import Run, rows
@@ -29,7 +30,7 @@ def test_runs_of_other_devices_share_cells_where_their_records_count(
 
 
 def test_a_cell_that_another_process_holds_is_waited_for(
-    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run("fine")
     held, *_ = done = rows(tmp_path, "fine")
@@ -49,12 +50,20 @@ def test_a_cell_that_another_process_holds_is_waited_for(
     holder = threading.Thread(target=another_run)
     holder.start()
     assert taken.wait(10)
-    threading.Timer(2.5, let_go.set).start()
-    began = time.monotonic()
+    # Held until the run has said that it waits and asked for the cell once more.
+    waits: list[str] = []
+    note = Display.note
+
+    def noted(display: Display, line: str) -> None:
+        note(display, line)
+        if "waiting for cells" in line:
+            waits.append(line)
+            threading.Timer(1.5, let_go.set).start()
+
+    monkeypatch.setattr(Display, "note", noted)
     summary = run("fine")
     holder.join()
-    assert capsys.readouterr().out.count("waiting for cells") == 1
-    assert time.monotonic() - began > 2
+    assert len(waits) == 1
     assert summary.statuses == {"ok": 6}
     assert sorted(row.key for row in rows(tmp_path, "fine")) == sorted(row.key for row in done)
 
