@@ -62,6 +62,7 @@ def test_a_cell_that_another_process_holds_is_waited_for(
 
     monkeypatch.setattr(Display, "note", noted)
     summary = run("fine")
+    assert let_go.is_set()
     holder.join()
     assert len(waits) == 1
     assert summary.statuses == {"ok": 6}
