@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tasks.lra import files
+from tasks.lra import files, pickled
 from tasks.lra.examples import (
     Convention,
     Dataset,
@@ -30,15 +29,6 @@ PIXELS = 32 * 32
 S4_SCALE = PixelScale(122.6 / 255, 61.0 / 255)
 COLOUR_SCALE = PixelScale((0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261))
 """Of OpenNLPLab/lra, which HGRN1 and HGRN2 were run with."""
-PICKLED = (
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-    ("numpy.core.multiarray", "_reconstruct"),
-    ("numpy._core.multiarray", "_reconstruct"),
-    ("_codecs", "encode"),
-)
-"""What pickles of arrays ask for: of numpy before version 2, as the published ones, and since; the
-last, for bytes, where Python 3 wrote them in the published protocol."""
 TREE = f"""  {FOLDER}/data_batch_1 to data_batch_5, test_batch
   (pickles with data, 10,000 x 3,072 bytes, and labels)"""
 GET = "Unpack https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz."
@@ -124,16 +114,14 @@ def _batch(path: Path, count: int) -> tuple[Array, Array]:
     if not path.is_file():
         raise files.MissingData(f"{path} is not there. Expected:\n{TREE}\n{GET}")
     files.check_not_empty(path)
-    with path.open("rb") as file:
-        try:
-            content = _Plain(file, encoding="bytes").load()
-            pixels, labels = np.asarray(content[b"data"]), np.asarray(content[b"labels"])
-        # What a damaged pickle calls may raise anything.
-        except Exception as error:
-            raise BadData(
-                f"{path}: not a batch of CIFAR-10 ({error!r}); it should be a pickle of data and "
-                "labels"
-            ) from error
+    try:
+        content = pickled.load(path)
+        pixels, labels = (pickled.array(content[name]) for name in (b"data", b"labels"))
+    # A damaged pickle may raise anything.
+    except Exception as error:
+        raise BadData(
+            f"{path}: not a batch of CIFAR-10 ({error!r}); it should be a pickle of data and labels"
+        ) from error
     if pixels.dtype != np.uint8 or pixels.shape[1:] != (3 * PIXELS,):
         raise BadData(
             f"{path}: data are {pixels.dtype} {list(pixels.shape)}; they should be uint8 "
@@ -150,12 +138,3 @@ def _batch(path: Path, count: int) -> tuple[Array, Array]:
     if len(wrong):
         raise BadData(f"{path}: label {wrong[0]} is out of range; it should be 0 to 9")
     return pixels.reshape(count, 3, PIXELS), labels.astype(np.int64)
-
-
-class _Plain(pickle.Unpickler):
-    """Arrays and plain values alone: a pickle may otherwise run anything."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in PICKLED:
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}")

@@ -96,9 +96,11 @@ def test_arrays_of_old_and_new_numpy_are_read(tmp_path):
         assert torch.equal(load_image(tmp_path).train.inputs.ids, ids)
 
 
-def array_of(length: bytes) -> bytes:
-    """A pickle of an array without its bytes; the length as a pickle writes it."""
-    return b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(" + length + b"tU\x01BtR."
+def array_of(state: bytes, dtype: bytes = b"u1") -> bytes:
+    """A pickle of data and no labels; of the data, an array, the state is written as given."""
+    kind = b"cnumpy\ndtype\n(S'" + dtype + b"'\nI0\nI1\ntR"
+    array = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\ntS'b'\ntR"
+    return b"(S'data'\n" + array + state.replace(b"DTYPE", kind) + b"S'labels'\n(ld."
 
 
 @pytest.mark.parametrize(
@@ -107,8 +109,12 @@ def array_of(length: bytes) -> bytes:
         (b"cnumpy.nowhere\ndtype\n.", "it asks for numpy.nowhere.dtype"),
         (b"cnumpy\n_reconstruct\n.", "it asks for numpy._reconstruct"),
         (b"c_codecs\nencode\nVa\nVnone\n\x86R.", "LookupError"),
-        (array_of(b"I0\n"), "IndexError"),
-        (array_of(b"L1152921504606846975\n"), "MemoryError"),
+        (array_of(b""), "an array without its bytes"),
+        (array_of(b"(I1\n(I4\ntDTYPEI0\nS'abc'\ntb"), "cannot reshape array of size 3"),
+        (array_of(b"(I1\n(L1152921504606846975L\ntDTYPEI0\nS'abc'\ntb"), "cannot reshape"),
+        (array_of(b"(I1\n(I1\ntDTYPEI0\nS'abcdefgh'\ntb", b"O8"), "an array of =O8, which is no"),
+        (array_of(b"(I1\n(I1\ntI7\nI0\nS'abcdefgh'\ntb"), "an array of 7, which is no integer"),
+        (array_of(b"(I1\n(I1\ntDTYPEI0\n(lNtb"), "not a batch of CIFAR-10"),
         (b"]K\x01.", "TypeError"),
     ],
 )
