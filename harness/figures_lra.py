@@ -9,7 +9,7 @@ from typing import Any, Literal
 import pandas as pd
 from matplotlib.axes import Axes
 
-from harness.lra_published import TITLES, averages, compared, readable
+from harness.lra_published import TITLES, averages, compared, readable, recipe_words
 from harness.plot import LINE, Plot, at, summary
 from harness.series import joined, marks, not_drawn, origin, setting, spoken, with_series
 from harness.sheet import End, Sheet, log_limits, plain_ticks, value_ticks
@@ -156,7 +156,9 @@ def next_to_published(table: pd.DataFrame) -> Plot:
         for height, label in enumerate(marks(table)):
             for _, row in at(rows, {"arena": arena, "series": label}).iterrows():
                 kind = "|" if row["alike"] else "x"
-                ax.plot([row["published"]], [height], marker=kind, markersize=7, color=GREY)
+                # Behind the points of runs, whose order is 2.
+                style = {"marker": kind, "markersize": 7, "color": GREY, "zorder": 1.9}
+                ax.plot([row["published"]], [height], **style)
         ax.set(title=TITLES[arena], xlim=(0, 100))
         sheet.axis_names(i, x="Accuracy (%)", y="")
     caption = joined(
@@ -290,7 +292,7 @@ def _common(table: pd.DataFrame) -> list[str]:
     return [
         said("flip_sum", "a causal layer run both ways and summed."),
         said("apart_sum", "where directions are apart, a causal layer each way, summed."),
-        setting(table, "recipe", "Recipe {}."),
+        recipe_words(table),
         setting(table, "n_layers", "{} layers."),
         setting(table, "d_model", "Width {}."),
         setting(table, "provenance", "Data: {}."),

@@ -100,9 +100,9 @@ def lra_listops(device: torch.device) -> list[Task]:
 
     And HGRN2 with a layer of its own each way, which is no published model, and both of these at
     four times the learning rate, a seed each; and Mamba with RMS norms, its own: its layer raises a
-    large token to the fifth power, and a batch norm lets one through. Its batches are sorted, as
-    everywhere without a batch norm. The official files where they are, else generated ones of their
-    size: the record says which.
+    large token to up to the fifth power, and a batch norm lets one through. Its batches are sorted,
+    as everywhere without a batch norm. The official files where they are, else generated ones of
+    their size: the record says which.
     """
     setting = recipes.HGRN2_PAPER["listops"]
     data = arena_data("listops")

@@ -7,7 +7,8 @@ from typing import Any
 import pandas as pd
 
 from harness.published import published
-from harness.series import spoken
+from harness.series import setting, spoken
+from harness.style import mixer_name
 
 TITLES = {
     "listops": "ListOps",
@@ -82,6 +83,18 @@ def _validation(row: pd.Series) -> str:
     if row["validation"] != "test":
         return "a tenth held out"
     return TEXT if row["report"] == "best" else ""
+
+
+def recipe_words(table: pd.DataFrame) -> str:
+    """A caption's sentence of the recipes, and of who changes what in them."""
+    changes = table.get("recipe_changes", pd.Series("", table.index)).fillna("")
+    told = [setting(table, "recipe", "{}")]
+    for change in filter(None, changes.unique()):
+        mixers = table.loc[changes == change, "mixer"].unique()
+        whole = {mixer: (changes[table["mixer"] == mixer] == change).all() for mixer in mixers}
+        names = [("" if every else "some of ") + mixer_name(name) for name, every in whole.items()]
+        told.append(f"changed in {change}: {', '.join(names)}")
+    return f"Recipe {'; '.join(told)}." if told[0] else ""
 
 
 def table7(mixer: str, arena: str) -> tuple[float, str]:

@@ -9,7 +9,7 @@ import pytest
 
 from harness.figures import draw
 from harness.frames import tidy
-from harness.lra_published import averages
+from harness.lra_published import averages, recipe_words
 from harness.plot import Plot
 from harness.records import Record
 from tests.harness.synthetic import record
@@ -246,3 +246,26 @@ def test_a_steps_time_has_its_figure():
         written = [tick.get_text() for tick in ax.get_xticklabels()]
         assert written
         assert not any("$" in text for text in written)
+
+
+def test_a_caption_says_who_changes_what_in_the_recipe():
+    cells = pd.DataFrame(
+        {
+            "mixer": ["hgrn2", "hgrn2", "mamba", "gla"],
+            "recipe": "lra-hgrn2-paper",
+            "recipe_changes": ["", "lr", "norm", None],
+        }
+    )
+    said = "Recipe lra-hgrn2-paper; changed in lr: some of HGRN2; changed in norm: Mamba."
+    assert recipe_words(cells) == said
+    assert recipe_words(cells.drop(columns="recipe_changes")) == "Recipe lra-hgrn2-paper."
+    assert recipe_words(cells.drop(columns="recipe")) == ""
+
+
+def test_what_is_published_lies_behind_the_points_of_runs():
+    figure = draw(tidy(records()))["next_to_published"].figure
+    for ax in figure.axes:
+        grey = {line.get_zorder() for line in ax.lines if line.get_marker() in ("x", "|")}
+        runs = {line.get_zorder() for line in ax.lines if line.get_marker() not in ("x", "|")}
+        assert grey
+        assert max(grey) < min(runs)
