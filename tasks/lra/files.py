@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from tasks.lra.examples import Provenance
 from tasks.lra.generate.folders import MANIFEST
@@ -60,7 +60,7 @@ def manifest(folder: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text())
         kind = found["kind"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise BadData(
             f"{path}: not a manifest ({error}); it should hold a kind: remove "
             "the folder or generate it again"
@@ -75,10 +75,12 @@ def provenance(folder: Path) -> Provenance:
     found = manifest(folder)
     if not found:
         return Provenance("official")
+    path = folder / MANIFEST
     name = found.get("generator" if found["kind"] == "generated" else "name")
-    if not name:
-        raise BadData(f"{folder / MANIFEST}: it should name the generator, or the surrogate")
-    return Provenance(found["kind"], name, found.get("version", 0), found.get("seed", 0))
+    if not name or not isinstance(name, str):
+        raise BadData(f"{path}: it should name the generator, or the surrogate, not {name!r}")
+    version, seed = (_whole(path, key, found.get(key, 0), 0) for key in ("version", "seed"))
+    return Provenance(found["kind"], name, version, seed)
 
 
 def expected(folder: Path, official: dict[str, int]) -> dict[str, int]:
@@ -86,13 +88,17 @@ def expected(folder: Path, official: dict[str, int]) -> dict[str, int]:
     found = manifest(folder)
     if not found:
         return official
-    counts = found.get("counts", {})
-    if set(counts) != set(official):
-        raise BadData(
-            f"{folder / MANIFEST}: counts are of {sorted(counts)}; they should be of "
-            f"{sorted(official)}"
-        )
-    return counts
+    path, counts = folder / MANIFEST, found.get("counts", {})
+    if not isinstance(counts, dict) or set(counts) != set(official):
+        raise BadData(f"{path}: counts are {counts!r}; they should be of {sorted(official)}")
+    return {key: _whole(path, f"counts of {key}", count, 1) for key, count in counts.items()}
+
+
+def _whole(path: Path, name: str, value: Any, least: int) -> int:
+    # A bool is an int to Python.
+    if type(value) is not int or value < least:
+        raise BadData(f"{path}: {name} are {value!r}; there should be an integer from {least} on")
+    return value
 
 
 def check_count(path: Path, found: int, wanted: int, what: str = "rows") -> None:
@@ -101,17 +107,43 @@ def check_count(path: Path, found: int, wanted: int, what: str = "rows") -> None
         raise BadData(f"{path}: {found} {what}; there should be {wanted}")
 
 
+def check_tenths(path: Path, count: int, what: str) -> None:
+    """Raises BadData for so few examples that a tenth of them is none."""
+    if count < 10:
+        raise BadData(f"{path}: {count} {what}; there should be at least 10, to split in tenths")
+
+
+def read(path: Path) -> bytes:
+    """All of a file. Raises BadData for one that cannot be read, is no file or is empty."""
+    check_not_empty(path)
+    with _opened(path) as file:
+        return file.read()
+
+
 def check_not_empty(path: Path) -> None:
-    """Raises BadData for a file of no bytes."""
-    if path.stat().st_size == 0:
+    """Raises BadData for what cannot be looked at or is no file, and for a file of no bytes."""
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise BadData(f"{path}: cannot be read ({error.strerror})") from None
+    if not path.is_file():
+        raise BadData(f"{path}: not a file, which it should be")
+    if size == 0:
         raise BadData(f"{path}: the file is empty (0 bytes)")
+
+
+def _opened(path: Path) -> BinaryIO:
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise BadData(f"{path}: cannot be read ({error.strerror})") from None
 
 
 def lines(path: Path) -> Iterator[tuple[int, str]]:
     """Number and text of each line, without what ends it: a newline alone, not the others that
     Python knows. Raises BadData for a line that is not UTF-8."""
     # Decoded one by one, so that the line is known that cannot be.
-    with path.open("rb") as file:
+    with _opened(path) as file:
         for number, line in enumerate(file, 1):
             try:
                 text = line.decode("utf-8")

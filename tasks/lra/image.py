@@ -69,6 +69,7 @@ def load_image(
     )
     if files.provenance(folder).kind == "official":
         files.check_balance(folder, train.labels.tolist(), 10, within=0.0)
+    files.check_tenths(folder, len(train), "images to train on")
     held_out = len(train) // 10
     sizes = [len(train) - held_out, held_out]
     if convention == "s4":

@@ -92,6 +92,12 @@ def _load(path: Path, count: int, ids: dict[str, int], end: list[int], length: i
                 f"{path}, line {number}: unknown token {error.args[0]!r}; "
                 f"there should be {' '.join(SYMBOLS)} and round brackets"
             ) from None
+        opened, closed = source.count("["), source.count("]")
+        if opened != closed:
+            raise BadData(
+                f"{path}, line {number}: {opened} operators and {closed} closing brackets; "
+                "there should be as many"
+            )
         labels.append(label)
     files.check_count(path, len(labels), count)
     return Examples(Sequences.of(expressions, cut), torch.tensor(labels))

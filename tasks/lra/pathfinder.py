@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from pathlib import Path
 from typing import Literal
 
@@ -18,7 +20,7 @@ from tasks.lra.examples import (
     split_like_s4,
 )
 from tasks.lra.files import BadData
-from tasks.lra.generate.strokes import FOLDER, Difficulty
+from tasks.lra.generate.strokes import CONTOUR_LENGTH, FOLDER, Difficulty
 from tasks.lra.generate.workers import in_order
 from tasks.lra.png import BadImage, read_gray
 
@@ -28,6 +30,7 @@ COUNTS = {"images": 200_000}
 PER_FILE = 1000
 COLUMNS = 11
 CENTRED = PixelScale(0.5, 0.5)
+IMAGE = re.compile(r"imgs/[0-9]{1,9}/sample_[0-9]{1,9}\.png")
 EMPTY = "pathfinder32/curv_baseline/imgs/0/sample_172.png"
 """Published without a byte: the one image of the published files that is left out, as S4 does."""
 
@@ -48,18 +51,22 @@ def load_pathfinder(
     `jobs` processes decode; None: as many as torch has threads.
 
     Raises MissingData, and BadData for a wrong number of metadata files or rows, wrong columns, a
-    label that is neither 0 nor 1, labels that are not balanced, or an image that is missing, empty,
-    torn, no PNG, of another size or not gray.
+    label that is neither 0 nor 1, labels that are not balanced, dashes of another difficulty, an
+    image outside imgs/ or of two rows, or one that is missing, empty, torn, no PNG, of another size
+    or not 8-bit gray.
     """
     name = f"pathfinder{resolution}/{FOLDER[difficulty]}"
     folder = files.find(root, name, "metadata", _tree(name), _get(resolution, difficulty))
     count = files.expected(folder, COUNTS)["images"]
-    if count < 10:
-        raise BadData(f"{folder}: {count} images; there should be at least 10, to split in tenths")
+    files.check_tenths(folder, count, "images")
     shards = [
-        _rows(path, min(PER_FILE, count - PER_FILE * place))
+        _rows(path, min(PER_FILE, count - PER_FILE * place), CONTOUR_LENGTH[difficulty])
         for place, path in enumerate(_metadata(folder, count))
     ]
+    names = Counter(image for rows in shards for image, _ in rows)
+    twice = [name for name, times in names.items() if times > 1]
+    if twice:
+        raise BadData(f"{folder / 'metadata'}: {twice[0]} has two rows; there should be one")
     provenance = files.provenance(folder)
     if provenance.kind == "official":
         shards = [[row for row in rows if not _published_empty(folder, row[0])] for rows in shards]
@@ -104,11 +111,12 @@ def _metadata(folder: Path, count: int) -> list[Path]:
     return sorted(paths, key=lambda path: int(path.stem))
 
 
-def _rows(path: Path, count: int) -> list[tuple[str, int]]:
-    """Each image's path in the folder, and its label. The files are text despite their suffix."""
-    files.check_not_empty(path)
+def _rows(path: Path, count: int, dashes: int) -> list[tuple[str, int]]:
+    """Each image's path in the folder, and its label. The files are text despite their suffix.
+
+    `dashes`: of a contour, which the difficulty sets."""
     try:
-        lines = path.read_text(encoding="ascii").splitlines()
+        lines = files.read(path).decode("ascii").splitlines()
     except UnicodeDecodeError:
         raise BadData(f"{path}: not text; metadata are, despite the suffix") from None
     rows: list[tuple[str, int]] = []
@@ -120,7 +128,18 @@ def _rows(path: Path, count: int) -> list[tuple[str, int]]:
             )
         if columns[3] not in ("0", "1"):
             raise BadData(f"{path}, line {number}: label {columns[3]!r}; it should be 0 or 1")
-        rows.append((f"{columns[0]}/{columns[1]}", int(columns[3])))
+        if columns[5] != str(dashes):
+            raise BadData(
+                f"{path}, line {number}: a contour of {columns[5]} dashes; at this difficulty "
+                f"there should be {dashes}"
+            )
+        image = f"{columns[0]}/{columns[1]}"
+        if not IMAGE.fullmatch(image):
+            raise BadData(
+                f"{path}, line {number}: image {image!r}; it should be "
+                "imgs/<number>/sample_<number>.png"
+            )
+        rows.append((image, int(columns[3])))
     files.check_count(path, len(rows), count)
     return rows
 

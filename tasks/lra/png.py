@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL.PngImagePlugin import PngImageFile
+
+DEPTH = 24
+"""Where a PNG's header has its bits a sample; Pillow gives 2 and 4 of them mode L as well."""
 
 
 class BadImage(Exception):
@@ -29,17 +35,23 @@ def read_gray(work: tuple[list[Path], int]) -> NDArray[Any]:
 
 def _read(path: Path, side: int) -> NDArray[Any]:
     try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise BadImage(f"{path}: the image is not there") from None
+    except OSError as error:
+        raise BadImage(f"{path}: cannot be read ({error.strerror})") from None
+    if not content:
+        raise BadImage(f"{path}: empty (0 bytes)")
+    try:
         # Stops before the pixels, as `Image.open` does, which refuses large sizes before we can.
-        with PngImageFile(path) as image:
+        with PngImageFile(BytesIO(content)) as image:
             if image.size != (side, side):
                 found = " x ".join(map(str, image.size))
                 raise BadImage(f"{path}: the image is {found}; it should be {side} x {side}")
             if image.mode != "L":
                 raise BadImage(f"{path}: the image's mode is {image.mode}; it should be L (gray)")
+            if content[DEPTH] != 8:
+                raise BadImage(f"{path}: {content[DEPTH]} bits a pixel; there should be 8")
             return np.asarray(image)
-    except FileNotFoundError:
-        raise BadImage(f"{path}: the image is not there") from None
-    except (OSError, SyntaxError, ValueError, LookupError) as error:
-        empty = path.stat().st_size == 0
-        found = "empty (0 bytes)" if empty else f"torn, or not a PNG ({error})"
-        raise BadImage(f"{path}: {found}") from None
+    except (OSError, SyntaxError, ValueError, LookupError, struct.error, zlib.error) as error:
+        raise BadImage(f"{path}: torn, or not a PNG ({error})") from None

@@ -91,4 +91,11 @@ def _rows(path: Path) -> Iterator[tuple[int, str, str]]:
             raise BadData(f"{path}, line {number}: label {label!r}; it should be 0.0 or 1.0")
         if not first or not second:
             raise BadData(f"{path}, line {number}: a document is empty")
+        for text in (first, second):
+            quote, body = text[1:2], text.removesuffix("\r")
+            if text[:2] in ("b'", 'b"') and (len(body) < 3 or body[-1] != quote):
+                raise BadData(
+                    f"{path}, line {number}: a document begins with {text[:2]} and ends with "
+                    f"{body[-10:]!r}; it should end with {quote}"
+                )
         yield LABELS[label], first, second

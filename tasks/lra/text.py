@@ -57,6 +57,7 @@ def load_text(
     )
     val = test
     if validation == "held_out":
+        files.check_tenths(folder / "train", len(train), "reviews")
         held_out = len(train) // 10
         train, val = split_like_s4(train, [len(train) - held_out, held_out])
     return Dataset(
@@ -92,8 +93,7 @@ def _number(path: Path) -> tuple[int, str]:
 
 
 def _read(path: Path) -> str:
-    files.check_not_empty(path)
     try:
-        return path.read_bytes().decode("utf-8")
+        return files.read(path).decode("utf-8")
     except UnicodeDecodeError as error:
         raise BadData(f"{path}: not UTF-8 ({error})") from error

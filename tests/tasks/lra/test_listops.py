@@ -68,6 +68,7 @@ def test_what_is_cut_is_counted_and_said(tmp_path):
         ("] )\t1", "] )\t1\tx", "line 3: 3 columns; there should be 2"),
         ("( ( ( [MIN 4 ) 7 ) ] )\t4\n", "", "2 rows; there should be 3"),
         ("( ( ( [MIN 4 ) 7 ) ] )", "", "line 2: no expression; there should be one before the tab"),
+        ("4 ) 9 ) 8 ) ] )", "4 ) 9 )", "line 3: 1 operators and 0 closing brackets; there should"),
         ("( ( ( ( [SM 4 ) 9 ) 8 ) ] )", "( ( ) ) ", "line 3: no expression; there should be one"),
     ],
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,7 @@ from tasks.lra.listops import load_listops
 from tasks.lra.pathfinder import load_pathfinder
 from tasks.lra.retrieval import load_retrieval
 from tasks.lra.text import load_text
-from tests.tasks.lra.published_files import write_listops
+from tests.tasks.lra.published_files import write_image, write_listops, write_text
 
 
 @pytest.mark.parametrize(
@@ -45,16 +47,52 @@ def test_absent_files_are_named_with_every_path_that_was_tried(
     assert generates is None or generates in told
 
 
+def counted(key: str, value: object) -> str:
+    """The manifest of small expressions with another value."""
+    content = {"kind": "surrogate", "name": "tiny", "counts": {"train": 3, "val": 2, "test": 1}}
+    return json.dumps(content | {key: value})
+
+
 def test_a_manifest_says_where_data_come_from(tmp_path):
     folder = write_listops(tmp_path)
     for content, message in (
         ("{", "not a manifest"),
         ('{"kind": "official"}', "it should be generated or surrogate"),
-        ('{"kind": "surrogate", "counts": {}}', "counts are of"),
+        ('{"kind": "surrogate", "counts": {}}', "counts are {}; they should be of"),
+        ('{"kind": "surrogate", "counts": null}', "counts are None; they should be of"),
+        ('{"kind": "surrogate", "counts": {"train": 3.0, "val": 2, "test": 1}}', "train are 3.0;"),
+        ('{"kind": "surrogate", "counts": {"train": 3, "val": 0, "test": 1}}', "val are 0; there"),
+        (counted("seed", "7"), "seed are '7'; there should be an integer from 0 on"),
+        (counted("version", None), "version are None; there should be"),
+        (counted("name", 5), "name the generator, or the surrogate, not 5"),
+        ("[" * 100_000, "not a manifest"),
     ):
         (folder / "manifest.json").write_text(content)
         with pytest.raises(BadData, match=message):
             load_listops(tmp_path)
+
+
+def test_what_is_no_file_is_refused(tmp_path):
+    folder = tmp_path / "aclImdb"
+    write_text(tmp_path)
+    path = folder / "train/pos/0_9.txt"
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(BadData, match=r"0_9.txt: not a file, which it should be"):
+        load_text(tmp_path)
+    path.rmdir()
+    path.symlink_to(path)
+    with pytest.raises(BadData, match=r"0_9.txt: cannot be read \(Too many levels"):
+        load_text(tmp_path)
+
+
+def test_a_tenth_needs_ten(tmp_path):
+    write_text(tmp_path)
+    with pytest.raises(BadData, match="train: 4 reviews; there should be at least 10"):
+        load_text(tmp_path, validation="held_out")
+    write_image(tmp_path, per_batch=1)
+    with pytest.raises(BadData, match="5 images to train on; there should be at least 10"):
+        load_image(tmp_path)
 
 
 def test_a_batch_is_never_cut():

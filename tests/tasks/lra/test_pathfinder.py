@@ -113,6 +113,19 @@ def add_damaged_profile(path: Path) -> None:
     path.write_bytes(image[:-12] + chunk(b"iCCP", b"") + image[-12:])
 
 
+def four_bits(path: Path) -> None:
+    """Write a PNG of four bits a pixel."""
+    side = (32).to_bytes(4, "big")
+    header = chunk(b"IHDR", side * 2 + b"\x04\0\0\0\0")
+    pixels = chunk(b"IDAT", zlib.compress(b"\0" * 17 * 32))
+    path.write_bytes(path.read_bytes()[:8] + header + pixels + chunk(b"IEND", b""))
+
+
+def loop(path: Path) -> None:
+    path.unlink()
+    path.symlink_to(path)
+
+
 @pytest.mark.parametrize(
     ("write", "message"),
     [
@@ -127,6 +140,8 @@ def add_damaged_profile(path: Path) -> None:
         (lambda path: claim_size(path, 10_000), "10000 x 10000; it should be 32 x 32"),
         (lambda path: claim_size(path, 60_000), "60000 x 60000; it should be 32 x 32"),
         (lambda path: Image.new("RGB", (32, 32)).save(path), "mode is RGB; it should be L"),
+        (four_bits, "4 bits a pixel; there should be 8"),
+        (loop, r"cannot be read \(Too many levels"),
     ],
 )
 def test_broken_images_are_refused(small, write, message):
@@ -139,6 +154,15 @@ def test_broken_images_are_refused(small, write, message):
         (" 1 1.0 6 ", " 2 1.0 6 ", "label '2'; it should be 0 or 1"),
         (" 1 1.0 6 ", " 1.0 6 ", "10 columns; there should be 11"),
         ("imgs/0 sample_0.png 0 ", "", "8 columns; there should be 11"),
+        (" 1.0 6 ", " 1.0 14 ", "a contour of 14 dashes; at this difficulty there should be 6"),
+        (
+            "imgs/0 sample_3.",
+            "../imgs/0 sample_3.",
+            r"image '\.\./imgs/0/sample_3.png'; it should be",
+        ),
+        ("imgs/0 sample_3.", "/tmp sample_3.", "image '/tmp/sample_3.png'; it should be imgs/<n"),
+        ("sample_3.png", "sample_3\0.png", "image .*; it should be imgs/<number>/sample_<number>"),
+        ("sample_3.png", "sample_4.png", "imgs/0/sample_4.png has two rows; there should be one"),
         (" 0 1.0 6 ", " 1 1.0 6 ", "unbalanced labels: 0.0% are 0; there should be about 50%"),
     ],
 )

@@ -35,6 +35,13 @@ def test_retrieval_reads_the_byte_literals_as_they_stand(tmp_path):
         ("1.0\t10\t", "1.0\t", "line 1: 4 columns; there should be 5: label, id1"),
         ("0.0\t1", "label\tid1\tid2\ttext1\ttext2\n0.0\t1", "line 2: label 'label'"),
         ("b'x'", "", "line 2: a document is empty"),
+        (
+            "b'x'",
+            "b'x",
+            "line 2: a document begins with b' and ends with \"b'x\"; it should end with '",
+        ),
+        ("b'x'", "b'", "line 2: a document begins with b' and ends with \"b'\""),
+        ("other's\"", "other's", 'line 1: a document begins with b" and ends with .* end with "'),
     ],
 )
 def test_broken_retrieval_is_refused(tmp_path, old, new, message):
