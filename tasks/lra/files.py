@@ -97,7 +97,7 @@ def expected(folder: Path, official: dict[str, int]) -> dict[str, int]:
 def _whole(path: Path, name: str, value: Any, least: int) -> int:
     # A bool is an int to Python.
     if type(value) is not int or value < least:
-        raise BadData(f"{path}: {name} are {value!r}; there should be an integer from {least} on")
+        raise BadData(f"{path}: {name} = {value!r}; it should be an integer from {least} on")
     return value
 
 
