@@ -55,10 +55,11 @@ def find(root: Path | None, folder: str, needs: str, tree: str, get: str) -> Pat
 def manifest(folder: Path) -> dict[str, Any]:
     """What our generators, or whoever put a surrogate there, wrote beside the files; else {}."""
     path = folder / MANIFEST
-    if not path.is_file():
+    if not os.path.lexists(path):
         return {}
+    content = read(path)
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(content)
         kind = found["kind"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise BadData(

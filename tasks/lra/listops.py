@@ -35,7 +35,8 @@ def load_listops(root: Path | None = None, *, convention: Convention = "s4") -> 
     (S4 orders the symbols by frequency; here their order is fixed.)
     google: pad 0, 15 symbols, one id for unknown ones; no end; at most 2000.
 
-    Raises MissingData, and BadData for a line that is not UTF-8, a missing header, a wrong number
+    Raises MissingData, and BadData for a line that is not UTF-8, a missing header, an expression
+    with more operators than closing brackets or fewer, a wrong number
     of rows or columns, a label that is no digit, a row without an expression, or a token that is
     none of the symbols.
     """

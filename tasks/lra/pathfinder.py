@@ -128,7 +128,7 @@ def _rows(path: Path, count: int, dashes: int) -> list[tuple[str, int]]:
             )
         if columns[3] not in ("0", "1"):
             raise BadData(f"{path}, line {number}: label {columns[3]!r}; it should be 0 or 1")
-        if columns[5] != str(dashes):
+        if columns[5] not in (str(dashes), f"{dashes}.0"):
             raise BadData(
                 f"{path}, line {number}: a contour of {columns[5]} dashes; at this difficulty "
                 f"there should be {dashes}"

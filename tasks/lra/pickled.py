@@ -1,8 +1,8 @@
 """Pickles of integer arrays and plain values, read without running what they ask for.
 
 numpy's own reconstruction trusts a pickle: a damaged one can write past an array's memory. Here the
-names that pickles of arrays ask for stand for classes that keep what is said of the array, and the
-array is made of its bytes once all of it has been checked.
+names of numpy that pickles of arrays ask for stand for classes that keep what is said of the array,
+and the array is made of its bytes once all of it has been checked.
 """
 
 from __future__ import annotations

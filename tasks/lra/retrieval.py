@@ -30,7 +30,8 @@ def load_retrieval(root: Path | None = None, *, convention: Convention = "s4") -
     them as they stand, and so does this. At most 4000 ids a document.
     s4: characters of the training documents by frequency, and an end. google: bytes.
 
-    Raises MissingData, and BadData for a line that is not UTF-8, a wrong number of rows or columns,
+    Raises MissingData, and BadData for a line that is not UTF-8, a document whose literal has no
+    end, a wrong number of rows or columns,
     a label that is neither 0.0 nor 1.0, or an empty document.
     """
     folder = files.find(root, FOLDER, "new_aan_pairs.train.tsv", TREE, files.ARCHIVE)
@@ -93,7 +94,7 @@ def _rows(path: Path) -> Iterator[tuple[int, str, str]]:
             raise BadData(f"{path}, line {number}: a document is empty")
         for text in (first, second):
             quote, body = text[1:2], text.removesuffix("\r")
-            if text[:2] in ("b'", 'b"') and (len(body) < 3 or body[-1] != quote):
+            if text == "b" or (text[:2] in ("b'", 'b"') and (len(body) < 3 or body[-1] != quote)):
                 raise BadData(
                     f"{path}, line {number}: a document begins with {text[:2]} and ends with "
                     f"{body[-10:]!r}; it should end with {quote}"
